@@ -1,0 +1,123 @@
+"""Every error that nanofleet raises on purpose.
+
+    NanofleetError
+    ├── InvalidRequest            the caller must change the request
+    │   ├── InvalidName           a name outside the alphabet of core.ids
+    │   ├── InvalidTensor         shape, datatype or contents do not fit the model
+    │   ├── InvalidModel          not an ONNX model that we accept
+    │   └── InvalidManifest       a manifest that does not parse or contradicts itself
+    ├── NotFound                  nothing of that name
+    │   ├── UnknownModel
+    │   └── UnknownAgent
+    ├── TooLarge                  over a stated bound
+    ├── Conflict                  it exists already with other content
+    ├── Forbidden                 policy does not allow it
+    ├── Overloaded                a bounded queue is full; try again later
+    ├── Unavailable               a part that is needed is away; try again later
+    │   ├── ModelNotReady         known, but not loaded yet or not loadable
+    │   └── HeavyUnavailable      the heavy tier is away or its breaker is open
+    ├── DeadlineExceeded          the caller's time is over
+    ├── IntegrityError            bytes are not what their digest says
+    └── InternalError             a defect of ours
+
+Each class has a `code`, the stable word that travels on every wire (`core.status` maps it to gRPC and HTTP), and says
+whether the same call may succeed later (`retryable`). Messages say what was expected, what came and what to do.
+"""
+
+from enum import StrEnum
+from typing import ClassVar
+
+
+class ErrorCode(StrEnum):
+    INVALID_REQUEST = "invalid_request"
+    NOT_FOUND = "not_found"
+    TOO_LARGE = "too_large"
+    CONFLICT = "conflict"
+    FORBIDDEN = "forbidden"
+    OVERLOADED = "overloaded"
+    UNAVAILABLE = "unavailable"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    INTEGRITY = "integrity"
+    INTERNAL = "internal"
+
+
+class NanofleetError(Exception):
+    """Base of the tree; never raised itself."""
+
+    code: ClassVar[ErrorCode] = ErrorCode.INTERNAL
+    retryable: ClassVar[bool] = False
+
+
+class InvalidRequest(NanofleetError):
+    code = ErrorCode.INVALID_REQUEST
+
+
+class InvalidName(InvalidRequest):
+    pass
+
+
+class InvalidTensor(InvalidRequest):
+    pass
+
+
+class InvalidModel(InvalidRequest):
+    pass
+
+
+class InvalidManifest(InvalidRequest):
+    pass
+
+
+class NotFound(NanofleetError):
+    code = ErrorCode.NOT_FOUND
+
+
+class UnknownModel(NotFound):
+    pass
+
+
+class UnknownAgent(NotFound):
+    pass
+
+
+class TooLarge(NanofleetError):
+    code = ErrorCode.TOO_LARGE
+
+
+class Conflict(NanofleetError):
+    code = ErrorCode.CONFLICT
+
+
+class Forbidden(NanofleetError):
+    code = ErrorCode.FORBIDDEN
+
+
+class Overloaded(NanofleetError):
+    code = ErrorCode.OVERLOADED
+    retryable = True
+
+
+class Unavailable(NanofleetError):
+    code = ErrorCode.UNAVAILABLE
+    retryable = True
+
+
+class ModelNotReady(Unavailable):
+    pass
+
+
+class HeavyUnavailable(Unavailable):
+    pass
+
+
+class DeadlineExceeded(NanofleetError):
+    code = ErrorCode.DEADLINE_EXCEEDED
+
+
+class IntegrityError(NanofleetError):
+    code = ErrorCode.INTEGRITY
+    retryable = True
+
+
+class InternalError(NanofleetError):
+    code = ErrorCode.INTERNAL

@@ -1,0 +1,161 @@
+"""Fleet values <-> protobuf messages, in pairs; the only place that knows both.
+
+Decoding checks everything a peer can send: names, digests, bounds. What does not fit raises InvalidRequest.
+"""
+
+from datetime import UTC
+
+from core.digest import parse_digest
+from core.errors import InvalidRequest
+from core.fleet_state import (
+    AgentHello,
+    DesiredState,
+    Position,
+    Problem,
+    PushResult,
+    ReportedState,
+    Slot,
+    SlotPhase,
+    SlotReport,
+)
+from core.ids import AgentId, ModelName, SiteId, VariantName, checked_name
+from protos.fleet.v1 import fleet_pb2 as pb
+
+MAX_SLOTS = 256
+MAX_TAGS = 64
+# Peer text is kept for people to read, not for storage without end.
+MAX_TEXT_CHARS = 512
+
+_PHASE_TO_WIRE = {
+    SlotPhase.FETCHING: pb.SLOT_PHASE_FETCHING,
+    SlotPhase.LOADING: pb.SLOT_PHASE_LOADING,
+    SlotPhase.READY: pb.SLOT_PHASE_READY,
+    SlotPhase.FAILED: pb.SLOT_PHASE_FAILED,
+}
+_PHASE_FROM_WIRE = {wire: phase for phase, wire in _PHASE_TO_WIRE.items()}
+
+
+def encode_position(position: Position) -> pb.Position:
+    return pb.Position(epoch=position.epoch, generation=position.generation)
+
+
+def decode_position(message: pb.Position) -> Position:
+    return Position(message.epoch, message.generation)
+
+
+def encode_slot(slot: Slot) -> pb.Slot:
+    return pb.Slot(model=slot.model, version=slot.version, variant=slot.variant, manifest_digest=slot.manifest_digest)
+
+
+def decode_slot(message: pb.Slot) -> Slot:
+    if not 1 <= message.version <= 1 << 31:
+        raise InvalidRequest(f"slot {message.model[:80]!r}: expected a version of at least 1, got {message.version}")
+    return Slot(
+        ModelName(checked_name(message.model, kind="model")),
+        message.version,
+        VariantName(checked_name(message.variant, kind="variant")),
+        parse_digest(message.manifest_digest),
+    )
+
+
+def encode_desired(state: DesiredState) -> pb.DesiredState:
+    message = pb.DesiredState(
+        agent_id=state.agent_id,
+        position=encode_position(state.position),
+        slots=[encode_slot(slot) for slot in state.slots],
+    )
+    message.issued_at.FromDatetime(state.issued_at)
+    return message
+
+
+def decode_desired(message: pb.DesiredState) -> DesiredState:
+    _require_at_most(MAX_SLOTS, len(message.slots), "slots")
+    slots = tuple(decode_slot(slot) for slot in message.slots)
+    if len({slot.model for slot in slots}) != len(slots):
+        raise InvalidRequest("desired state: expected every model in one slot only")
+    return DesiredState(
+        AgentId(checked_name(message.agent_id, kind="agent")),
+        decode_position(message.position),
+        message.issued_at.ToDatetime(tzinfo=UTC),
+        slots,
+    )
+
+
+def encode_hello(hello: AgentHello) -> pb.Hello:
+    return pb.Hello(
+        agent_id=hello.agent_id,
+        site=hello.site,
+        software_version=hello.software_version,
+        boot_id=hello.boot_id,
+        applied=encode_position(hello.applied),
+        tags=hello.tags,
+    )
+
+
+def decode_hello(message: pb.Hello) -> AgentHello:
+    _require_at_most(MAX_TAGS, len(message.tags), "tags")
+    return AgentHello(
+        AgentId(checked_name(message.agent_id, kind="agent")),
+        SiteId(checked_name(message.site, kind="site")),
+        message.software_version[:MAX_TEXT_CHARS],
+        message.boot_id[:MAX_TEXT_CHARS],
+        decode_position(message.applied),
+        tuple(tag[:MAX_TEXT_CHARS] for tag in message.tags),
+    )
+
+
+def encode_push_result(result: PushResult) -> pb.PushResult:
+    position = encode_position(result.position)
+    if result.problem is None:
+        return pb.PushResult(position=position, applied=pb.Applied())
+    return pb.PushResult(position=position, rejected=_encode_problem(result.problem))
+
+
+def decode_push_result(message: pb.PushResult) -> PushResult:
+    rejected = message.WhichOneof("outcome") == "rejected"
+    problem = _decode_problem(message.rejected) if rejected else None
+    return PushResult(decode_position(message.position), problem)
+
+
+def encode_reported(state: ReportedState) -> pb.ReportedState:
+    return pb.ReportedState(
+        applied=encode_position(state.applied), slots=[_encode_slot_report(report) for report in state.slots]
+    )
+
+
+def decode_reported(message: pb.ReportedState) -> ReportedState:
+    _require_at_most(MAX_SLOTS, len(message.slots), "slots")
+    return ReportedState(
+        decode_position(message.applied), tuple(_decode_slot_report(report) for report in message.slots)
+    )
+
+
+def _encode_slot_report(report: SlotReport) -> pb.SlotReport:
+    return pb.SlotReport(
+        slot=encode_slot(report.slot),
+        phase=_PHASE_TO_WIRE[report.phase],
+        stored_bytes=report.stored_bytes,
+        total_bytes=report.total_bytes,
+        problem=None if report.problem is None else _encode_problem(report.problem),
+    )
+
+
+def _decode_slot_report(message: pb.SlotReport) -> SlotReport:
+    phase = _PHASE_FROM_WIRE.get(message.phase)
+    if phase is None:
+        raise InvalidRequest(f"slot report: expected a known phase, got {message.phase}")
+    problem = _decode_problem(message.problem) if message.HasField("problem") else None
+    return SlotReport(decode_slot(message.slot), phase, message.stored_bytes, message.total_bytes, problem)
+
+
+def _encode_problem(problem: Problem) -> pb.Problem:
+    return pb.Problem(code=problem.code, message=problem.message)
+
+
+def _decode_problem(message: pb.Problem) -> Problem:
+    return Problem(message.code[:MAX_TEXT_CHARS], message.message[:MAX_TEXT_CHARS])
+
+
+def _require_at_most(bound: int, got: int, what: str) -> None:
+    if got > bound:
+        raise InvalidRequest(f"{what}: expected at most {bound}, got {got}")

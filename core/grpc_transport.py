@@ -1,0 +1,58 @@
+"""How gRPC is set up on both ends: message bounds, keepalive, credentials.
+
+Credentials come from the composition roots. `TransportCredentials.local()` proves only that the peer is on this
+machine: gRPC itself refuses any other peer, and no port may be bound beyond loopback.
+"""
+
+from dataclasses import dataclass
+
+import grpc
+import grpc.aio
+
+from core.addresses import Address
+
+# Bound on one message in either direction: a request body of 16 MiB and its envelope.
+MAX_MESSAGE_BYTES = 17 << 20
+# Chosen from 60 to 120 s: long enough for metered links, short enough for common NAT timeouts.
+KEEPALIVE_S = 90
+
+_BOUNDS = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+]
+CHANNEL_OPTIONS = [
+    *_BOUNDS,
+    ("grpc.keepalive_time_ms", KEEPALIVE_S * 1000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    # Reconnect pace is the link's decision; the channel itself must not wait up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+]
+SERVER_OPTIONS = [
+    *_BOUNDS,
+    # Half the client's keepalive, or the server would close well-behaved clients with "too many pings".
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", KEEPALIVE_S * 500),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # Two servers on one port would share it silently.
+    ("grpc.so_reuseport", 0),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class TransportCredentials:
+    """What a process shows to its gRPC peers, and what it asks of them."""
+
+    channel: grpc.ChannelCredentials
+    server: grpc.ServerCredentials
+
+    @classmethod
+    def local(cls) -> "TransportCredentials":
+        return cls(grpc.local_channel_credentials(), grpc.local_server_credentials())
+
+
+def open_channel(target: Address, credentials: TransportCredentials) -> grpc.aio.Channel:
+    """Return the one channel to `target` that this process keeps for its life; the caller closes it."""
+    return grpc.aio.secure_channel(str(target), credentials.channel, options=CHANNEL_OPTIONS)

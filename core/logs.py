@@ -1,0 +1,57 @@
+"""Logging set-up for every process: one line per record, JSON for machines or plain text for a terminal.
+
+Messages are constant; what varies stands in `extra` and becomes fields. Never payloads, tokens or keys.
+"""
+
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Literal
+
+import orjson
+
+LogFormat = Literal["text", "json"]
+# Text that came from a peer is cut to this in log fields.
+MAX_PEER_TEXT_CHARS = 256
+
+_OWN_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+def configure_logging(*, level: str, log_format: LogFormat) -> None:
+    """Send every record of this process to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+def peer_text(text: str) -> str:
+    """Return text from a peer, made safe for a log line: printable and bounded."""
+    return "".join(char if char.isprintable() else "?" for char in text[:MAX_PEER_TEXT_CHARS])
+
+
+def _fields(record: logging.LogRecord) -> dict[str, object]:
+    return {key: value for key, value in vars(record).items() if key not in _OWN_FIELDS}
+
+
+class JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_fields(record),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return orjson.dumps(line, default=str).decode()
+
+
+class TextFormatter(logging.Formatter):
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (overrides the standard library's name)
+        fields = " ".join(f"{key}={value}" for key, value in _fields(record).items())
+        line = super().formatMessage(record)
+        return f"{line} [{fields}]" if fields else line

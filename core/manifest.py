@@ -1,0 +1,135 @@
+"""The manifest of one model variant: everything a machine needs to know to fetch, check and run it.
+
+It names every file by digest, so the digest of the manifest's canonical bytes identifies the variant as a whole; that
+digest is what desired state, the heavy tier and lineage refer to. Canonical bytes: JSON, keys sorted, no white space.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Literal, Self
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from core.digest import Digest, digest_of
+from core.errors import InvalidManifest
+from core.ids import Name
+from core.tensors import Datatype, TensorSpec
+
+# Chosen: a manifest with thousands of files stays far below it, a hostile one cannot fill memory.
+MAX_MANIFEST_BYTES = 1 << 20
+# A variable dimension is -1; the bound keeps a product of dimensions inside 64 bits.
+Dimension = Annotated[int, Field(ge=-1, le=1 << 31)]
+DigestText = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+# Relative, forward slashes, no empty, hidden or parent segment: it can only land inside its own folder.
+FilePath = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$", max_length=255)
+]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class File(_Part):
+    path: FilePath
+    digest: DigestText
+    size_bytes: Annotated[int, Field(ge=0, le=1 << 40)]
+
+
+class Signature(_Part):
+    """An input or output of the model."""
+
+    name: Annotated[str, Field(min_length=1, max_length=256)]
+    datatype: Datatype
+    shape: tuple[Dimension, ...]
+
+    def spec(self) -> TensorSpec:
+        return TensorSpec(self.name, self.datatype, self.shape)
+
+
+class ScoreKind(StrEnum):
+    """What the numbers of the score output are."""
+
+    LOGITS = "logits"
+    PROBABILITIES = "probabilities"
+
+
+class Cascade(_Part):
+    """When the answer of this variant is good enough, and who answers otherwise.
+
+    The confidence is the largest entry of softmax(z / temperature), z the logits or the logarithm of the probabilities
+    (Guo et al. 2017, "On Calibration of Modern Neural Networks", section 4.2). Below `threshold` the request escalates.
+    """
+
+    escalate_to: Name
+    score_output: Annotated[str, Field(min_length=1, max_length=256)]
+    score_kind: ScoreKind
+    temperature: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
+    threshold: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class Batching(_Part):
+    """Requests that may share one run; the first dimension of every input and output is then the batch."""
+
+    max_batch: Annotated[int, Field(ge=1, le=1024)] = 1
+
+
+class Lineage(_Part):
+    """How the variant was made; `parent` is the manifest digest of the variant it was made from."""
+
+    recipe: Name
+    parent: DigestText | None = None
+
+
+class Manifest(_Part):
+    schema_version: Literal[1] = 1
+    model: Name
+    version: Annotated[int, Field(ge=1, le=1 << 31)]
+    variant: Name
+    platform: Literal["onnx_onnxv1"] = "onnx_onnxv1"
+    # The file that the runtime opens; the other files are what it refers to.
+    entry: FilePath
+    files: Annotated[tuple[File, ...], Field(min_length=1, max_length=4096)]
+    inputs: Annotated[tuple[Signature, ...], Field(min_length=1, max_length=64)]
+    outputs: Annotated[tuple[Signature, ...], Field(min_length=1, max_length=64)]
+    batching: Batching = Batching()
+    cascade: Cascade | None = None
+    lineage: Lineage
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        paths = [file.path for file in self.files]
+        if len(set(paths)) != len(paths):
+            raise ValueError("expected every file path once")
+        if self.entry not in paths:
+            raise ValueError(f"expected the entry {self.entry!r} among the files")
+        if self.cascade is not None and self.cascade.score_output not in {output.name for output in self.outputs}:
+            raise ValueError(f"expected the score output {self.cascade.score_output!r} among the outputs")
+        return self
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.size_bytes for file in self.files)
+
+    def to_bytes(self) -> bytes:
+        """Return the canonical bytes, over which the digest is taken."""
+        return orjson.dumps(self.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)
+
+    def digest(self) -> Digest:
+        return digest_of(self.to_bytes())
+
+
+def parse_manifest(content: bytes) -> Manifest:
+    """Return the manifest in `content`.
+
+    Raises:
+        InvalidManifest: too large, not JSON, an unknown or missing key, or a value out of range.
+    """
+    if len(content) > MAX_MANIFEST_BYTES:
+        raise InvalidManifest(f"manifest: expected at most {MAX_MANIFEST_BYTES} bytes, got {len(content)}")
+    try:
+        return Manifest.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "manifest"
+        raise InvalidManifest(f"manifest: {where}: {first['msg']} ({error.error_count()} errors)") from error
