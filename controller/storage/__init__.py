@@ -1,0 +1,1 @@
+"""The stores of the features, on SQLAlchemy; the only package that speaks SQL."""

@@ -1,0 +1,154 @@
+"""The schema. Every change here comes with an Alembic migration under `migrations/`.
+
+Times are UTC, stored as microseconds since the epoch: one representation on every database, and it sorts.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Float,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+# Named constraints, so that migrations can drop them on every database.
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(column_0_label)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+NAME = String(64)
+DIGEST = String(71)
+
+# ---- registry -------------------------------------------------------------------------------------------------
+
+models = Table(
+    "models",
+    metadata,
+    Column("name", NAME, primary_key=True),
+    Column("created_us", BigInteger, nullable=False),
+)
+
+versions = Table(
+    "versions",
+    metadata,
+    Column("model", NAME, ForeignKey("models.name"), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("created_us", BigInteger, nullable=False),
+    CheckConstraint("version >= 1", name="version_positive"),
+)
+
+variants = Table(
+    "variants",
+    metadata,
+    Column("model", NAME, primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("variant", NAME, primary_key=True),
+    Column("manifest_digest", DIGEST, nullable=False),
+    # The canonical bytes; their digest is manifest_digest. The same bytes stand in the blob store.
+    Column("manifest", LargeBinary, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    # Share of right answers on the held-out data given at publish; null when none was given.
+    Column("accuracy_ratio", Float),
+    Column("evaluated_samples", Integer),
+    Column("latency_p50_us", Float, nullable=False),
+    Column("latency_p90_us", Float, nullable=False),
+    ForeignKeyConstraint(["model", "version"], ["versions.model", "versions.version"]),
+    UniqueConstraint("manifest_digest"),
+)
+
+# A publish in progress or done; what a crash leaves RUNNING is marked FAILED at the next start.
+publications = Table(
+    "publications",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("model", NAME, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("stage", String(64), nullable=False),
+    Column("done_ratio", Float, nullable=False),
+    Column("version", Integer),
+    Column("error_code", String(32)),
+    Column("error_message", Text),
+    Column("created_us", BigInteger, nullable=False),
+    Column("updated_us", BigInteger, nullable=False),
+    CheckConstraint("state IN ('running', 'done', 'failed')", name="state_known"),
+)
+
+# ---- fleet ----------------------------------------------------------------------------------------------------
+
+agents = Table(
+    "agents",
+    metadata,
+    Column("id", NAME, primary_key=True),
+    Column("site", NAME, nullable=False),
+    Column("software_version", Text, nullable=False),
+    Column("boot_id", Text, nullable=False),
+    Column("tags", Text, nullable=False),
+    Column("first_seen_us", BigInteger, nullable=False),
+    Column("last_seen_us", BigInteger, nullable=False),
+    # Desired state: the position pushed to the agent, and its slots as JSON.
+    Column("epoch", BigInteger, nullable=False),
+    Column("generation", BigInteger, nullable=False),
+    Column("desired_slots", Text, nullable=False),
+    Column("issued_us", BigInteger, nullable=False),
+    # Reported state: what the agent last said, as JSON; the position it has applied; why it refused the last push.
+    Column("applied_epoch", BigInteger, nullable=False),
+    Column("applied_generation", BigInteger, nullable=False),
+    Column("reported_slots", Text, nullable=False),
+    Column("rejection", Text),
+    Index("ix_agents_site", "site"),
+)
+
+# What an operator asked for: run this variant of this model everywhere the target says. The most specific target
+# (agent, then site, then fleet) decides for an agent.
+deployments = Table(
+    "deployments",
+    metadata,
+    Column("target_kind", String(8), primary_key=True),
+    # Site or agent name; empty for the fleet.
+    Column("target", NAME, primary_key=True),
+    Column("model", NAME, primary_key=True),
+    Column("version", Integer, nullable=False),
+    Column("variant", NAME, nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    ForeignKeyConstraint(
+        ["model", "version", "variant"], ["variants.model", "variants.version", "variants.variant"]
+    ),
+    CheckConstraint("target_kind IN ('fleet', 'site', 'agent')", name="target_kind_known"),
+)
+
+# ---- traces ---------------------------------------------------------------------------------------------------
+
+# The most recent spans; the oldest rows go first when the bound is passed.
+spans = Table(
+    "spans",
+    metadata,
+    Column("row", Integer, primary_key=True, autoincrement=True),
+    Column("trace_id", String(32), nullable=False),
+    Column("span_id", String(16), nullable=False),
+    Column("parent_span_id", String(16)),
+    Column("name", Text, nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("service", Text, nullable=False),
+    Column("instance", Text, nullable=False),
+    Column("start_us", BigInteger, nullable=False),
+    Column("duration_us", BigInteger, nullable=False),
+    Column("is_error", Integer, nullable=False),
+    Column("attributes", Text, nullable=False),
+    UniqueConstraint("trace_id", "span_id"),
+    Index("ix_spans_start_us", "start_us"),
+)
