@@ -1,0 +1,1 @@
+"""The device's side of the MQTT protocol: ask an agent, get one reply. Needs nothing but paho-mqtt."""

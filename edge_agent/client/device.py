@@ -1,0 +1,240 @@
+"""A device that asks its agent over MQTT and waits for the reply.
+
+    with DeviceClient("camera-1", site="berlin", broker=("127.0.0.1", 1883)) as device:
+        reply = device.ask("digits", {"inputs": [...]}, agent="gate-1", deadline_s=2.0)
+
+MQTT 5 carries what belongs to the request (deadline, trace, privacy) as properties; MQTT 3.1.1 has none, so the same
+words stand in the body's `parameters` and the request id in the topic. A reply counts once: one that comes after its
+deadline is counted as late, a second one for the same request as a duplicate, and neither is delivered.
+
+Safe to use from several threads; each `ask` blocks its own caller only.
+"""
+
+import json
+import math
+import socket
+import threading
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Mapping
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass
+from enum import Enum
+from types import TracebackType
+from typing import Any, Self
+
+from paho.mqtt.client import Client, ConnectFlags, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+# Answered requests remembered to tell a duplicate from a stranger.
+REMEMBERED_REPLIES = 4096
+
+
+class Protocol(Enum):
+    MQTT_5 = "5"
+    MQTT_311 = "3.1.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What an agent answered; `status` is an HTTP code, `body` an Open Inference response or `{"error": text}`."""
+
+    status: int
+    body: Mapping[str, Any]
+    properties: Mapping[str, str]
+
+    @property
+    def tier(self) -> str:
+        return self.properties.get("tier", "")
+
+    @property
+    def reason(self) -> str:
+        return self.properties.get("reason", "")
+
+
+class NoReply(Exception):
+    """The deadline passed without an answer, or the broker could not be reached."""
+
+
+class MalformedReply(Exception):
+    """An agent answered something that is no reply of this protocol."""
+
+
+@dataclass(slots=True)
+class DeviceCounters:
+    late: int = 0
+    duplicates: int = 0
+    strangers: int = 0
+
+
+class DeviceClient:
+    def __init__(
+        self, client_id: str, *, site: str, broker: tuple[str, int], protocol: Protocol = Protocol.MQTT_5
+    ) -> None:
+        self.client_id = client_id
+        self.counters = DeviceCounters()
+        self._site = site
+        self._broker = broker
+        self._is_v5 = protocol is Protocol.MQTT_5
+        self._replies_topic = f"nf/v1/{site}/clients/{client_id}/replies"
+        self._lock = threading.Lock()
+        self._pending: dict[str, Future[Reply]] = {}
+        self._answered: OrderedDict[str, None] = OrderedDict()
+        self._abandoned: OrderedDict[str, None] = OrderedDict()
+        self._subscribed = threading.Event()
+        self._mqtt = self._make_client()
+
+    def __enter__(self) -> Self:
+        self.connect()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def connect(self, *, timeout_s: float = 10.0) -> None:
+        """Connect and subscribe to the own replies; afterwards paho reconnects by itself.
+
+        Raises:
+            NoReply: no broker, or no subscription, within `timeout_s`.
+        """
+        host, port = self._broker
+        self._mqtt.connect_async(host, port, keepalive=60)
+        self._mqtt.loop_start()
+        if not self._subscribed.wait(timeout_s):
+            self.close()
+            raise NoReply(
+                f"broker {host}:{port}: expected a subscription within {timeout_s:g} s; is the broker running?"
+            )
+
+    def close(self) -> None:
+        self._mqtt.disconnect()
+        self._mqtt.loop_stop()
+
+    def ask(
+        self,
+        model: str,
+        request: Mapping[str, Any],
+        *,
+        agent: str = "any",
+        deadline_s: float = 5.0,
+        qos: int = 1,
+        properties: Mapping[str, str] | None = None,
+    ) -> Reply:
+        """Send one Open Inference JSON request and return its reply.
+
+        Args:
+            request: `{"inputs": [...], ...}`, the body of an Open Inference `infer` call.
+            agent: an agent's id, or `any` for whichever agent of the site takes it.
+            properties: further words for the request, such as `traceparent` or `privacy`.
+
+        Raises:
+            NoReply: nothing came before the deadline.
+            MalformedReply: what came is not a JSON reply with a status.
+        """
+        correlation = uuid.uuid4().hex
+        future: Future[Reply] = Future()
+        with self._lock:
+            self._pending[correlation] = future
+        started_s = time.monotonic()
+        words = {"deadline-ms": str(round(deadline_s * 1000)), **(properties or {})}
+        publish = self._publish_v5 if self._is_v5 else self._publish_v311
+        publish(f"nf/v1/{self._site}/infer/{agent}/{model}", request, correlation, words, qos)
+        try:
+            return future.result(deadline_s - (time.monotonic() - started_s))
+        except FutureTimeout:
+            raise NoReply(f"{model} at {agent}: expected a reply within {deadline_s:g} s") from None
+        finally:
+            self._forget(correlation, was_answered=future.done())
+
+    def _publish_v5(
+        self, topic: str, request: Mapping[str, Any], correlation: str, words: Mapping[str, str], qos: int
+    ) -> None:
+        properties = Properties(PacketTypes.PUBLISH)
+        properties.ResponseTopic = self._replies_topic
+        properties.CorrelationData = correlation.encode()
+        properties.MessageExpiryInterval = math.ceil(int(words["deadline-ms"]) / 1000)
+        properties.ContentType = "application/json"
+        properties.UserProperty = list(words.items())
+        self._mqtt.publish(topic, json.dumps(request), qos=qos, properties=properties)
+
+    def _publish_v311(
+        self, topic: str, request: Mapping[str, Any], correlation: str, words: Mapping[str, str], qos: int
+    ) -> None:
+        parameters: dict[str, Any] = {key.replace("-", "_"): value for key, value in words.items()}
+        parameters["deadline_ms"] = int(words["deadline-ms"])
+        body = {**request, "parameters": {**request.get("parameters", {}), **parameters}}
+        self._mqtt.publish(f"{topic}/{self.client_id}/{correlation}", json.dumps(body), qos=qos)
+
+    def _make_client(self) -> Client:
+        version = MQTTProtocolVersion.MQTTv5 if self._is_v5 else MQTTProtocolVersion.MQTTv311
+        client = Client(CallbackAPIVersion.VERSION2, client_id=self.client_id, protocol=version)
+        client.on_connect = self._on_connect
+        client.on_subscribe = self._on_subscribe
+        client.on_message = self._on_message
+        client.on_socket_open = disable_nagle
+        client.reconnect_delay_set(min_delay=1, max_delay=5)
+        return client
+
+    def _on_connect(
+        self, client: Client, _user: Any, _flags: ConnectFlags, reason: ReasonCode, _properties: Properties | None
+    ) -> None:
+        if not reason.is_failure:
+            client.subscribe(self._replies_topic if self._is_v5 else f"{self._replies_topic}/+", qos=1)
+
+    def _on_subscribe(
+        self, _client: Client, _user: Any, _mid: int, _reasons: list[ReasonCode], _properties: Properties | None
+    ) -> None:
+        self._subscribed.set()
+
+    def _on_message(self, _client: Client, _user: Any, message: MQTTMessage) -> None:
+        correlation = self._correlation_of(message)
+        with self._lock:
+            future = self._pending.get(correlation)
+            if future is not None and not future.done():
+                self._deliver(message, future)
+            elif future is not None or correlation in self._answered:
+                self.counters.duplicates += 1
+            elif correlation in self._abandoned:
+                self.counters.late += 1
+            else:
+                self.counters.strangers += 1
+
+    def _correlation_of(self, message: MQTTMessage) -> str:
+        if self._is_v5:
+            data: bytes = getattr(message.properties, "CorrelationData", b"")
+            return data.decode(errors="replace")
+        return message.topic.rpartition("/")[2]
+
+    def _deliver(self, message: MQTTMessage, future: Future[Reply]) -> None:
+        try:
+            future.set_result(self._decode(message))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            malformed = MalformedReply(f"expected a JSON reply with a status on {message.topic}, got {error!r}")
+            malformed.__cause__ = error
+            future.set_exception(malformed)
+
+    def _decode(self, message: MQTTMessage) -> Reply:
+        body = json.loads(message.payload)
+        if self._is_v5:
+            properties = dict(getattr(message.properties, "UserProperty", []))
+        else:
+            properties = {key.replace("_", "-"): str(value) for key, value in body.get("parameters", {}).items()}
+        return Reply(int(properties["status"]), body, properties)
+
+    def _forget(self, correlation: str, *, was_answered: bool) -> None:
+        with self._lock:
+            del self._pending[correlation]
+            memory = self._answered if was_answered else self._abandoned
+            memory[correlation] = None
+            while len(memory) > REMEMBERED_REPLIES:
+                memory.popitem(last=False)
+
+
+def disable_nagle(_client: Client, _user: Any, connection: Any) -> None:
+    """Send at once: with Nagle's algorithm on, a QoS 1 round trip takes 40 ms instead of 0.6 ms (measured)."""
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
