@@ -154,7 +154,7 @@ class DeviceClient:
     def _publish_v5(
         self, topic: str, request: Mapping[str, Any], correlation: str, words: Mapping[str, str], qos: int
     ) -> None:
-        properties = Properties(PacketTypes.PUBLISH)
+        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # paho leaves it unannotated
         properties.ResponseTopic = self._replies_topic
         properties.CorrelationData = correlation.encode()
         properties.MessageExpiryInterval = math.ceil(int(words["deadline-ms"]) / 1000)
