@@ -1,0 +1,52 @@
+# Every target does its own set-up: it needs Python 3.11 or newer, make and a package index, nothing else.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/installed
+LOCKS  := deploy/requirements
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format bench protos locks
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Create .venv with everything pinned and hashed
+
+$(STAMP): $(LOCKS)/dev.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nanofleet needs Python 3.11 or newer, this is " + sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(LOCKS)/dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $(STAMP)
+
+demo: setup ## Run the whole system once on real digits; writes build/demo.json
+	$(BIN)/nanofleet demo
+
+test: setup ## Run every test (Ray, broker and fresh environments included)
+	$(BIN)/python -m pytest
+
+check: setup ## Lint, types, import contracts, generated protos
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m protos.generate --check
+
+format: setup ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup ## Run the benchmarks; prints one JSON object each
+	$(BIN)/python -m benchmarks.footprint --json
+	$(BIN)/python -m benchmarks.hot_path --json
+	$(BIN)/python -m benchmarks.offload --json
+
+protos: setup ## Regenerate the code of protos/**/*.proto
+	$(BIN)/python -m protos.generate
+
+locks: ## Resolve the pinned dependencies again (needs uv)
+	uv pip compile pyproject.toml --generate-hashes --universal --python-version 3.11 --no-header --no-annotate --quiet --extra dev --output-file $(LOCKS)/dev.lock
+	uv pip compile pyproject.toml --generate-hashes --universal --python-version 3.11 --no-header --no-annotate --quiet --extra agent --output-file $(LOCKS)/agent.lock
+	uv pip compile pyproject.toml --generate-hashes --universal --python-version 3.11 --no-header --no-annotate --quiet --extra controller --extra heavy --output-file $(LOCKS)/controller.lock
