@@ -1,0 +1,74 @@
+"""The values that go into the workshop and come back; all of them cross a process border as JSON."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.manifest import ScoreKind
+from core.tensors import TensorSpec
+
+RECIPES = ("int8-static", "int8-dynamic", "fp16")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelBundle:
+    """A model as files in a folder: the entry, and the external data it may refer to, by relative path."""
+
+    folder: Path
+    entry: str
+    extra_files: tuple[str, ...] = ()
+
+    @property
+    def entry_path(self) -> Path:
+        return self.folder / self.entry
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """An .npz file with `inputs` (N, …) and `labels` (N,) int64, without pickles."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Inspected:
+    """What a checked model takes and gives; a variable dimension is -1."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRule:
+    """Which output holds the scores, what they are, and what share of wrong answers may be kept."""
+
+    score_output: str
+    score_kind: ScoreKind
+    max_error_ratio: float
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationTask:
+    bundle: ModelBundle
+    dataset: Dataset | None = None
+    rule: ScoreRule | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CascadeFit:
+    """Temperature and threshold, and what they keep of the data they were fitted on."""
+
+    temperature: float
+    threshold: float
+    kept_ratio: float
+    kept_error_ratio: float
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """Latency of one request at a time on one thread; the rest is None where no data or no rule was given."""
+
+    latency_p50_us: float
+    latency_p90_us: float
+    accuracy_ratio: float | None = None
+    samples: int | None = None
+    fit: CascadeFit | None = None
