@@ -1,0 +1,249 @@
+"""Everything that can be set about an agent, in one frozen object built at start and handed down in parts.
+
+Values come from a TOML file and from environment variables, which win: `[mqtt] port = 1883` is the same setting as
+`NANOFLEET_AGENT_MQTT__PORT=1883`. A key that nobody knows is an error in both. Durations are in seconds (`_s`), sizes
+in bytes (`_bytes`).
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+
+from core.addresses import LoopbackAddress, is_loopback
+from core.errors import InvalidRequest
+from core.ids import ANY_AGENT, Name
+from core.logs import LogFormat
+from core.telemetry import DEFAULT_SAMPLE_RATIO
+
+ENVIRONMENT_PREFIX = "NANOFLEET_AGENT_"
+
+
+def _own_name(name: str) -> str:
+    if name == ANY_AGENT:
+        raise ValueError(f"{ANY_AGENT!r} stands for whichever agent takes a request; choose another name")
+    return name
+
+
+def _loopback_host(host: str) -> str:
+    if not is_loopback(host):
+        raise ValueError(f"expected a loopback host such as 127.0.0.1, got {host!r}: peers do not authenticate yet")
+    return host
+
+
+def _none_when_empty(value: object) -> object:
+    """Neither TOML nor an environment variable can say None."""
+    return None if value == "" else value
+
+
+OptionalAddress = Annotated[LoopbackAddress | None, BeforeValidator(_none_when_empty)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+SecondsOrZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Bytes = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class MqttSettings(_Section):
+    """The broker through which devices reach this agent."""
+
+    enabled: bool = True
+    """False: no broker; requests come over the local gRPC face only."""
+    host: Annotated[str, AfterValidator(_loopback_host)] = "127.0.0.1"
+    """Where the broker listens; loopback only as long as peers do not authenticate."""
+    port: Port = 1883
+    """Port of the broker."""
+    protocol: Literal[5, 4] = 5
+    """MQTT version towards the broker: 5, or 4 for a broker that speaks 3.1.1 only."""
+    keepalive_s: Annotated[int, Field(ge=5, le=3600)] = 30
+    """Seconds of silence after which either end takes the connection for dead (times 1.5)."""
+    reconnect_base_s: Seconds = 0.5
+    """Base of the full-jitter delay between attempts to reach the broker."""
+    reconnect_cap_s: Seconds = 15.0
+    """Longest delay between attempts to reach the broker."""
+    max_in_flight: Count = 512
+    """Requests from devices under way at one time; more are refused with status 429."""
+    max_body_bytes: Bytes = 4 << 20
+    """Largest request body; larger ones are refused with status 413."""
+    remembered_replies: Count = 4096
+    """Replies kept until their request expires, to answer redeliveries without running the model again."""
+    remembered_bytes: Bytes = 16 << 20
+    """Memory that the remembered replies may take."""
+
+
+class LinkSettings(_Section):
+    """The stream to the controller."""
+
+    reconnect_base_s: Seconds = 1.0
+    """Base of the full-jitter delay between connection attempts."""
+    reconnect_cap_s: Seconds = 120.0
+    """Longest delay between connection attempts."""
+    first_delay_s: SecondsOrZero = 1.0
+    """Upper bound of the random delay before the first connection, so that a power cut's end makes no stampede."""
+    handshake_timeout_s: Seconds = 10.0
+    """Seconds that the controller may take to answer the hello."""
+    write_timeout_s: Seconds = 20.0
+    """Seconds that the controller may take to accept one message."""
+
+
+class SyncSettings(_Section):
+    """Fetching models from the controller."""
+
+    chunk_timeout_s: Seconds = 20.0
+    """Seconds without a chunk after which a transfer is given up, to be resumed later."""
+    reserve_bytes: Annotated[int, Field(ge=0)] = 64 << 20
+    """Disk space that a fetch must leave free."""
+    max_attempts: Count = 5
+    """Attempts on a slot whose failures may pass before it is reported as failed."""
+    retry_base_s: Seconds = 0.5
+    """Base of the full-jitter delay between those attempts."""
+    retry_cap_s: Seconds = 30.0
+    """Longest delay between those attempts."""
+
+
+class RuntimeSettings(_Section):
+    """How models run."""
+
+    intra_op_threads: Annotated[int, Field(ge=1, le=256)] = 1
+    """Threads inside one run; small models are fastest with one."""
+    max_batch: Annotated[int, Field(ge=1, le=1024)] = 32
+    """Most requests in one run, for models that allow batching; a model's own limit may be lower."""
+    max_batch_wait_s: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0
+    """Seconds that a request waits for others to share its run; 0 takes only what waits already."""
+    max_queue: Count = 1024
+    """Requests that may wait per model; more are refused with status 429."""
+    drain_timeout_s: Seconds = 10.0
+    """Seconds that a replaced model gets to finish its requests."""
+
+
+class OffloadSettings(_Section):
+    """Asking the heavy tier when the local answer is not sure enough."""
+
+    default_timeout_s: Seconds = 2.0
+    """Seconds that the heavy tier may take for a request without a deadline of its own."""
+    reply_reserve_s: SecondsOrZero = 0.02
+    """Part of a request's deadline that is kept back for sending the reply."""
+    max_in_flight: Count = 64
+    """Escalations under way at one time; beyond it the edge answers."""
+
+
+class TelemetrySettings(_Section):
+    """Traces."""
+
+    export: bool = True
+    """False: spans are propagated, but not sent anywhere."""
+    endpoint: OptionalAddress = None
+    """OTLP/gRPC receiver as host:port; the controller when it is not set."""
+    sample_ratio: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = DEFAULT_SAMPLE_RATIO
+    """Share of requests that are recorded when the device has not decided."""
+
+
+class LogSettings(_Section):
+    """What the process writes to standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe records that are written."""
+    format: LogFormat = "text"
+    """`text` for a terminal, `json` for machines."""
+
+
+class AgentSettings(BaseSettings):
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        env_prefix=ENVIRONMENT_PREFIX,
+        env_nested_delimiter="__",
+    )
+
+    agent_id: Annotated[Name, AfterValidator(_own_name)]
+    """This agent's name, unique in the fleet."""
+    site: Name
+    """The place it serves; devices of the same site find it."""
+    state_dir: Path = Path("nanofleet-agent")
+    """Folder of models, status and endpoints; made when missing, used by one agent at a time."""
+    controller: LoopbackAddress = "127.0.0.1:7443"
+    """The controller's gRPC address; loopback only as long as peers do not authenticate."""
+    grpc_bind: OptionalAddress = "127.0.0.1:7181"
+    """Where the local gRPC face listens; port 0 lets the system choose (see endpoints.json); `""` for none."""
+    tags: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=128)], ...], Field(max_length=32)] = ()
+    """What this machine is, for example `rack:7`; its architecture is added by itself."""
+    drain_timeout_s: Seconds = 5.0
+    """Seconds that requests under way get to finish when the agent is told to stop."""
+    mqtt: MqttSettings = MqttSettings()
+    """The broker through which devices reach this agent."""
+    link: LinkSettings = LinkSettings()
+    """The stream to the controller."""
+    sync: SyncSettings = SyncSettings()
+    """Fetching models from the controller."""
+    runtime: RuntimeSettings = RuntimeSettings()
+    """How models run."""
+    offload: OffloadSettings = OffloadSettings()
+    """Asking the heavy tier when the local answer is not sure enough."""
+    telemetry: TelemetrySettings = TelemetrySettings()
+    """Traces."""
+    logs: LogSettings = LogSettings()
+    """What the process writes to standard error."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Let the environment win over what `load_settings` read from the file."""
+        return env_settings, init_settings
+
+
+def load_settings(path: Path | None) -> AgentSettings:
+    """Return the settings of the TOML file `path` (None: no file) under those of the environment.
+
+    Raises:
+        InvalidRequest: the file cannot be read, a key is unknown, or a value does not fit; the message names the key.
+    """
+    from_file = {} if path is None else _read(path)
+    _refuse_unknown_variables(os.environ)
+    try:
+        return AgentSettings(**from_file)
+    except ValidationError as error:
+        raise InvalidRequest("settings: " + "; ".join(_explain(error))) from error
+    except SettingsError as error:
+        raise InvalidRequest(f"settings: environment: {error}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidRequest(f"settings: {path}: {error.strerror}; give the path of a TOML file") from error
+    except ValueError as error:
+        raise InvalidRequest(f"settings: {path}: expected TOML, got an error: {error}") from error
+
+
+def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
+    """Raise for variables with our prefix that name no setting; the library looks only for those that it knows."""
+    for variable in sorted(environment):
+        key = variable.upper().removeprefix(ENVIRONMENT_PREFIX)
+        if key != variable.upper() and key.split("__")[0].lower() not in AgentSettings.model_fields:
+            known = ", ".join(AgentSettings.model_fields)
+            raise InvalidRequest(f"settings: environment variable {variable}: no such setting; known are {known}")
+
+
+def _explain(error: ValidationError) -> list[str]:
+    return [
+        ".".join(map(str, problem["loc"]))
+        + ": "
+        + {"extra_forbidden": "unknown key", "missing": "must be set"}.get(problem["type"], problem["msg"])
+        for problem in error.errors(include_url=False, include_context=False)
+    ]
