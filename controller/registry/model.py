@@ -42,7 +42,7 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class ModelVersion:
-    """One version with all of its variants, `original` first."""
+    """One version with all of its variants: `original` first, then the others by name."""
 
     model: ModelName
     version: int

@@ -9,6 +9,7 @@ hard links to their blobs until the version is built.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Protocol
 
@@ -255,7 +256,8 @@ def _require_same_signature(recipe: str, made: Inspected, original: Inspected) -
 def _variants(model: ModelName, number: int, drafts: Sequence[_Draft], request: PublishRequest) -> tuple[Variant, ...]:
     original = _variant(model, number, drafts[0], request, parent=None)
     parent = original.manifest_digest
-    return original, *(_variant(model, number, draft, request, parent=parent) for draft in drafts[1:])
+    derived = [_variant(model, number, draft, request, parent=parent) for draft in drafts[1:]]
+    return original, *sorted(derived, key=attrgetter("variant"))
 
 
 def _variant(
