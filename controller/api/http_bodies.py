@@ -1,0 +1,97 @@
+"""Request bodies, read with a bound as they stream: what a client announces is a hint, what arrives is counted.
+
+A compressed body is inflated piece by piece into what is left of the same bound, so a small body cannot become a large
+one in memory.
+"""
+
+import zlib
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from core.errors import InvalidRequest, TooLarge
+
+# `wbits` of zlib.decompressobj: 16 + 15 expects a gzip header, 15 a zlib one (RFC 9110, section 8.4.1, "deflate").
+_WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
+
+
+class _Decoder(Protocol):
+    def feed(self, block: bytes, *, room_bytes: int) -> bytes:
+        """Return decoded bytes; more than `room_bytes` of them means that the body does not fit."""
+        ...
+
+    def finish(self) -> None:
+        """Raise InvalidRequest if the body ended too early."""
+        ...
+
+
+class _Identity:
+    def feed(self, block: bytes, *, room_bytes: int) -> bytes:
+        return block
+
+    def finish(self) -> None:
+        return
+
+
+class _Inflater:
+    def __init__(self, encoding: str) -> None:
+        self._encoding = encoding
+        self._zlib = zlib.decompressobj(_WINDOW_BITS[encoding])
+
+    def feed(self, block: bytes, *, room_bytes: int) -> bytes:
+        try:
+            inflated = self._zlib.decompress(block, room_bytes + 1)
+        except zlib.error as error:
+            raise InvalidRequest(f"body: expected {self._encoding}, as Content-Encoding says: {error}") from error
+        if self._zlib.unused_data:
+            raise InvalidRequest(f"body: expected the end of the {self._encoding} stream, got more bytes")
+        return inflated
+
+    def finish(self) -> None:
+        if not self._zlib.eof:
+            raise InvalidRequest(f"body: expected a whole {self._encoding} stream, got a truncated one")
+
+
+async def read_body(request: Request, *, max_bytes: int) -> bytes:
+    """Return the whole body, decoded.
+
+    Raises:
+        TooLarge: it has more than `max_bytes`, on the wire or inflated.
+        HTTPException: 415, it is compressed in a way that we do not read.
+        InvalidRequest: it is not what its Content-Encoding says.
+    """
+    decoder = _decoder(request.headers.get("content-encoding", "identity"))
+    body = bytearray()
+    async for block in _wire_blocks(request, max_bytes=max_bytes):
+        body += decoder.feed(block, room_bytes=max_bytes - len(body))
+        if len(body) > max_bytes:
+            raise _too_large(max_bytes)
+    decoder.finish()
+    return bytes(body)
+
+
+async def _wire_blocks(request: Request, *, max_bytes: int) -> AsyncIterator[bytes]:
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > max_bytes:
+        raise _too_large(max_bytes)
+    size_bytes = 0
+    async for block in request.stream():
+        size_bytes += len(block)
+        if size_bytes > max_bytes:
+            raise _too_large(max_bytes)
+        yield block
+
+
+def _decoder(encoding: str) -> _Decoder:
+    encoding = encoding.strip().lower()
+    if encoding in ("", "identity"):
+        return _Identity()
+    if encoding in _WINDOW_BITS:
+        return _Inflater(encoding)
+    raise HTTPException(415, f"Content-Encoding: expected gzip, deflate or none, got {encoding[:40]!r}")
+
+
+def _too_large(max_bytes: int) -> TooLarge:
+    return TooLarge(f"body: expected at most {max_bytes} bytes, got more; send less at a time")
