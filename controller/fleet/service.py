@@ -1,0 +1,216 @@
+"""`Fleet`: what the operator's API and the agents' streams may do with the fleet."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Protocol
+
+from controller.fleet import use_cases
+from controller.fleet.changes import Changes
+from controller.fleet.heard import Heard, HeardBuffer, apply_heard
+from controller.fleet.model import Agent, AgentView, Deployed, Deployment, Target
+from controller.fleet.sessions import Ended, EndKind, Session, Sessions
+from controller.fleet.store import FleetStore
+from core.clock import Clock
+from core.digest import Digest
+from core.errors import InvalidName, UnknownAgent
+from core.fleet_state import AgentHello, Position, PushResult, ReportedState, Slot
+from core.ids import ANY_AGENT, AgentId, ModelName, VariantName
+from core.logs import peer_text
+
+_log = logging.getLogger(__name__)
+
+# Chosen: four transactions a second at most, however many agents report, and nobody sees the difference:
+# readers of this class are shown what is not stored yet.
+FLUSH_INTERVAL_S = 0.25
+
+
+class FoundVariant(Protocol):
+    @property
+    def version(self) -> int: ...
+    @property
+    def manifest_digest(self) -> Digest: ...
+
+
+class Catalogue(Protocol):
+    """What the fleet asks of the registry."""
+
+    async def variant(self, model: ModelName, version: int | None, variant: VariantName) -> FoundVariant:
+        """Return one variant; version None stands for the newest. Raises UnknownModel."""
+        ...
+
+
+class Fleet:
+    """Keep `run` running in a task of the owner: it stores what agents say."""
+
+    def __init__(self, store: FleetStore, catalogue: Catalogue, *, clock: Clock, max_sessions: int) -> None:
+        self._store = store
+        self._catalogue = catalogue
+        self._clock = clock
+        self._sessions = Sessions(max_sessions=max_sessions)
+        self._heard = HeardBuffer()
+        self._has_work = asyncio.Event()
+        self._pushes_in_doubt = False
+        self._changes = Changes()
+
+    async def run(self) -> None:
+        """Store what agents said, gathered over FLUSH_INTERVAL_S; for ever."""
+        while True:
+            await self._has_work.wait()
+            await asyncio.sleep(FLUSH_INTERVAL_S)
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Store what agents said until now, in one transaction."""
+        self._has_work.clear()
+        words = self._heard.start_storing()
+        try:
+            await self._store.run(lambda records: use_cases.record_heard(records, words))
+            self._heard.stored()
+            await self._push_again()
+        except BaseException:
+            self._heard.not_stored()
+            self._has_work.set()
+            raise
+
+    # ---- what operators do -----------------------------------------------------------------------------------
+
+    async def deploy(self, target: Target, *, model: ModelName, version: int | None, variant: VariantName) -> Deployed:
+        """Let every agent of `target` run a variant, and push it to those that are online; version None is the newest.
+
+        Raises:
+            UnknownModel: no such model, version or variant.
+            Conflict: an agent would have more models than one desired state may hold.
+        """
+        found = await self._catalogue.variant(model, version, variant)
+        now = self._clock.now()
+        deployment = Deployment(target, Slot(model, found.version, variant, found.manifest_digest), now)
+        try:
+            deployed = await self._store.run(lambda records: use_cases.deploy(records, deployment, now=now))
+        except asyncio.CancelledError:
+            # Our caller left, the transaction goes on: `run` pushes what it decides.
+            self._pushes_in_doubt = True
+            self._has_work.set()
+            raise
+        for desired in deployed.agents.values():
+            self._sessions.offer(desired)
+        self._changes.announce()
+        return deployed
+
+    async def agents(self) -> Sequence[AgentView]:
+        """Return every agent that ever said hello, by id."""
+        return [self._view(agent) for agent in await self._store.read(lambda records: records.agents())]
+
+    async def agent(self, agent_id: AgentId) -> AgentView:
+        """Return one agent.
+
+        Raises:
+            UnknownAgent: it never said hello.
+        """
+        agent = await self._store.read(lambda records: records.agent(agent_id))
+        if agent is None:
+            raise UnknownAgent(f"agent {agent_id[:80]!r}: never seen here; check its id and the controller it dials")
+        return self._view(agent)
+
+    async def deployments(self) -> Sequence[Deployment]:
+        """Return what operators asked for, by target and model."""
+        return await self._store.read(lambda records: records.deployments())
+
+    @property
+    def revision(self) -> int:
+        """A number that grows whenever an agent, its presence or a deployment changes."""
+        return self._changes.revision
+
+    async def next_change(self, seen: int, *, timeout_s: float) -> int:
+        """Wait until `revision` is not `seen`, or for `timeout_s`; return it."""
+        return await self._changes.after(seen, timeout_s=timeout_s)
+
+    # ---- what agents do --------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def session(self, hello: AgentHello) -> AsyncIterator[tuple[Session, Position]]:
+        """Hold the session of an agent: online inside, offline after. Yields it and our position for the agent.
+
+        Its outbox starts with the desired state, unless the agent has applied that already or is ahead of us.
+
+        Raises:
+            InvalidName: the id is reserved.
+            Overloaded: too many agents are connected, or the database is behind.
+        """
+        if hello.agent_id == ANY_AGENT:
+            raise InvalidName(
+                f"agent: expected an id of its own, got {ANY_AGENT!r}, which stands for any agent of a site"
+            )
+        # Live first, so that a deployment made while we wait for the database is offered to this session.
+        session = self._sessions.open(hello)
+        self._heard.forget(hello.agent_id)
+        try:
+            agent = await self._greet(session, hello)
+            yield session, agent.desired.position
+        finally:
+            if self._sessions.close(session):
+                self._hear(session, Heard(self._clock.now()))
+
+    def reported(self, session: Session, reported: ReportedState) -> None:
+        """Take note of what an agent says that it runs."""
+        if self._sessions.is_present(session):
+            self._hear(session, Heard(self._clock.now(), reported=reported))
+
+    def push_result(self, session: Session, result: PushResult) -> None:
+        """Take note of how an agent took a push."""
+        if not self._sessions.is_present(session):
+            return
+        if result.problem is not None:
+            _log.warning(
+                "agent refused a desired state",
+                extra={"agent": session.agent_id, "code": peer_text(result.problem.code)},
+            )
+        self._hear(session, Heard(self._clock.now(), result=result))
+
+    @property
+    def session_count(self) -> int:
+        return len(self._sessions)
+
+    def end_sessions(self) -> None:
+        """Tell every agent to come back later; their streams end by themselves."""
+        self._sessions.end_all(Ended(EndKind.SHUTDOWN, "the controller is stopping; connect again"))
+
+    # ---- inside ----------------------------------------------------------------------------------------------
+
+    async def _greet(self, session: Session, hello: AgentHello) -> Agent:
+        now = self._clock.now()
+        agent = await self._store.run(lambda records: use_cases.greet(records, hello, now=now))
+        if agent.is_ahead:
+            _log.warning(
+                "agent is ahead of this database, perhaps an older copy; it keeps what it runs until the next deploy",
+                extra={"agent": hello.agent_id, "applied": hello.applied, "desired": agent.desired.position},
+            )
+        elif not agent.is_in_sync:
+            session.offer(agent.desired)
+        self._changes.announce()
+        return agent
+
+    def _hear(self, session: Session, heard: Heard) -> None:
+        self._heard.add(session.agent_id, heard)
+        self._has_work.set()
+        self._changes.announce()
+
+    def _view(self, agent: Agent) -> AgentView:
+        """Show an agent as of now, with what is not stored yet."""
+        for heard in self._heard.of(agent.agent_id):
+            agent = apply_heard(agent, heard)
+        is_online = agent.agent_id in self._sessions
+        return AgentView(replace(agent, last_seen_at=self._clock.now()) if is_online else agent, is_online)
+
+    async def _push_again(self) -> None:
+        """Offer every live session its desired state, after a deployment whose caller left before the pushes."""
+        if not self._pushes_in_doubt:
+            return
+        ids = self._sessions.agent_ids()
+        # On the writer, behind the transaction in doubt.
+        for agent in await self._store.run(lambda records: records.agents(ids)):
+            if not agent.is_ahead and not agent.is_in_sync:
+                self._sessions.offer(agent.desired)
+        self._pushes_in_doubt = False

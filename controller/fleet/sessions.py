@@ -1,0 +1,126 @@
+"""The live streams: at most one per agent, each with an outbox that holds only the newest desired state.
+
+State is level-triggered, so a peer that reads slowly never makes a queue grow: what it has not read yet is replaced by
+what is true now. All of this runs on the event loop; nothing here waits for a database.
+"""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from enum import Enum
+
+from core.errors import Overloaded
+from core.fleet_state import NOWHERE, AgentHello, DesiredState
+from core.ids import AgentId
+
+_log = logging.getLogger(__name__)
+
+
+class EndKind(Enum):
+    LEFT = "left"
+    REPLACED = "replaced"
+    SHUTDOWN = "shutdown"
+    FAULT = "fault"
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Why a session is over; `fault` is set with FAULT only."""
+
+    kind: EndKind
+    reason: str = ""
+    fault: Exception | None = None
+
+
+class Session:
+    """The outbox of one stream. One task takes from it, anybody may offer or end."""
+
+    def __init__(self, hello: AgentHello) -> None:
+        self.agent_id = hello.agent_id
+        self.boot_id = hello.boot_id
+        self._newest: DesiredState | None = None
+        self._taken = NOWHERE
+        self._ended: Ended | None = None
+        self._changed = asyncio.Event()
+
+    def offer(self, desired: DesiredState) -> None:
+        """Put `desired` in the outbox unless one as new was put there before; positions only grow on a stream."""
+        newest = self._taken if self._newest is None else self._newest.position
+        if desired.position > newest:
+            self._newest = desired
+            self._changed.set()
+
+    def end(self, ended: Ended) -> None:
+        """End the stream; the first reason stays."""
+        if self._ended is None:
+            self._ended = ended
+            self._changed.set()
+
+    async def take(self) -> DesiredState | Ended:
+        """Wait for the newest state not yet taken, or for the end."""
+        await self._changed.wait()
+        if self._ended is not None:
+            return self._ended
+        assert self._newest is not None
+        desired, self._newest = self._newest, None
+        self._taken = desired.position
+        self._changed.clear()
+        return desired
+
+
+class Sessions:
+    """Every live session by its agent."""
+
+    def __init__(self, *, max_sessions: int) -> None:
+        self._max_sessions = max_sessions
+        self._live: dict[AgentId, Session] = {}
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def __contains__(self, agent_id: AgentId) -> bool:
+        return agent_id in self._live
+
+    def is_present(self, session: Session) -> bool:
+        """Say whether `session` is still the one of its agent."""
+        return self._live.get(session.agent_id) is session
+
+    def agent_ids(self) -> list[AgentId]:
+        return list(self._live)
+
+    def open(self, hello: AgentHello) -> Session:
+        """Return the new session of an agent; one it still has is ended.
+
+        Without identities the newer stream wins: usually it is the same agent, whose old stream is dead but not yet
+        noticed. Another boot id means a restart, or two agents with one id.
+
+        Raises:
+            Overloaded: `max_sessions` others are live.
+        """
+        if hello.agent_id not in self._live and len(self._live) >= self._max_sessions:
+            raise Overloaded(f"expected at most {self._max_sessions} sessions, all are taken; try again later")
+        session = Session(hello)
+        old = self._live.get(hello.agent_id)
+        self._live[hello.agent_id] = session
+        if old is not None:
+            _log.warning(
+                "session replaced by a newer one of the same agent id",
+                extra={"agent": hello.agent_id, "is_same_boot": old.boot_id == hello.boot_id},
+            )
+            old.end(Ended(EndKind.REPLACED, "a newer session with this agent id took over; agent ids must be unique"))
+        return session
+
+    def close(self, session: Session) -> bool:
+        """Forget a session; return whether it was the agent's present one."""
+        if is_present := self.is_present(session):
+            del self._live[session.agent_id]
+        return is_present
+
+    def offer(self, desired: DesiredState) -> None:
+        """Push to the agent that `desired` is for, if it is here."""
+        if (session := self._live.get(desired.agent_id)) is not None:
+            session.offer(desired)
+
+    def end_all(self, ended: Ended) -> None:
+        for session in self._live.values():
+            session.end(ended)

@@ -1,0 +1,96 @@
+"""The transactions of the fleet: functions over records, pure apart from them. The store runs each as one unit.
+
+An agent's position grows by one generation when its resolved slots change, and only then. It also passes whatever the
+agent says it has applied: after a restore from an older copy, an agent refuses anything that is not newer than its own
+(delivery.md, "Several controllers").
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from datetime import datetime
+
+from controller.fleet.heard import Heard, apply_heard
+from controller.fleet.model import Agent, Deployed, Deployment
+from controller.fleet.resolution import resolve
+from controller.fleet.store import FleetRecords
+from core.errors import Conflict
+from core.fleet_state import NOWHERE, AgentHello, DesiredState, Position, ReportedState
+from core.fleet_wire import MAX_SLOTS
+
+# Restores from a backup will raise it; until then every controller is at the first.
+EPOCH = 1
+
+
+def greet(records: FleetRecords, hello: AgentHello, *, now: datetime) -> Agent:
+    """Record a hello; a first one, or one from another site, resolves what the agent shall run.
+
+    An agent that is ahead of us keeps what it has: we know less than it does, so we only watch.
+    """
+    agent = _introduced(records.agent(hello.agent_id), hello, now)
+    if not agent.is_ahead:
+        agent = _settled(agent, records.deployments(), now=now)
+    records.save_agents([agent])
+    return agent
+
+
+def deploy(records: FleetRecords, deployment: Deployment, *, now: datetime) -> Deployed:
+    """Record a deployment and give every covered agent its new desired state.
+
+    Raises:
+        UnknownModel: the registry does not hold the variant.
+        Conflict: an agent would have more models than one desired state may hold.
+    """
+    records.save_deployment(deployment)
+    deployments = records.deployments()
+    covered = [agent for agent in records.agents() if deployment.target.covers(agent.agent_id, agent.site)]
+    settled = [_settled(agent, deployments, now=now) for agent in covered]
+    records.save_agents(after for before, after in zip(covered, settled, strict=True) if after is not before)
+    # A more specific deployment of the same model may hide this one from some of them.
+    affected = {agent.agent_id: agent.desired for agent in settled if deployment.slot in agent.desired.slots}
+    return Deployed(deployment, affected)
+
+
+def record_heard(records: FleetRecords, words: Mapping[AgentId, Heard]) -> None:
+    """Store what agents said."""
+    records.save_agents([apply_heard(agent, words[agent.agent_id]) for agent in records.agents(words)])
+
+
+def _introduced(known: Agent | None, hello: AgentHello, now: datetime) -> Agent:
+    if known is None:
+        known = Agent(
+            agent_id=hello.agent_id,
+            site=hello.site,
+            software_version=hello.software_version,
+            boot_id=hello.boot_id,
+            tags=hello.tags,
+            first_seen_at=now,
+            last_seen_at=now,
+            desired=DesiredState(hello.agent_id, NOWHERE, now, ()),
+            reported=ReportedState(NOWHERE, ()),
+        )
+    return replace(
+        known,
+        site=hello.site,
+        software_version=hello.software_version,
+        boot_id=hello.boot_id,
+        tags=hello.tags,
+        last_seen_at=now,
+        reported=replace(known.reported, applied=hello.applied),
+    )
+
+
+def _settled(agent: Agent, deployments: Iterable[Deployment], *, now: datetime) -> Agent:
+    """Return the agent with the slots that are its due, at the next position; itself when it has them already.
+
+    One that is ahead always moves: only beyond its own position does it listen again.
+    """
+    slots = resolve(deployments, agent.agent_id, agent.site)
+    if slots == agent.desired.slots and not agent.is_ahead:
+        return agent
+    if len(slots) > MAX_SLOTS:
+        raise Conflict(
+            f"agent {agent.agent_id}: expected at most {MAX_SLOTS} models, got {len(slots)}; deploy fewer to its site"
+        )
+    epoch, generation = max(agent.desired.position, agent.reported.applied, Position(EPOCH, 0))
+    desired = DesiredState(agent.agent_id, Position(epoch, generation + 1), now, slots)
+    return replace(agent, desired=desired, rejection=None)
