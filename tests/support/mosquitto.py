@@ -9,6 +9,7 @@ It keeps sessions and queued messages in `folder` only when `persistent`, and le
 so that tests and benchmarks see what an operator sees.
 """
 
+import getpass
 import shutil
 import socket
 import subprocess
@@ -84,6 +85,8 @@ class Mosquitto:
             "log_type warning",
             f"persistence {'true' if persistent else 'false'}",
             f"persistence_location {self._folder}/",
+            # Started by root it would become another user, who cannot write to the folder.
+            f"user {getpass.getuser()}",
         ]
         return "\n".join(lines) + "\n"
 

@@ -1,0 +1,94 @@
+"""How sure a model is of its answer: the largest entry of softmax(z / T), for a whole batch at once.
+
+z are the logits or the logarithm of the probabilities, T the temperature fitted at publish. Outputs that carry no
+confidence have a flaw instead, and a flaw always escalates:
+
+    empty       no scores at all
+    malformed   not numbers, fewer than two classes, or a probability outside 0..1
+    not_finite  NaN or infinity among the scores
+    tied        the two largest scores are equal
+
+Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", section 4.2. The same formula as the controller's
+calibration, which chose the threshold.
+"""
+
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import NamedTuple
+
+import numpy as np
+
+from core.manifest import Cascade, ScoreKind
+from core.tensors import Array
+
+
+class Flaw(StrEnum):
+    EMPTY = "empty"
+    MALFORMED = "malformed"
+    NOT_FINITE = "not_finite"
+    TIED = "tied"
+
+
+class Verdict(NamedTuple):
+    """What one row of scores says: a confidence, or why there is none."""
+
+    confidence: float | None
+    flaw: Flaw | None = None
+
+
+Judge = Callable[[Array], Sequence[Verdict]]
+
+
+def judge_for(cascade: Cascade) -> Judge:
+    """Return the judge of a variant's score output."""
+
+    def judge(scores: Array) -> Sequence[Verdict]:
+        return judge_scores(scores, kind=cascade.score_kind, temperature=cascade.temperature)
+
+    return judge
+
+
+def judge_scores(scores: Array, *, kind: ScoreKind, temperature: float) -> Sequence[Verdict]:
+    """Judge every row of `scores` (rows, classes); a lone vector counts as one row."""
+    if scores.size == 0:
+        return [Verdict(None, Flaw.EMPTY)] * max(1, len(scores) if scores.ndim > 1 else 1)
+    rows = scores.reshape(-1, scores.shape[-1]) if scores.ndim else scores.reshape(1, 1)
+    if rows.dtype.kind not in "fiu" or rows.shape[1] < 2:
+        return [Verdict(None, Flaw.MALFORMED)] * len(rows)
+    return _judge_rows(rows.astype(np.float64), kind, temperature)
+
+
+def weakest(verdicts: Sequence[Verdict]) -> Verdict:
+    """Return the verdict on several rows together: a flaw if any has one, otherwise the lowest confidence."""
+    for verdict in verdicts:
+        if verdict.confidence is None:
+            return verdict
+    return min(verdicts, key=lambda verdict: verdict.confidence or 0.0, default=Verdict(None, Flaw.EMPTY))
+
+
+def _judge_rows(rows: Array, kind: ScoreKind, temperature: float) -> Sequence[Verdict]:
+    if kind is ScoreKind.PROBABILITIES:
+        is_malformed: Array = np.any((rows < 0) | (rows > 1 + 1e-3), axis=1)
+        # A probability of zero is a logit of minus infinity, which softmax takes as it is.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            logits = np.log(rows)
+    else:
+        is_malformed = np.zeros(len(rows), dtype=bool)
+        logits = rows
+    is_finite: Array = np.all(np.isfinite(rows), axis=1)
+    top = np.partition(logits, -2, axis=1)[:, -2:]
+    with np.errstate(invalid="ignore"):
+        shares = np.exp((logits - top[:, 1:]) / temperature)
+        confidences = 1.0 / shares.sum(axis=1)
+    is_tied = np.equal(top[:, 0], top[:, 1])
+    flags = zip(is_finite.tolist(), is_malformed.tolist(), is_tied.tolist(), strict=True)
+    return [
+        Verdict(None, _flaw(finite, malformed)) if not finite or malformed or tied else Verdict(confidence)
+        for confidence, (finite, malformed, tied) in zip(confidences.tolist(), flags, strict=True)
+    ]
+
+
+def _flaw(is_finite: bool, is_malformed: bool) -> Flaw:
+    if not is_finite:
+        return Flaw.NOT_FINITE
+    return Flaw.MALFORMED if is_malformed else Flaw.TIED
