@@ -1,0 +1,274 @@
+"""Bring this machine to its desired state, one step at a time, and say how it went.
+
+One task (`run`) owns the store, the fetching and the loading. After every step the plan is made anew from what is, so
+a restart, a repair and an ordinary update are the same code. Invariants:
+
+- A model serves until its successor is loaded; a slot that fails keeps what ran before and never holds up the others.
+- The state in force is on disk before it is called applied.
+- A newer desired state takes over at once: a fetch that it does not want is dropped (what arrived stays for resuming),
+  a load under way is finished, since half a switch is worse than a short wait.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from functools import partial
+from random import random
+from typing import ParamSpec, TypeVar, assert_never
+
+from core.clock import Clock
+from core.digest import Digest
+from core.errors import ErrorCode, InternalError, InvalidManifest, NanofleetError, Unavailable
+from core.fleet_state import NOWHERE, DesiredState, Position, Problem, PushResult, Slot, SlotPhase, SlotReport
+from core.ids import AgentId, ModelName
+from core.manifest import Manifest
+from edge_agent.reconcile.admission import require_admissible
+from edge_agent.reconcile.attempts import Attempts, RetryPolicy
+from edge_agent.reconcile.board import Board
+from edge_agent.reconcile.planner import Current, FetchSlot, LoadSlot, Step, UnloadModel, plan
+from edge_agent.reconcile.ports import ModelHost, VariantSource
+from edge_agent.sync.store import ContentStore
+
+P = ParamSpec("P")
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+
+class _Overtaken(Exception):
+    """A newer desired state does not want what was being fetched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """What steps are taken with; `disk` is the one thread that works on `store`."""
+
+    store: ContentStore
+    source: VariantSource
+    host: ModelHost
+    disk: Executor
+
+
+class Reconciler:
+    def __init__(
+        self,
+        agent_id: AgentId,
+        place: Workplace,
+        *,
+        active: DesiredState | None,
+        policy: RetryPolicy,
+        clock: Clock,
+        uniform: Callable[[], float] = random,
+    ) -> None:
+        self._agent_id = agent_id
+        self._place = place
+        self._clock = clock
+        self._attempts = Attempts(policy, uniform=uniform)
+        self._active = active
+        self._target = active
+        self._answer: asyncio.Future[PushResult] | None = None
+        self._fetching: tuple[Digest, asyncio.Task[Manifest]] | None = None
+        self._work = asyncio.Event()
+        self.board = Board(self.applied)
+
+    @property
+    def applied(self) -> Position:
+        """The position of the desired state that was last applied as a whole."""
+        return NOWHERE if self._active is None else self._active.position
+
+    def submit(self, desired: DesiredState) -> "asyncio.Future[PushResult]":
+        """Take `desired` as the new target; the future is shared by all who submit the same, so never cancel it.
+
+        Raises:
+            Forbidden: it is another agent's.
+            Conflict: it is not newer than what is applied or worked on.
+        """
+        require_admissible(desired, agent_id=self._agent_id, applied=self.applied, target=self._target)
+        if desired == self._target and self._answer is not None and not self._answer.done():
+            return self._answer
+        self._overtake(desired)
+        self._answer = asyncio.get_running_loop().create_future()
+        return self._answer
+
+    def retry_failed(self) -> None:
+        """Give slots that were given up another round of attempts, for example because the controller is back."""
+        if self._attempts.given_up:
+            self._attempts.clear()
+            self._work.set()
+
+    async def run(self) -> None:
+        """Work for ever; when it fails and is run again, it goes on with the same target."""
+        self._work.set()
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            if self._target is not None:
+                await self._reconcile(self._target)
+
+    def _overtake(self, desired: DesiredState) -> None:
+        if self._answer is not None and not self._answer.done():
+            overtaken = Problem(ErrorCode.CONFLICT, f"overtaken by generation {desired.position.generation}")
+            assert self._target is not None
+            self._answer.set_result(PushResult(self._target.position, overtaken))
+        self._target = desired
+        self._attempts.clear()
+        self._work.set()
+        if self._fetching is not None and self._fetching[0] not in {slot.manifest_digest for slot in desired.slots}:
+            self._fetching[1].cancel()
+
+    async def _reconcile(self, target: DesiredState) -> None:
+        """Take steps until nothing is left to do or to wait for; leave when there is a new target or new hope."""
+        await self._collect(target)
+        self.board.show([await self._first_report(slot) for slot in target.slots])
+        while True:
+            current = await self._current(target)
+            # Only from here to the next await is it certain that `target` is still the one that is wanted.
+            if self._work.is_set():
+                return
+            now_s = self._clock.monotonic_s()
+            steps = plan(target.slots, current, on_hold=self._attempts.on_hold(now_s))
+            if steps:
+                await self._attempt(steps[0], target)
+            elif (due_s := self._attempts.next_due_s(now_s)) is not None:
+                await self._wait(due_s - now_s)
+            else:
+                await self._settle(target)
+                return
+
+    async def _current(self, target: DesiredState) -> Current:
+        digests = {slot.manifest_digest for slot in target.slots}
+        complete = [digest for digest in digests if await self._on_disk(self._place.store.is_complete, digest)]
+        return Current(frozenset(complete), dict(self._place.host.running()))
+
+    async def _wait(self, delay_s: float) -> None:
+        try:
+            async with asyncio.timeout(delay_s):
+                await self._work.wait()
+        except TimeoutError:
+            return
+
+    async def _attempt(self, step: Step, target: DesiredState) -> None:
+        try:
+            await self._take(step)
+        except _Overtaken:
+            return
+        except NanofleetError as error:
+            failure = error
+        except OSError as error:
+            failure = Unavailable(f"disk: {error.strerror or error}")
+        except Exception as error:
+            # The root of a step: a defect in one model's loading must not stop the others.
+            _log.exception("step failed unexpectedly", extra={"model": step.model})
+            failure = InternalError(f"{type(error).__name__}: {error}")
+        else:
+            return
+        # What failed for a state that nobody wants any more says nothing about the next one.
+        if target is self._target:
+            self._note_failure(step.model, failure)
+
+    async def _take(self, step: Step) -> None:
+        match step:
+            case FetchSlot(slot):
+                self.board.advance(slot, SlotPhase.FETCHING)
+                await self._fetch(slot)
+            case LoadSlot(slot):
+                self.board.advance(slot, SlotPhase.LOADING)
+                await self._load(slot)
+                self.board.advance(slot, SlotPhase.READY)
+                _log.info("model ready", extra={"model": slot.model, "version": slot.version, "variant": slot.variant})
+            case UnloadModel(model):
+                await self._place.host.unload(model)
+                _log.info("model unloaded", extra={"model": model})
+            case _:
+                assert_never(step)
+
+    async def _fetch(self, slot: Slot) -> None:
+        fetching = asyncio.create_task(
+            self._place.source.variant(slot.manifest_digest, partial(self.board.progress, slot)),
+            name=f"fetch {slot.model}",
+        )
+        self._fetching = slot.manifest_digest, fetching
+        try:
+            # When this task is cancelled, awaiting cancels the fetch as well.
+            await fetching
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            if self._work.is_set():
+                raise _Overtaken from None
+            raise Unavailable(f"{slot.model}: the transfer was cancelled") from None
+        finally:
+            self._fetching = None
+
+    async def _load(self, slot: Slot) -> None:
+        store = self._place.store
+        manifest = await self._on_disk(store.manifest, slot.manifest_digest)
+        _require_match(slot, manifest)
+        folder = await self._on_disk(store.materialise, manifest, slot.manifest_digest)
+        self.board.progress(slot, manifest.size_bytes, manifest.size_bytes)
+        await self._place.host.load(manifest, slot.manifest_digest, folder)
+
+    def _note_failure(self, model: ModelName, error: NanofleetError) -> None:
+        self._attempts.failed(model, error, now_s=self._clock.monotonic_s())
+        final = model in self._attempts.given_up
+        self.board.hold(model, Problem(error.code, str(error)), final=final)
+        level = logging.WARNING if final else logging.DEBUG
+        _log.log(level, "step failed", extra={"model": model, "reason": str(error), "given_up": final})
+
+    async def _settle(self, target: DesiredState) -> None:
+        """Persist what is now in force, then answer."""
+        answer = self._answer
+        failures = dict(self._attempts.given_up)
+        state = self._in_force(target) if failures else target
+        await self._on_disk(self._place.store.save_active, state)
+        self._active = state
+        self.board.apply(state.position)
+        await self._collect(target)
+        if answer is not None and not answer.done():
+            answer.set_result(PushResult(target.position, _summary(failures.items())))
+
+    def _in_force(self, target: DesiredState) -> DesiredState:
+        """Return what a restart must bring back: the last applied state, with those slots of `target` that run."""
+        running = self._place.host.running()
+        before = {slot.model: slot for slot in (self._active.slots if self._active is not None else ())}
+        slots = tuple(
+            slot if running.get(slot.model) == slot.manifest_digest else before[slot.model]
+            for slot in target.slots
+            if running.get(slot.model) == slot.manifest_digest or slot.model in before
+        )
+        return replace(target, position=self.applied, slots=slots)
+
+    async def _collect(self, target: DesiredState) -> None:
+        keep = {*self._place.host.running().values(), *(slot.manifest_digest for slot in target.slots)}
+        await self._on_disk(partial(self._place.store.remove_unneeded, keep=keep))
+
+    async def _first_report(self, slot: Slot) -> SlotReport:
+        running = self._place.host.running().get(slot.model) == slot.manifest_digest
+        stored_bytes, total_bytes = await self._on_disk(self._sizes, slot.manifest_digest)
+        return SlotReport(slot, SlotPhase.READY if running else SlotPhase.FETCHING, stored_bytes, total_bytes)
+
+    def _sizes(self, digest: Digest) -> tuple[int, int]:
+        try:
+            manifest = self._place.store.manifest(digest)
+        except NanofleetError:
+            return 0, 0
+        return self._place.store.stored_bytes(manifest), manifest.size_bytes
+
+    async def _on_disk(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._place.disk, partial(work, *args, **kwargs))
+
+
+def _require_match(slot: Slot, manifest: Manifest) -> None:
+    expected, got = (slot.model, slot.version, slot.variant), (manifest.model, manifest.version, manifest.variant)
+    if got != expected:
+        raise InvalidManifest(f"slot {slot.model}: expected the manifest of {expected}, got that of {got}")
+
+
+def _summary(failures: Collection[tuple[ModelName, Problem]]) -> Problem | None:
+    """Return one problem for the whole state: the first failure's, and how many more there are."""
+    for model, problem in failures:
+        more = f" (and {len(failures) - 1} more slots)" if len(failures) > 1 else ""
+        return Problem(problem.code, f"{model}: {problem.message}{more}")
+    return None

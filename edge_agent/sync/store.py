@@ -1,0 +1,242 @@
+"""The models on this machine: content-addressed, verified, and whole whenever the power fails.
+
+    blobs/<hex>     complete and verified; a manifest is a blob too
+    partial/<hex>   what has arrived of a blob; kept over restarts, so that a transfer goes on where it stopped
+    models/<hex>/   one variant as the runtime opens it: hard links to blobs, under the manifest's digest
+    temporary/      folders on their way in or out; emptied at start
+    active          what this agent runs (see active_file)
+
+Everything appears under its final name by one rename, after it was written, verified and made durable. A blob is
+hashed again each time that a model is made from it, so that what rotted on the disk is fetched again and never runs.
+
+Methods block on the disk and the store has no lock: its owner calls it from one thread.
+"""
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from core.atomic_files import publish_file, sync_folder, write_atomically
+from core.digest import Digest, digest_of, digest_of_file, hex_of
+from core.errors import IntegrityError, InternalError, NanofleetError, NotFound
+from core.fleet_state import DesiredState
+from core.manifest import Manifest, parse_manifest
+from edge_agent.sync.active_file import ActiveStates, decode_active, encode_active
+
+_log = logging.getLogger(__name__)
+
+
+def _free_bytes(folder: Path) -> int:
+    return shutil.disk_usage(folder).free
+
+
+class ContentStore:
+    def __init__(self, root: Path, *, free_bytes: Callable[[Path], int] = _free_bytes) -> None:
+        self._blobs, self._partial = root / "blobs", root / "partial"
+        self._models, self._temporary = root / "models", root / "temporary"
+        self._active = root / "active"
+        self._free_bytes = free_bytes
+        self._manifests: dict[Digest, Manifest] = {}
+        for folder in (self._blobs, self._partial, self._models):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._remove_temporaries()
+
+    # What is here
+
+    def has(self, digest: Digest) -> bool:
+        return self._blob(digest).exists()
+
+    def free_bytes(self) -> int:
+        return self._free_bytes(self._blobs)
+
+    def manifest(self, digest: Digest) -> Manifest:
+        """Return the stored manifest.
+
+        Raises:
+            NotFound: it is not here.
+            IntegrityError: its bytes changed; they are removed.
+            InvalidManifest: these bytes are not a manifest.
+        """
+        known = self._manifests.get(digest)
+        if known is None:
+            known = self._manifests[digest] = parse_manifest(self._read_verified(digest))
+        return known
+
+    def is_complete(self, digest: Digest) -> bool:
+        """Say whether the manifest and every file that it names are here in full length."""
+        try:
+            manifest = self.manifest(digest)
+        except NanofleetError:
+            return False
+        return self.has(digest) and self.stored_bytes(manifest) == manifest.size_bytes
+
+    def stored_bytes(self, manifest: Manifest) -> int:
+        """Return how many bytes of the manifest's files are here, unfinished ones included."""
+        return sum(self._stored(Digest(file.digest), file.size_bytes) for file in manifest.files)
+
+    def _stored(self, digest: Digest, size_bytes: int) -> int:
+        if self.has(digest):
+            # A blob of another length than the manifest says is none of this manifest's.
+            return size_bytes if self._blob(digest).stat().st_size == size_bytes else 0
+        return min(self.partial_bytes(digest), size_bytes)
+
+    def _read_verified(self, digest: Digest) -> bytes:
+        try:
+            content = self._blob(digest).read_bytes()
+        except FileNotFoundError:
+            raise NotFound(f"manifest {digest}: not in the store; fetch it first") from None
+        found = digest_of(content)
+        if found != digest:
+            self._remove_blob(digest)
+            raise IntegrityError(f"stored blob: expected {digest}, got {found}; it is removed, fetch it again")
+        return content
+
+    # What arrives
+
+    def partial_bytes(self, digest: Digest) -> int:
+        """Return how many bytes of an unfinished blob are here; a transfer goes on from there."""
+        try:
+            return self._part(digest).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def append(self, digest: Digest, block: bytes, *, offset: int) -> None:
+        with self._part(digest).open("ab") as file:
+            if file.tell() != offset:
+                raise InternalError(f"partial blob: expected to append at {file.tell()}, got offset {offset}")
+            file.write(block)
+
+    def finish(self, digest: Digest) -> None:
+        """Verify the unfinished blob and make it a durable one.
+
+        Raises:
+            IntegrityError: the bytes are others; they are removed, so that the next transfer starts afresh.
+        """
+        part = self._part(digest)
+        part.touch()
+        found, size_bytes = digest_of_file(part), part.stat().st_size
+        if found != digest:
+            part.unlink()
+            raise IntegrityError(
+                f"fetched blob: expected {digest}, got {found} over {size_bytes} bytes; fetch it again"
+            )
+        publish_file(part, self._blob(digest))
+
+    def discard_partial(self, digest: Digest) -> None:
+        self._part(digest).unlink(missing_ok=True)
+
+    # What runs
+
+    def materialise(self, manifest: Manifest, digest: Digest) -> Path:
+        """Return the folder of the variant `digest`, with every file verified and under its own name.
+
+        Raises:
+            IntegrityError: a file is missing or its bytes changed; what changed is removed.
+        """
+        for file in manifest.files:
+            self._require_intact(Digest(file.digest))
+        folder = self._models / hex_of(digest)
+        if not self._is_linked(folder, manifest):
+            self._discard_folder(folder)
+            self._link(manifest, folder)
+        return folder
+
+    def _require_intact(self, digest: Digest) -> None:
+        if not self.has(digest):
+            raise IntegrityError(f"blob {digest}: not in the store; fetch it again")
+        found = digest_of_file(self._blob(digest))
+        if found != digest:
+            self._remove_blob(digest)
+            raise IntegrityError(f"stored blob: expected {digest}, got {found}; it is removed, fetch it again")
+
+    def _is_linked(self, folder: Path, manifest: Manifest) -> bool:
+        return all(
+            (folder / file.path).exists() and (folder / file.path).samefile(self._blob(Digest(file.digest)))
+            for file in manifest.files
+        )
+
+    def _link(self, manifest: Manifest, folder: Path) -> None:
+        building = Path(tempfile.mkdtemp(dir=self._temporary))
+        for file in manifest.files:
+            link = building / file.path
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.hardlink_to(self._blob(Digest(file.digest)))
+        for inner in [building, *(path for path in building.rglob("*") if path.is_dir())]:
+            sync_folder(inner)
+        building.rename(folder)
+        sync_folder(self._models)
+
+    def save_active(self, state: DesiredState) -> None:
+        """Remember `state` as the one in force, and the one it follows as the previous; durable on return."""
+        known = self._load_states()
+        if known is not None and known.current == state:
+            return
+        previous = None if known is None else known.current
+        write_atomically(self._active, encode_active(ActiveStates(state, previous)))
+
+    def load_active(self) -> DesiredState | None:
+        """Return the state in force; None when there is none, or none that can be read (which is logged)."""
+        states = self._load_states()
+        return None if states is None else states.current
+
+    def _load_states(self) -> ActiveStates | None:
+        try:
+            return decode_active(self._active.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (NanofleetError, OSError) as error:
+            _log.warning("active state is unreadable and counts as none", extra={"reason": str(error)})
+            return None
+
+    # What goes
+
+    def remove_unneeded(self, *, keep: Iterable[Digest]) -> None:
+        """Remove every blob, partial and folder but those of the variants `keep`, the active and previous state."""
+        variants = {*keep, *self._active_variants()}
+        needed = {hex_of(digest) for variant in variants for digest in self._digests_of(variant)}
+        for folder in self._models.iterdir():
+            if folder.name not in {hex_of(variant) for variant in variants}:
+                self._discard_folder(folder)
+        for blob in (*self._blobs.iterdir(), *self._partial.iterdir()):
+            if blob.name not in needed:
+                blob.unlink()
+        self._manifests = {digest: found for digest, found in self._manifests.items() if digest in variants}
+
+    def _active_variants(self) -> Iterator[Digest]:
+        states = self._load_states()
+        for state in () if states is None else (states.current, states.previous):
+            yield from () if state is None else (slot.manifest_digest for slot in state.slots)
+
+    def _digests_of(self, variant: Digest) -> Iterator[Digest]:
+        yield variant
+        try:
+            files = self.manifest(variant).files
+        except NanofleetError:
+            return  # Nothing of it can be told apart; what it needs is fetched again when it is wanted again.
+        yield from (Digest(file.digest) for file in files)
+
+    def _discard_folder(self, folder: Path) -> None:
+        """Remove a folder so that nobody ever sees a part of it under its name."""
+        if folder.exists():
+            doomed = Path(tempfile.mkdtemp(dir=self._temporary)) / folder.name
+            folder.rename(doomed)
+            shutil.rmtree(doomed.parent)
+
+    def _remove_blob(self, digest: Digest) -> None:
+        self._blob(digest).unlink(missing_ok=True)
+        self._manifests.pop(digest, None)
+
+    def _remove_temporaries(self) -> None:
+        if self._temporary.exists():
+            shutil.rmtree(self._temporary)
+        self._temporary.mkdir()
+        for leftover in self._active.parent.glob(f".{self._active.name}.*"):
+            leftover.unlink()
+
+    def _blob(self, digest: Digest) -> Path:
+        return self._blobs / hex_of(digest)
+
+    def _part(self, digest: Digest) -> Path:
+        return self._partial / hex_of(digest)
