@@ -1,0 +1,105 @@
+"""Start the parts that an operator would start: a controller with its local Ray, and agents.
+
+Where a part listens is decided before it starts, so that it can be started again in the same place.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+
+from controller.demo.broker import Broker, accepts, free_port
+from controller.demo.processes import Part, Parts
+from core.addresses import Address
+
+START_TIMEOUT_S = 30.0
+# A local Ray starts in about ten seconds on two idle cores; a first start after installation takes several times that.
+HEAVY_START_TIMEOUT_S = 120.0
+# Faces that are asked before they are up refuse the connection or answer late.
+PROBE_TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Controller:
+    folder: Path
+    grpc: Address
+    http: Address
+    heavy_http: Address
+
+    @classmethod
+    def planned(cls, folder: Path) -> Self:
+        """Choose free ports; nothing runs yet."""
+        return cls(folder, grpc=free_address(), http=free_address(), heavy_http=free_address())
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.http}"
+
+    def start(self, parts: Parts) -> Part:
+        """Start the process and wait until it answers; its heavy tier is still starting then."""
+        top = {"data_dir": str(self.folder), "grpc_bind": str(self.grpc), "http_bind": str(self.http)}
+        heavy = {"port": self.heavy_http.port, "max_replicas": 1}
+        configuration = write_toml(self.folder / "controller.toml", top, heavy=heavy)
+        part = parts.start_python(
+            "controller", "controller.cli.app", "controller", "run", "--config", str(configuration)
+        )
+        health = f"{self.url}/v2/health/live"
+        part.wait_for("a live controller", lambda: answers_ok(health), timeout_s=START_TIMEOUT_S)
+        return part
+
+    def wait_for_heavy(self, part: Part) -> None:
+        """Wait until the gateway says that the heavy tier is ready."""
+        health = f"{self.url}/v2/health/ready"
+        part.wait_for("a ready heavy tier", lambda: answers_ok(health), timeout_s=HEAVY_START_TIMEOUT_S)
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    folder: Path
+    agent_id: str
+    site: str
+    grpc: Address
+
+    @classmethod
+    def planned(cls, folder: Path, *, agent_id: str, site: str) -> Self:
+        """Choose a free port; nothing runs yet."""
+        return cls(folder, agent_id, site, grpc=free_address())
+
+    def start(self, parts: Parts, *, broker: Broker, controller: Address) -> Part:
+        """Start the process and wait until its local face is up."""
+        top = {
+            "agent_id": self.agent_id,
+            "site": self.site,
+            "state_dir": str(self.folder),
+            "controller": str(controller),
+            "grpc_bind": str(self.grpc),
+        }
+        mqtt = {"host": broker.address.host, "port": broker.address.port, "protocol": 5 if broker.speaks_v5 else 4}
+        link = {"first_delay_s": 0.0, "reconnect_cap_s": 2.0}
+        configuration = write_toml(self.folder / "agent.toml", top, mqtt=mqtt, link=link)
+        part = parts.start_python(self.agent_id, "edge_agent", "run", "--config", str(configuration))
+        part.wait_for("its local face", lambda: accepts(self.grpc), timeout_s=START_TIMEOUT_S)
+        return part
+
+
+def free_address() -> Address:
+    return Address("127.0.0.1", free_port())
+
+
+def write_toml(path: Path, top: dict[str, Any], **sections: dict[str, Any]) -> Path:
+    """Write flat settings; every value is text, a number or a truth value, which JSON and TOML spell alike."""
+    lines = [f"{key} = {json.dumps(value)}" for key, value in top.items()]
+    for section, values in sections.items():
+        lines += ["", f"[{section}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def answers_ok(url: str) -> bool | None:
+    try:
+        return httpx.get(url, timeout=PROBE_TIMEOUT_S).is_success or None
+    except httpx.TransportError:
+        return None
