@@ -1,0 +1,181 @@
+"""`Gateway`: every registered model, answered by the heavy tier.
+
+    face ─▶ Gateway.infer: look up → check against the manifest → heavy tier ─▶ answer
+
+The `original` variant answers; compressed ones are for the edge. Faces of the gateway make no spans: the SERVER span
+`infer {model}` is made here, the same for all of them, with a CLIENT child `heavy` whose context goes on to the replica.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from opentelemetry.trace import Span, SpanKind, StatusCode, set_span_in_context
+
+from controller.registry.model import ORIGINAL, Model, ModelVersion, Variant
+from core.clock import Clock
+from core.deadline import Deadline
+from core.digest import Digest
+from core.errors import HeavyUnavailable, NanofleetError, UnknownModel
+from core.ids import ModelName, VariantName
+from core.open_inference.messages import InferRequest, InferResponse, ModelIndexEntry, ModelMetadata
+from core.open_inference.service import Call
+from core.open_inference.signature import ModelSignature
+from core.telemetry import Tracing, parent_context, traceparent_of
+
+# Versions are positive 32-bit numbers; more digits than that name nothing.
+_MAX_VERSION_DIGITS = 10
+# Signatures follow from the manifest; this many are kept ready, more than a fleet has models in use.
+_MAX_SIGNATURES = 1024
+
+
+class Models(Protocol):
+    """What the gateway asks the registry; `variant` is on the hot path and must not go to the disk each time."""
+
+    async def models(self) -> Sequence[Model]: ...
+
+    async def versions(self, model: ModelName) -> Sequence[ModelVersion]: ...
+
+    async def variant(self, model: ModelName, version: int | None, variant: VariantName) -> Variant: ...
+
+
+class Heavy(Protocol):
+    """The tier that answers."""
+
+    @property
+    def is_ready(self) -> bool: ...
+
+    async def infer(
+        self, request: InferRequest, *, digest: Digest, deadline: Deadline, traceparent: str | None
+    ) -> InferResponse: ...
+
+
+class Gateway:
+    """A `core.open_inference.service.DataPlane`. `default_timeout_s` is for requests that bring no deadline."""
+
+    def __init__(
+        self, models: Models, heavy: Heavy, *, tracing: Tracing, clock: Clock, default_timeout_s: float = 30.0
+    ) -> None:
+        self._models = models
+        self._heavy = heavy
+        self._tracing = tracing
+        self._clock = clock
+        self._default_timeout_s = default_timeout_s
+        self._signatures: dict[Digest, ModelSignature] = {}
+
+    async def is_ready(self) -> bool:
+        return self._heavy.is_ready
+
+    async def index(self) -> Sequence[ModelIndexEntry]:
+        state, reason = ("READY", "") if self._heavy.is_ready else ("UNAVAILABLE", "the heavy tier is away")
+        return [
+            ModelIndexEntry(model.name, str(model.latest_version), state, reason)
+            for model in await self._models.models()
+        ]
+
+    async def metadata(self, name: str, version: str) -> ModelMetadata:
+        variant = await self._variant(name, version)
+        signature = self._signature(variant)
+        return ModelMetadata(
+            name=variant.model,
+            versions=tuple(str(known.version) for known in await self._models.versions(variant.model)),
+            platform=variant.manifest.platform,
+            inputs=tuple(signature.inputs.values()),
+            outputs=tuple(signature.outputs.values()),
+            properties={"digest": variant.manifest_digest},
+        )
+
+    async def is_model_ready(self, name: str, version: str) -> bool:
+        await self._variant(name, version)
+        return self._heavy.is_ready
+
+    async def infer(self, request: InferRequest, call: Call) -> InferResponse:
+        if not self._tracing.is_sampled(call.traceparent):
+            variant = await self._checked(request)
+            return await self._ask(request, variant, call, traceparent=call.traceparent)
+        return await self._infer_traced(request, call)
+
+    async def _checked(self, request: InferRequest) -> Variant:
+        """Return the variant that `request` names, which it fits."""
+        variant = await self._variant(request.model_name, request.model_version)
+        self._signature(variant).require(request)
+        return variant
+
+    async def _ask(
+        self, request: InferRequest, variant: Variant, call: Call, *, traceparent: str | None
+    ) -> InferResponse:
+        now_s = self._clock.monotonic_s()
+        deadline = call.deadline or Deadline.after(self._default_timeout_s, now_s=now_s)
+        # "Latest" is resolved once, here.
+        exact = replace(request, model_version=str(variant.version))
+        response = await self._heavy.infer(
+            exact, digest=variant.manifest_digest, deadline=deadline, traceparent=traceparent
+        )
+        return self._as_asked(response, request, variant)
+
+    def _as_asked(self, response: InferResponse, request: InferRequest, variant: Variant) -> InferResponse:
+        """Return the outputs that were asked for, in that order, whichever server answered."""
+        signature = self._signature(variant)
+        wanted = signature.wanted(request)
+        outputs = {tensor.name: tensor for tensor in response.outputs}
+        if missing := [name for name in wanted if name not in outputs]:
+            raise HeavyUnavailable(f"expected the outputs {list(wanted)} from the heavy tier, {missing} did not come")
+        return InferResponse(
+            variant.model, str(variant.version), tuple(outputs[name] for name in wanted), id=request.id
+        )
+
+    async def _variant(self, name: str, version: str) -> Variant:
+        return await self._models.variant(ModelName(name), _version_number(name, version), ORIGINAL)
+
+    def _signature(self, variant: Variant) -> ModelSignature:
+        signature = self._signatures.get(variant.manifest_digest)
+        if signature is None:
+            if len(self._signatures) >= _MAX_SIGNATURES:
+                self._signatures.pop(next(iter(self._signatures)))
+            signature = self._signatures[variant.manifest_digest] = ModelSignature.of(variant.manifest)
+        return signature
+
+    # ---- tracing ------------------------------------------------------------------------------------------------
+
+    async def _infer_traced(self, request: InferRequest, call: Call) -> InferResponse:
+        server = self._tracing.tracer.start_span(
+            f"infer {request.model_name[:64]}",
+            context=parent_context(call.traceparent),
+            kind=SpanKind.SERVER,
+            attributes={"nanofleet.tier": "heavy"},
+        )
+        try:
+            variant = await self._checked(request)
+            server.set_attribute("nanofleet.model.digest", variant.manifest_digest)
+            server.set_attribute("nanofleet.variant", variant.variant)
+            return await self._ask_traced(request, variant, call, server)
+        except NanofleetError as error:
+            _note_error(server, error)
+            raise
+        finally:
+            server.end()
+
+    async def _ask_traced(
+        self, request: InferRequest, variant: Variant, call: Call, server: Span
+    ) -> InferResponse:
+        client = self._tracing.tracer.start_span("heavy", context=set_span_in_context(server), kind=SpanKind.CLIENT)
+        try:
+            return await self._ask(request, variant, call, traceparent=traceparent_of(client))
+        except NanofleetError as error:
+            _note_error(client, error)
+            raise
+        finally:
+            client.end()
+
+
+def _note_error(span: Span, error: NanofleetError) -> None:
+    span.set_attribute("error.type", error.code.value)
+    span.set_status(StatusCode.ERROR, str(error))
+
+
+def _version_number(name: str, version: str) -> int | None:
+    if not version:
+        return None
+    if not (version.isascii() and version.isdecimal() and len(version) <= _MAX_VERSION_DIGITS):
+        raise UnknownModel(f"model {name[:80]!r}: versions are numbers, got {version[:80]!r}")
+    return int(version)

@@ -1,0 +1,50 @@
+"""Bytes from the controller by digest, over `ArtifactService.Fetch`; blocking, for the thread that loads models."""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import grpc
+
+from core.digest import Digest
+from core.errors import NotFound, UnknownModel
+from core.status import error_from_grpc
+from protos.artifacts.v1 import artifacts_pb2 as pb
+from protos.artifacts.v1.artifacts_pb2_grpc import ArtifactServiceStub
+
+
+class Artifacts(Protocol):
+    """Where a replica gets bytes from."""
+
+    def fetch(self, digest: Digest) -> Iterator[bytes]:
+        """Yield the blob in order, in pieces; the caller verifies.
+
+        Raises:
+            UnknownModel: there is no such blob.
+            Unavailable: the controller is away.
+        """
+        ...
+
+
+class GrpcArtifacts:
+    """The artifacts of the controller behind `channel`, which the caller owns."""
+
+    def __init__(self, channel: grpc.Channel, *, fetch_timeout_s: float = 600.0) -> None:
+        self._stub = ArtifactServiceStub(channel)
+        self._fetch_timeout_s = fetch_timeout_s
+
+    def fetch(self, digest: Digest) -> Iterator[bytes]:
+        call = self._stub.Fetch(pb.FetchRequest(digest=digest), timeout=self._fetch_timeout_s)
+        try:
+            for chunk in call:
+                yield chunk.data
+        except grpc.RpcError as error:
+            raise _fetch_error(digest, error) from error
+        finally:
+            call.cancel()
+
+
+def _fetch_error(digest: Digest, error: grpc.RpcError) -> Exception:
+    status = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
+    details = error.details() if isinstance(error, grpc.Call) else str(error)
+    typed = error_from_grpc(status, f"fetching {digest} from the controller: {details}")
+    return UnknownModel(f"no model has the digest {digest}") if isinstance(typed, NotFound) else typed
