@@ -5,13 +5,16 @@ one in memory.
 """
 
 import zlib
-from collections.abc import AsyncIterator
-from typing import Protocol
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
 
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Message
 
-from core.errors import InvalidRequest, TooLarge
+from core.errors import InvalidRequest
 
 # `wbits` of zlib.decompressobj: 16 + 15 expects a gzip header, 15 a zlib one (RFC 9110, section 8.4.1, "deflate").
 _WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
@@ -58,13 +61,13 @@ async def read_body(request: Request, *, max_bytes: int) -> bytes:
     """Return the whole body, decoded.
 
     Raises:
-        TooLarge: it has more than `max_bytes`, on the wire or inflated.
-        HTTPException: 415, it is compressed in a way that we do not read.
+        HTTPException: 413, it has more than `max_bytes`, on the wire or inflated; 415, it is compressed in a way that
+            we do not read.
         InvalidRequest: it is not what its Content-Encoding says.
     """
     decoder = _decoder(request.headers.get("content-encoding", "identity"))
     body = bytearray()
-    async for block in _wire_blocks(request, max_bytes=max_bytes):
+    async for block in bounded(request, max_bytes=max_bytes).stream():
         body += decoder.feed(block, room_bytes=max_bytes - len(body))
         if len(body) > max_bytes:
             raise _too_large(max_bytes)
@@ -72,16 +75,37 @@ async def read_body(request: Request, *, max_bytes: int) -> bytes:
     return bytes(body)
 
 
-async def _wire_blocks(request: Request, *, max_bytes: int) -> AsyncIterator[bytes]:
+def bounded(request: Request, *, max_bytes: int) -> Request:
+    """Return the request with a body that raises HTTPException 413 where it passes `max_bytes`."""
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > max_bytes:
         raise _too_large(max_bytes)
     size_bytes = 0
-    async for block in request.stream():
-        size_bytes += len(block)
+
+    async def receive() -> Message:
+        nonlocal size_bytes
+        message = await request.receive()
+        size_bytes += len(message.get("body", b""))
         if size_bytes > max_bytes:
             raise _too_large(max_bytes)
-        yield block
+        return message
+
+    return Request(request.scope, receive)
+
+
+class BoundedRoute(APIRoute):
+    """An endpoint whose body is JSON of at most MAX_BODY_BYTES."""
+
+    # A publish request that names thousands of files stays far below it.
+    MAX_BODY_BYTES = 1 << 20
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_bounded(request: Request) -> Response:
+            return await handle(bounded(request, max_bytes=self.MAX_BODY_BYTES))
+
+        return handle_bounded
 
 
 def _decoder(encoding: str) -> _Decoder:
@@ -93,5 +117,6 @@ def _decoder(encoding: str) -> _Decoder:
     raise HTTPException(415, f"Content-Encoding: expected gzip, deflate or none, got {encoding[:40]!r}")
 
 
-def _too_large(max_bytes: int) -> TooLarge:
-    return TooLarge(f"body: expected at most {max_bytes} bytes, got more; send less at a time")
+def _too_large(max_bytes: int) -> HTTPException:
+    # The framework lets only its own exception pass through the reading of a body.
+    return HTTPException(413, f"body: expected at most {max_bytes} bytes, got more; send less at a time")

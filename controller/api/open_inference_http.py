@@ -50,10 +50,13 @@ def create_open_inference_app(
     plane: DataPlane, *, server_name: str, server_version: str, clock: Clock, limits: BodyLimits = DEFAULT_LIMITS
 ) -> Starlette:
     """Return the face as an application of its own, whose every error has the protocol's shape."""
-    return Starlette(
+    app = Starlette(
         routes=routes(plane, server_name=server_name, server_version=server_version, clock=clock, limits=limits),
         exception_handlers=exception_handlers(open_inference_answer),
     )
+    # A redirect would make a client send its body twice.
+    app.router.redirect_slashes = False
+    return app
 
 
 def routes(

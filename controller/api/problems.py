@@ -7,18 +7,17 @@
 Whatever is none of these is a defect of ours: the client learns only that, the server's log has the rest.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from http import HTTPStatus
 from typing import Any, TypeAlias
 
 import orjson
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import ExceptionHandler
 
+from controller.api.operator_views import ProblemView
 from core.errors import InternalError, InvalidRequest, NanofleetError, Overloaded
 from core.status import STATUS, error_from_http
 
@@ -31,16 +30,7 @@ _MAX_FAULT_CHARS = 200
 
 Headers: TypeAlias = Mapping[str, str]
 Answer: TypeAlias = Callable[[int, NanofleetError, Headers], Response]
-
-
-class ProblemView(BaseModel):
-    """Problem details of RFC 9457; `code` is the stable word for programs, `detail` says what to do."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    code: str
+Handler: TypeAlias = Callable[[Request, Any], Coroutine[Any, Any, Response]]
 
 
 def open_inference_answer(status: int, error: NanofleetError, headers: Headers) -> Response:
@@ -58,20 +48,17 @@ def problem_answer(status: int, error: NanofleetError, headers: Headers) -> Resp
     return Response(orjson.dumps(view.model_dump()), status, headers, PROBLEM_TYPE)
 
 
-def exception_handlers(answer: Answer) -> dict[Any, ExceptionHandler]:
+def exception_handlers(answer: Answer) -> dict[int | type[Exception], Handler]:
     """Return the handlers that turn everything an endpoint may raise into answers of one shape."""
 
-    async def of_ours(_request: Request, error: Exception) -> Response:
-        assert isinstance(error, NanofleetError)
+    async def of_ours(_request: Request, error: NanofleetError) -> Response:
         return answer(STATUS[error.code].http, error, _headers_of(error))
 
-    async def of_framework(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
+    async def of_framework(request: Request, error: HTTPException) -> Response:
         text = f"{request.method} {request.url.path[:_MAX_FAULT_CHARS]}: {error.detail}"
         return answer(error.status_code, error_from_http(error.status_code, text), error.headers or {})
 
-    async def of_validation(_request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
+    async def of_validation(_request: Request, error: RequestValidationError) -> Response:
         refused = InvalidRequest(_faults(error))
         return answer(STATUS[refused.code].http, refused, {})
 

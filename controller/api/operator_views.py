@@ -1,0 +1,285 @@
+"""The bodies of the operator's REST, as the client and the server both know them.
+
+Only shapes: `operator_mapping` makes them from the values of the features. Kept light on purpose, because the command
+line imports it: nothing here may bring in the web framework, numpy or a database.
+"""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from core.ids import Name
+
+DigestText = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+TargetKindText = Literal["fleet", "site", "agent"]
+PhaseText = Literal["fetching", "loading", "ready", "failed"]
+ScoreKindText = Literal["logits", "probabilities"]
+
+
+class _Body(BaseModel):
+    """What a client sends: a key that nobody knows is an error, not a silent misunderstanding."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class _View(BaseModel):
+    """What a client gets: a newer server may say more than an older client knows."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+
+# ---- health and errors --------------------------------------------------------------------------------------------
+
+
+class HealthView(_View):
+    status: Literal["ok"] = "ok"
+    version: str
+
+
+class ProblemView(_View):
+    """Problem details of RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    """What was expected, what came, what to do."""
+    code: str
+    """The stable word for programs."""
+
+
+class ReasonView(_View):
+    """Why something failed, away from this request."""
+
+    code: str
+    message: str
+
+
+# ---- models -------------------------------------------------------------------------------------------------------
+
+
+class BlobView(_View):
+    digest: DigestText
+    size_bytes: int
+
+
+class FileBody(_Body):
+    path: Annotated[str, Field(max_length=255)]
+    """Relative path by which the model's files refer to each other."""
+    digest: DigestText
+    """An uploaded blob."""
+
+
+class CascadeBody(_Body):
+    escalate_to: Name
+    """The model that answers what this one is not sure of."""
+    score_output: Annotated[str, Field(min_length=1, max_length=256)]
+    """The output with one score per class."""
+    score_kind: ScoreKindText
+    max_error_ratio: Annotated[float, Field(ge=0, lt=1)]
+    """Share of wrong answers accepted among those that the edge keeps, on the evaluation data."""
+
+
+class PublishBody(_Body):
+    file: FileBody
+    """The ONNX model."""
+    extra_files: Annotated[tuple[FileBody, ...], Field(max_length=4095)] = ()
+    """External data of the model."""
+    calibration: DigestText | None = None
+    """An .npz data set with `inputs` for static quantization."""
+    evaluation: DigestText | None = None
+    """An .npz data set with `inputs` and `labels` (int64) to measure accuracy on and fit thresholds with."""
+    recipes: Annotated[tuple[str, ...], Field(max_length=16)] = ()
+    """Variants to make: `int8-static`, `int8-dynamic`, `fp16`."""
+    max_batch: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Rows that may share one run; 1 where the model's first dimension is no batch."""
+    cascade: CascadeBody | None = None
+
+
+class PublicationView(_View):
+    id: str
+    model: str
+    state: Literal["running", "done", "failed"]
+    stage: str
+    done_ratio: float
+    created_at: datetime
+    updated_at: datetime
+    version: int | None = None
+    """Set when done."""
+    problem: ReasonView | None = None
+    """Set when failed."""
+
+
+class ModelView(_View):
+    name: str
+    created_at: datetime
+    latest_version: int
+
+
+class ModelsView(_View):
+    models: tuple[ModelView, ...]
+
+
+class TensorView(_View):
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+class CascadeView(_View):
+    escalate_to: str
+    score_output: str
+    score_kind: str
+    temperature: float
+    threshold: float
+
+
+class VariantView(_View):
+    """One variant and what was measured of it at publish."""
+
+    variant: str
+    manifest_digest: DigestText
+    parent_digest: DigestText | None
+    recipe: str
+    size_bytes: int
+    latency_p50_us: float
+    latency_p90_us: float
+    accuracy_ratio: float | None
+    evaluated_samples: int | None
+    max_batch: int
+    inputs: tuple[TensorView, ...]
+    outputs: tuple[TensorView, ...]
+    cascade: CascadeView | None
+
+
+class VersionView(_View):
+    version: int
+    created_at: datetime
+    variants: tuple[VariantView, ...]
+
+
+class ModelDetailView(_View):
+    name: str
+    versions: tuple[VersionView, ...]
+    """Newest first."""
+
+
+# ---- fleet --------------------------------------------------------------------------------------------------------
+
+
+class PositionView(_View):
+    """A place in the history of one agent's desired state; compared epoch first."""
+
+    epoch: int
+    generation: int
+
+
+class SlotView(_View):
+    model: str
+    version: int
+    variant: str
+    manifest_digest: DigestText
+
+
+class SlotReportView(_View):
+    slot: SlotView
+    phase: PhaseText
+    stored_bytes: int
+    total_bytes: int
+    problem: ReasonView | None = None
+
+
+class AgentView(_View):
+    id: str
+    site: str
+    is_online: bool
+    is_in_sync: bool
+    """It has applied all that it was asked for."""
+    software_version: str
+    tags: tuple[str, ...]
+    first_seen_at: datetime
+    last_seen_at: datetime
+    desired: PositionView
+    desired_slots: tuple[SlotView, ...]
+    applied: PositionView
+    slots: tuple[SlotReportView, ...]
+    """What the agent says it runs or is about to."""
+    rejection: ReasonView | None = None
+    """Why it refused what it was asked last; it keeps running what it had."""
+
+
+class AgentsView(_View):
+    revision: int
+    """Grows with every change; ask again with `after` and `wait_s` to wait for the next one."""
+    agents: tuple[AgentView, ...]
+
+
+class DeploymentBody(_Body):
+    target_kind: TargetKindText
+    target: Annotated[str, Field(max_length=64)] = ""
+    """Name of the site or agent; empty for the fleet."""
+    model: Name
+    version: Annotated[int, Field(ge=1)] | None = None
+    """None: the latest, as it is now."""
+    variant: Name
+
+
+class DeploymentView(_View):
+    target_kind: TargetKindText
+    target: str
+    slot: SlotView
+    created_at: datetime
+
+
+class DeploymentsView(_View):
+    deployments: tuple[DeploymentView, ...]
+
+
+class AffectedAgentView(_View):
+    id: str
+    position: PositionView
+
+
+class DeployedView(_View):
+    deployment: DeploymentView
+    agents: tuple[AffectedAgentView, ...]
+    """Every agent that is to run the model because of it, and the position at which it does."""
+
+
+# ---- traces -------------------------------------------------------------------------------------------------------
+
+
+class TraceSummaryView(_View):
+    trace_id: str
+    root_name: str
+    start_us: int
+    """Microseconds since the epoch, UTC."""
+    duration_us: int
+    services: tuple[str, ...]
+    span_count: int
+    has_error: bool
+
+
+class TracesView(_View):
+    traces: tuple[TraceSummaryView, ...]
+    """The one that started last first."""
+
+
+class SpanView(_View):
+    span_id: str
+    parent_span_id: str | None
+    name: str
+    kind: str
+    service: str
+    instance: str
+    start_us: int
+    duration_us: int
+    is_error: bool
+    attributes: dict[str, bool | int | float | str]
+
+
+class TraceView(_View):
+    trace_id: str
+    spans: tuple[SpanView, ...]
+    """By start."""
