@@ -7,6 +7,10 @@ MQTT 5 carries what belongs to the request (deadline, trace, privacy) as propert
 words stand in the body's `parameters` and the request id in the topic. A reply counts once: one that comes after its
 deadline is counted as late, a second one for the same request as a duplicate, and neither is delivered.
 
+Every connection is a paho client of its own: paho would send what was unanswered again after a reconnect, when its
+deadline has long passed. Here a request goes out once, with the time that is left; if that is in vain, its caller sees
+the deadline pass.
+
 Safe to use from several threads; each `ask` blocks its own caller only.
 """
 
@@ -26,11 +30,17 @@ from types import TracebackType
 from typing import Any, Self
 
 from paho.mqtt.client import Client, ConnectFlags, MQTTMessage
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from core.backoff import Backoff, BackoffPolicy
+
+KEEPALIVE_S = 30
+# How long one turn of the network loop waits for something to do; `close` is noticed after it at the latest.
+LOOP_S = 0.5
+RECONNECT = BackoffPolicy(base_s=0.2, cap_s=5.0)
 # Answered requests remembered to tell a duplicate from a stranger.
 REMEMBERED_REPLIES = 4096
 
@@ -87,7 +97,9 @@ class DeviceClient:
         self._answered: OrderedDict[str, None] = OrderedDict()
         self._abandoned: OrderedDict[str, None] = OrderedDict()
         self._subscribed = threading.Event()
+        self._closing = threading.Event()
         self._mqtt = self._make_client()
+        self._thread = threading.Thread(target=self._stay_connected, name=f"mqtt {client_id}", daemon=True)
 
     def __enter__(self) -> Self:
         self.connect()
@@ -97,23 +109,23 @@ class DeviceClient:
         self.close()
 
     def connect(self, *, timeout_s: float = 10.0) -> None:
-        """Connect and subscribe to the own replies; afterwards paho reconnects by itself.
+        """Connect and subscribe to the own replies; afterwards the connection is made again whenever it is lost.
 
         Raises:
             NoReply: no broker, or no subscription, within `timeout_s`.
         """
-        host, port = self._broker
-        self._mqtt.connect_async(host, port, keepalive=60)
-        self._mqtt.loop_start()
+        self._thread.start()
         if not self._subscribed.wait(timeout_s):
             self.close()
+            host, port = self._broker
             raise NoReply(
                 f"broker {host}:{port}: expected a subscription within {timeout_s:g} s; is the broker running?"
             )
 
     def close(self) -> None:
+        self._closing.set()
         self._mqtt.disconnect()
-        self._mqtt.loop_stop()
+        self._thread.join()
 
     def ask(
         self,
@@ -136,16 +148,19 @@ class DeviceClient:
             NoReply: nothing came before the deadline.
             MalformedReply: what came is not a JSON reply with a status.
         """
+        ends_s = time.monotonic() + deadline_s
+        if not self._subscribed.wait(deadline_s):
+            raise NoReply(f"{model} at {agent}: expected the broker back within {deadline_s:g} s")
         correlation = uuid.uuid4().hex
         future: Future[Reply] = Future()
         with self._lock:
             self._pending[correlation] = future
-        started_s = time.monotonic()
-        words = {"deadline-ms": str(round(deadline_s * 1000)), **(properties or {})}
+        left_ms = max(1, round((ends_s - time.monotonic()) * 1000))
+        words = {"deadline-ms": str(left_ms), **(properties or {})}
         publish = self._publish_v5 if self._is_v5 else self._publish_v311
         publish(f"nf/v1/{self._site}/infer/{agent}/{model}", request, correlation, words, qos)
         try:
-            return future.result(deadline_s - (time.monotonic() - started_s))
+            return future.result(ends_s - time.monotonic())
         except FutureTimeout:
             raise NoReply(f"{model} at {agent}: expected a reply within {deadline_s:g} s") from None
         finally:
@@ -177,8 +192,27 @@ class DeviceClient:
         client.on_subscribe = self._on_subscribe
         client.on_message = self._on_message
         client.on_socket_open = disable_nagle
-        client.reconnect_delay_set(min_delay=1, max_delay=5)
         return client
+
+    def _stay_connected(self) -> None:
+        backoff = Backoff(RECONNECT)
+        while not self._closing.is_set():
+            if self._serve_connection():
+                backoff.reset()
+            self._subscribed.clear()
+            self._closing.wait(backoff.next_delay_s())
+
+    def _serve_connection(self) -> bool:
+        """Drive one connection to its end; say whether it came about at all."""
+        client = self._make_client()
+        try:
+            client.connect(*self._broker, keepalive=KEEPALIVE_S)
+        except OSError:
+            return False
+        self._mqtt = client
+        while not self._closing.is_set() and client.loop(LOOP_S) is MQTTErrorCode.MQTT_ERR_SUCCESS:
+            pass
+        return True
 
     def _on_connect(
         self, client: Client, _user: Any, _flags: ConnectFlags, reason: ReasonCode, _properties: Properties | None

@@ -12,7 +12,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from edge_agent.client.device import DeviceClient, MalformedReply, NoReply, Protocol
+from edge_agent.client.device import DeviceClient, MalformedReply, NoReply, Protocol, disable_nagle
 from tests.support.mosquitto import Mosquitto, running_mosquitto
 
 SITE = "berlin"
@@ -34,11 +34,12 @@ class PlayedAgent:
         self._copies = copies
         self._client = Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5)
         self._client.on_message = self._answer
+        self._client.on_socket_open = disable_nagle
         subscribed = threading.Event()
+        self._client.on_connect = lambda client, *_: client.subscribe(f"nf/v1/{SITE}/infer/#", qos=1)
         self._client.on_subscribe = lambda *_: subscribed.set()
         self._client.connect(broker.host, broker.port)
         self._client.loop_start()
-        self._client.subscribe(f"nf/v1/{SITE}/infer/#", qos=1)
         assert subscribed.wait(5)
 
     def close(self) -> None:
@@ -113,6 +114,17 @@ def test_a_reply_without_a_status_is_malformed(broker: Mosquitto) -> None:
     with device_at(broker, Protocol.MQTT_311) as device, pytest.raises(MalformedReply, match="expected a JSON reply"):
         device.ask("digits", REQUEST, agent="gate")
     agent.close()
+
+
+def test_a_device_finds_a_broker_that_was_away(broker: Mosquitto, answering: PlayedAgent) -> None:
+    with device_at(broker) as device:
+        device.ask("digits", REQUEST, agent="gate")
+        broker.kill()
+        with pytest.raises(NoReply):
+            device.ask("digits", REQUEST, agent="gate", deadline_s=0.2)
+        broker.start()
+        assert device.ask("digits", REQUEST, agent="gate", deadline_s=20).status == 200
+    assert device.counters.late == 0
 
 
 def test_no_broker_is_told_by_its_address(broker: Mosquitto) -> None:
