@@ -1,12 +1,16 @@
 """Where a part listens or dials: `host:port`, loopback only until peers prove who they are."""
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import AfterValidator
 
 from core.errors import InvalidRequest
+
+# An IPv6 address stands in brackets, or its last group would be taken for a port.
+_PATTERN = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+)):([0-9]{1,5})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +28,10 @@ def parse_address(text: str) -> Address:
     Raises:
         InvalidRequest: it is not of that form, or the port is outside 0..65535.
     """
-    host, separator, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not separator or not host or not port.isdecimal() or int(port) > 65535:
-        raise InvalidRequest(f"expected host:port with a port of 0 to 65535, got {text[:80]!r}")
-    return Address(host, int(port))
+    match = _PATTERN.fullmatch(text)
+    if match is None or int(match[3]) > 65535:
+        raise InvalidRequest(f"expected host:port or [ipv6]:port with a port of 0 to 65535, got {text[:80]!r}")
+    return Address(match[1] or match[2], int(match[3]))
 
 
 def is_loopback(host: str) -> bool:

@@ -48,6 +48,9 @@ class Breaker:
         self.state = BreakerState.CLOSED
 
     def failed(self, now_s: float) -> None:
+        if self.state is BreakerState.OPEN:
+            # A call that began before it opened: no news, and no reason to stay open for longer.
+            return
         self._failures += 1
         self._probing = False
         if self.state is BreakerState.HALF_OPEN or self._failures >= self._policy.failures_to_open:

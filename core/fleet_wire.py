@@ -3,10 +3,10 @@
 Decoding checks everything a peer can send: names, digests, bounds. What does not fit raises InvalidRequest.
 """
 
-from datetime import UTC
+from datetime import UTC, datetime
 
 from core.digest import parse_digest
-from core.errors import InvalidRequest
+from core.errors import InvalidName, InvalidRequest
 from core.fleet_state import (
     AgentHello,
     DesiredState,
@@ -18,13 +18,15 @@ from core.fleet_state import (
     SlotPhase,
     SlotReport,
 )
-from core.ids import AgentId, ModelName, SiteId, VariantName, checked_name
+from core.ids import ANY_AGENT, AgentId, ModelName, SiteId, VariantName, checked_name
 from protos.fleet.v1 import fleet_pb2 as pb
 
 MAX_SLOTS = 256
 MAX_TAGS = 64
 # Peer text is kept for people to read, not for storage without end.
 MAX_TEXT_CHARS = 512
+# What fits into a signed 64-bit column; unsigned ones travel.
+MAX_NUMBER = (1 << 63) - 1
 
 _PHASE_TO_WIRE = {
     SlotPhase.FETCHING: pb.SLOT_PHASE_FETCHING,
@@ -40,7 +42,7 @@ def encode_position(position: Position) -> pb.Position:
 
 
 def decode_position(message: pb.Position) -> Position:
-    return Position(message.epoch, message.generation)
+    return Position(_checked_number("epoch", message.epoch), _checked_number("generation", message.generation))
 
 
 def encode_slot(slot: Slot) -> pb.Slot:
@@ -74,10 +76,7 @@ def decode_desired(message: pb.DesiredState) -> DesiredState:
     if len({slot.model for slot in slots}) != len(slots):
         raise InvalidRequest("desired state: expected every model in one slot only")
     return DesiredState(
-        AgentId(checked_name(message.agent_id, kind="agent")),
-        decode_position(message.position),
-        message.issued_at.ToDatetime(tzinfo=UTC),
-        slots,
+        _decode_agent(message.agent_id), decode_position(message.position), _decode_instant(message), slots
     )
 
 
@@ -95,7 +94,7 @@ def encode_hello(hello: AgentHello) -> pb.Hello:
 def decode_hello(message: pb.Hello) -> AgentHello:
     _require_at_most(MAX_TAGS, len(message.tags), "tags")
     return AgentHello(
-        AgentId(checked_name(message.agent_id, kind="agent")),
+        _decode_agent(message.agent_id),
         SiteId(checked_name(message.site, kind="site")),
         message.software_version[:MAX_TEXT_CHARS],
         message.boot_id[:MAX_TEXT_CHARS],
@@ -112,8 +111,10 @@ def encode_push_result(result: PushResult) -> pb.PushResult:
 
 
 def decode_push_result(message: pb.PushResult) -> PushResult:
-    rejected = message.WhichOneof("outcome") == "rejected"
-    problem = _decode_problem(message.rejected) if rejected else None
+    outcome = message.WhichOneof("outcome")
+    if outcome is None:
+        raise InvalidRequest("push result: expected applied or rejected, got neither")
+    problem = _decode_problem(message.rejected) if outcome == "rejected" else None
     return PushResult(decode_position(message.position), problem)
 
 
@@ -145,7 +146,13 @@ def _decode_slot_report(message: pb.SlotReport) -> SlotReport:
     if phase is None:
         raise InvalidRequest(f"slot report: expected a known phase, got {message.phase}")
     problem = _decode_problem(message.problem) if message.HasField("problem") else None
-    return SlotReport(decode_slot(message.slot), phase, message.stored_bytes, message.total_bytes, problem)
+    return SlotReport(
+        decode_slot(message.slot),
+        phase,
+        _checked_number("stored_bytes", message.stored_bytes),
+        _checked_number("total_bytes", message.total_bytes),
+        problem,
+    )
 
 
 def _encode_problem(problem: Problem) -> pb.Problem:
@@ -154,6 +161,26 @@ def _encode_problem(problem: Problem) -> pb.Problem:
 
 def _decode_problem(message: pb.Problem) -> Problem:
     return Problem(message.code[:MAX_TEXT_CHARS], message.message[:MAX_TEXT_CHARS])
+
+
+def _decode_agent(text: str) -> AgentId:
+    agent_id = AgentId(checked_name(text, kind="agent"))
+    if agent_id == ANY_AGENT:
+        raise InvalidName(f"agent: {ANY_AGENT!r} is the name for whichever agent of a site; choose another")
+    return agent_id
+
+
+def _decode_instant(message: pb.DesiredState) -> datetime:
+    try:
+        return message.issued_at.ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError) as error:
+        raise InvalidRequest(f"issued_at: expected an instant of the years 1 to 9999, got {error}") from error
+
+
+def _checked_number(what: str, number: int) -> int:
+    if number > MAX_NUMBER:
+        raise InvalidRequest(f"{what}: expected at most {MAX_NUMBER}, got {number}")
+    return number
 
 
 def _require_at_most(bound: int, got: int, what: str) -> None:

@@ -3,6 +3,7 @@
 Messages are constant; what varies stands in `extra` and becomes fields. Never payloads, tokens or keys.
 """
 
+import json
 import logging
 import sys
 from datetime import UTC, datetime
@@ -35,16 +36,21 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
 
 class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, object] = {
+        own: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
-            **_fields(record),
         }
+        # The first `own` gives the order, the second keeps a field from posing as one of them.
+        line = own | _fields(record) | own
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(line, default=str).decode()
+        try:
+            return orjson.dumps(line, default=str).decode()
+        except orjson.JSONEncodeError:
+            # A lone surrogate or an integer over 64 bits: rare, and no reason to lose the line.
+            return json.dumps(line, default=str)
 
 
 class TextFormatter(logging.Formatter):

@@ -5,6 +5,7 @@ digest is what desired state, the heavy tier and lineage refer to. Canonical byt
 """
 
 from enum import StrEnum
+from pathlib import PurePosixPath
 from typing import Annotated, Literal, Self
 
 import orjson
@@ -41,7 +42,8 @@ class Signature(_Part):
 
     name: Annotated[str, Field(min_length=1, max_length=256)]
     datatype: Datatype
-    shape: tuple[Dimension, ...]
+    # As many dimensions as a request may have.
+    shape: Annotated[tuple[Dimension, ...], Field(max_length=8)]
 
     def spec(self) -> TensorSpec:
         return TensorSpec(self.name, self.datatype, self.shape)
@@ -101,6 +103,12 @@ class Manifest(_Part):
         paths = [file.path for file in self.files]
         if len(set(paths)) != len(paths):
             raise ValueError("expected every file path once")
+        folders = {str(folder) for path in paths for folder in PurePosixPath(path).parents}
+        if both := folders.intersection(paths):
+            raise ValueError(f"expected {min(both)!r} to be a file or a folder, got both")
+        for signatures in (self.inputs, self.outputs):
+            if len({part.name for part in signatures}) != len(signatures):
+                raise ValueError("expected every name of an input or output once")
         if self.entry not in paths:
             raise ValueError(f"expected the entry {self.entry!r} among the files")
         if self.cascade is not None and self.cascade.score_output not in {output.name for output in self.outputs}:
@@ -128,8 +136,9 @@ def parse_manifest(content: bytes) -> Manifest:
     if len(content) > MAX_MANIFEST_BYTES:
         raise InvalidManifest(f"manifest: expected at most {MAX_MANIFEST_BYTES} bytes, got {len(content)}")
     try:
-        return Manifest.model_validate_json(content)
+        # Strict: a text that reads as a number would be other bytes when written again, and so another digest.
+        return Manifest.model_validate_json(content, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "manifest"
+        where = ".".join(str(part)[:80] for part in first["loc"]) or "as a whole"
         raise InvalidManifest(f"manifest: {where}: {first['msg']} ({error.error_count()} errors)") from error

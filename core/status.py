@@ -1,6 +1,8 @@
 """The one table from our error codes to the status of each protocol, and back.
 
-Open Inference Protocol: 400, 404, 413, 429, 503, 504 over HTTP and the matching gRPC codes.
+Open Inference Protocol: 400, 404, 413, 429, 503, 504 over HTTP and the matching gRPC codes. Every status stands for one
+code only, so that an error means the same after any number of tiers. Therefore TOO_LARGE is not gRPC's
+RESOURCE_EXHAUSTED, which says "later" and is OVERLOADED, but OUT_OF_RANGE, which says "never".
 """
 
 from typing import NamedTuple
@@ -42,8 +44,19 @@ _CLASS_OF_CODE: dict[ErrorCode, type[NanofleetError]] = {
     ErrorCode.UNAVAILABLE: errors.Unavailable,
     ErrorCode.DEADLINE_EXCEEDED: errors.DeadlineExceeded,
 }
-_CODE_OF_GRPC = {status.grpc: code for code, status in STATUS.items()}
-_CODE_OF_HTTP = {status.http: code for code, status in STATUS.items()}
+# Statuses that only others send, where the default would mislead: trying again does not help.
+_CODE_OF_GRPC = {
+    grpc.StatusCode.UNAUTHENTICATED: ErrorCode.FORBIDDEN,
+    grpc.StatusCode.UNIMPLEMENTED: ErrorCode.INVALID_REQUEST,
+    grpc.StatusCode.FAILED_PRECONDITION: ErrorCode.INVALID_REQUEST,
+    grpc.StatusCode.UNKNOWN: ErrorCode.INTERNAL,
+    **{status.grpc: code for code, status in STATUS.items()},
+}
+_CODE_OF_HTTP = {
+    401: ErrorCode.FORBIDDEN,
+    408: ErrorCode.DEADLINE_EXCEEDED,
+    **{status.http: code for code, status in STATUS.items()},
+}
 
 
 def error_from_grpc(status: grpc.StatusCode, message: str) -> NanofleetError:

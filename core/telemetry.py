@@ -5,7 +5,8 @@ tracer's API (an unrecorded span still costs about 20 us in Python, more than ru
 """
 
 import random
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import grpc
@@ -14,7 +15,7 @@ from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, TraceFlags, Tracer
 
@@ -23,8 +24,12 @@ from core.addresses import Address
 TRACEPARENT = "traceparent"
 # Head sampling of requests that arrive without a decision of their own.
 DEFAULT_SAMPLE_RATIO = 0.05
-# W3C Trace Context, section 3.2: version 00, 32 + 16 hexadecimal digits, flags.
-_TRACEPARENT_LENGTH = 55
+# W3C Trace Context, section 3.2: version, 32 and 16 lower-case hexadecimal digits, flags. Version ff is invalid; a
+# later version than 00 may have more behind a dash, which is to be left alone (section 4.3).
+_PATTERN = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
+_LATER_PATTERN = re.compile(r"(?!00|ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.{0,200})?")
+# Where the lowest digit of the flags stands; its lowest bit is "sampled".
+_FLAGS_DIGIT = 54
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +50,20 @@ class Tracing:
         *,
         attributes: Mapping[str, str] | None = None,
         credentials: grpc.ChannelCredentials | None = None,
+        exporter: SpanExporter | None = None,
+        uniform: Callable[[], float] = random.random,
     ) -> None:
+        """`exporter` takes the place of OTLP to `settings.endpoint`, for a process that receives spans itself."""
         resource = Resource.create({"service.name": service, **(attributes or {})})
         # Sampling is decided by `is_sampled`; whoever calls the tracer wants the span.
         self._provider = TracerProvider(resource=resource, sampler=ALWAYS_ON)
         self._sample_ratio = settings.sample_ratio
-        if settings.endpoint is not None:
+        self._uniform = uniform
+        if exporter is None and settings.endpoint is not None:
             exporter = OTLPSpanExporter(
                 endpoint=f"http://{settings.endpoint}", credentials=credentials, insecure=credentials is None, timeout=5
             )
+        if exporter is not None:
             self._provider.add_span_processor(
                 BatchSpanProcessor(
                     exporter, max_queue_size=8192, schedule_delay_millis=1000, export_timeout_millis=5000
@@ -63,9 +73,12 @@ class Tracing:
 
     def is_sampled(self, traceparent: str | None) -> bool:
         """Say whether this request is recorded: as its caller decided, otherwise by the head-sampling ratio."""
-        if traceparent is None or len(traceparent) != _TRACEPARENT_LENGTH:
-            return self._sample_ratio > 0 and random.random() < self._sample_ratio
-        return traceparent[-1] in "13579bdf"
+        if traceparent is not None and len(traceparent) > _FLAGS_DIGIT:
+            if traceparent[_FLAGS_DIGIT] in "02468ace":
+                return False
+            if parse_traceparent(traceparent) is not None:
+                return True
+        return self._uniform() < self._sample_ratio
 
     def shutdown(self) -> None:
         """Export what is left and stop; blocks for a few seconds at most."""
@@ -79,14 +92,11 @@ def parent_context(traceparent: str | None) -> Context:
 
 
 def parse_traceparent(value: str) -> SpanContext | None:
-    version, _, rest = value.partition("-")
-    parts = rest.split("-")
-    if len(value) != _TRACEPARENT_LENGTH or version != "00" or [len(part) for part in parts] != [32, 16, 2]:
+    """Return the remote span that `value` names; None: it is malformed."""
+    match = _PATTERN.fullmatch(value) or _LATER_PATTERN.fullmatch(value)
+    if match is None:
         return None
-    try:
-        trace_id, span_id, flags = (int(part, 16) for part in parts)
-    except ValueError:
-        return None
+    trace_id, span_id, flags = (int(digits, 16) for digits in match.groups())
     context = SpanContext(trace_id, span_id, is_remote=True, trace_flags=TraceFlags(flags))
     return context if context.is_valid else None
 

@@ -53,16 +53,17 @@ def checked_shape(where: str, dimensions: Sequence[object], limits: BodyLimits) 
     """Return the shape and its number of elements, neither of them trusted before."""
     if len(dimensions) > limits.max_dimensions:
         raise InvalidTensor(f"{where}: expected at most {limits.max_dimensions} dimensions, got {len(dimensions)}")
+    shape = tuple(dimensions)
     count, largest = 1, 0
-    for dimension in dimensions:
+    for dimension in shape:
         if type(dimension) is not int or dimension < 0:
             raise InvalidTensor(f"{where}: expected dimensions that are integers from 0, got {quoted(dimension)}")
         count *= dimension
         largest = max(largest, dimension)
     # A zero makes the product harmless, but numpy still refuses its huge neighbour.
     if max(count, largest) > limits.max_elements:
-        raise TooLarge(f"{where}: expected at most {limits.max_elements} elements, got shape {quoted([*dimensions])}")
-    return cast("Shape", tuple(dimensions)), count
+        raise TooLarge(f"{where}: expected at most {limits.max_elements} elements, got shape {quoted(list(shape))}")
+    return cast("Shape", shape), count
 
 
 def checked_parameters(

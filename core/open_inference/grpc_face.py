@@ -66,8 +66,7 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         return pb.ServerMetadataResponse(name=self._server_name, version=self._server_version, extensions=EXTENSIONS)
 
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: _Context) -> pb.ModelMetadataResponse:
-        metadata = await self._answer(context, self._plane.metadata(request.name, request.version))
-        return protobuf_body.encode_metadata(metadata)
+        return await self._answer(context, self._metadata(request))
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: _Context) -> pb.ModelInferResponse:
         return await self._answer(context, self._infer(request, context))
@@ -75,7 +74,13 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
     async def RepositoryIndex(
         self, request: pb.RepositoryIndexRequest, context: _Context
     ) -> pb.RepositoryIndexResponse:
-        entries = await self._answer(context, self._plane.index())
+        return await self._answer(context, self._index(request))
+
+    async def _metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
+        return protobuf_body.encode_metadata(await self._plane.metadata(request.name, request.version))
+
+    async def _index(self, request: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:
+        entries = await self._plane.index()
         return pb.RepositoryIndexResponse(
             models=[
                 pb.RepositoryIndexResponse.ModelIndex(
@@ -113,22 +118,25 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
     async def _answer(self, context: _Context, work: Awaitable[_Result]) -> _Result:
         try:
             return await work
+        except InternalError as error:
+            self._defects.record(error)
+            refusal: NanofleetError = error
         except NanofleetError as error:
             refusal = error
         except Exception as error:
-            refusal = self._defects.hide(error)
+            self._defects.record(error)
+            refusal = InternalError("internal error; the server's log has the cause")
         return await context.abort(STATUS[refusal.code].grpc, str(refusal)[:_MAX_DETAILS_CHARS])
 
 
 class _Defects:
-    """Turns what should not have happened into an error for the public; every kind is logged with traceback once."""
+    """Logs what should not have happened, with its traceback; repeats of a kind at DEBUG."""
 
     def __init__(self) -> None:
         self._seen: set[type[Exception]] = set()
 
-    def hide(self, error: Exception) -> InternalError:
+    def record(self, error: Exception) -> None:
         kind = type(error)
         level = logging.DEBUG if kind in self._seen else logging.ERROR
         self._seen.add(kind)
         _log.log(level, "request failed by a defect", extra={"error_type": kind.__qualname__}, exc_info=error)
-        return InternalError("internal error; the server's log has the cause")

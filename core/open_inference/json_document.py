@@ -1,7 +1,7 @@
 """The JSON document that is a JSON body, or the header of a binary-tensor body.
 
-Decoding: `parse` bounds depth and containers on the raw bytes before the parser sees them; then `decode_request` or
-`decode_response` walks the document. Tensor bytes behind it come from a `RawTail`, which a JSON body does not have.
+Decoding: `parse` bounds depth, containers and members on the raw bytes before the parser sees them; `decode_request`
+or `decode_response` walks the document. Tensor bytes behind it come from a `RawTail`, which a JSON body does not have.
 Encoding: `encode_tensor` makes one entry, `dump` the bytes. orjson writes a number that is not finite as `null`, so
 `dump` looks for that word and only then for its cause.
 """
@@ -37,9 +37,9 @@ BINARY_DATA_OUTPUT = "binary_data_output"
 BINARY_DATA_SIZE = "binary_data_size"
 _BINARY_DATA = "binary_data"
 
-# For the depth check both kinds of bracket are one, and all else but quotes goes.
+# For the check of the structure both kinds of bracket are one, and all else but quotes and colons goes.
 _AS_SQUARE = bytes.maketrans(b"{}", b"[]")
-_NOT_STRUCTURE = bytes(set(range(256)) - set(b'[]{}"'))
+_NOT_STRUCTURE = bytes(set(range(256)) - set(b'[]{}":'))
 
 
 class RawTail:
@@ -89,7 +89,7 @@ def decode_request(
         model_name,
         checked_tensors("inputs", _decode_tensors(document, "input", tail=tail, limits=limits)),
         model_version,
-        checked_text("id", document.get("id", ""), limits),
+        _optional_text(document, "id", limits),
         checked_parameters(parameters.items(), limits, drop=BINARY_DATA_OUTPUT),
         _decode_outputs(document, limits),
         bool(checked_flag(f"parameter {BINARY_DATA_OUTPUT!r}", parameters.get(BINARY_DATA_OUTPUT))),
@@ -99,9 +99,9 @@ def decode_request(
 def decode_response(document: Document, *, tail: RawTail | None, limits: BodyLimits) -> InferResponse:
     return InferResponse(
         checked_text("model_name", document.get("model_name"), limits),
-        checked_text("model_version", document.get("model_version", ""), limits),
+        _optional_text(document, "model_version", limits),
         checked_tensors("outputs", _decode_tensors(document, "output", tail=tail, limits=limits)),
-        checked_text("id", document.get("id", ""), limits),
+        _optional_text(document, "id", limits),
         checked_parameters(_object(document, "parameters").items(), limits),
     )
 
@@ -172,16 +172,16 @@ def _require_finite(tensors: Sequence[Tensor], kind: str) -> None:
 
 
 def _require_bounded_structure(body: bytes, limits: BodyLimits) -> None:
-    """Refuse what would make the parser recurse deep or allocate many containers.
+    """Refuse what would make the parser recurse deep or allocate far more than the body's own size.
 
     Cheap for what is usual: no body is nested deeper than it has opening brackets.
     """
-    if body.count(b"[") + body.count(b"{") <= limits.max_json_depth:
+    shallow = body.count(b"[") + body.count(b"{") <= limits.max_json_depth
+    if shallow and body.count(b":") <= limits.max_json_members:
         return
-    if b"\\" in body:
-        body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-    # Now every quote starts or ends a string, and what is between two of them is no structure.
-    brackets = b"".join(body.translate(_AS_SQUARE, _NOT_STRUCTURE).split(b'"')[::2])
+    structure = _structure(body)
+    brackets = structure.replace(b":", b"")
+    require_count("body: JSON members", len(structure) - len(brackets), limits.max_json_members)
     require_count("body: JSON arrays and objects", brackets.count(b"["), limits.max_json_containers)
     for _ in range(limits.max_json_depth):
         # Takes away the innermost level everywhere: as many rounds as there are levels.
@@ -193,6 +193,15 @@ def _require_bounded_structure(body: bytes, limits: BodyLimits) -> None:
     )
 
 
+def _structure(body: bytes) -> bytes:
+    """Return the brackets and colons outside of strings, every bracket as a square one."""
+    if b"\\" in body:
+        body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    # Now every quote starts or ends a string. Two that meet are an empty string, or nothing between two strings.
+    structure = body.translate(_AS_SQUARE, _NOT_STRUCTURE).replace(b'""', b"")
+    return b"".join(structure.split(b'"')[::2])
+
+
 def _object(document: Document, key: str) -> Mapping[str, object]:
     value = document.get(key)
     if value is None:
@@ -200,6 +209,11 @@ def _object(document: Document, key: str) -> Mapping[str, object]:
     if type(value) is not dict:
         raise InvalidRequest(f"{key}: expected an object, got {quoted(value)}")
     return value
+
+
+def _optional_text(document: Document, key: str, limits: BodyLimits) -> str:
+    value = document.get(key)
+    return "" if value is None else checked_text(key, value, limits)
 
 
 def _entries(document: Document, key: str, limits: BodyLimits) -> list[Document]:

@@ -170,6 +170,8 @@ def _decode_tensors(
     kind: str, heads: Sequence[_TensorHead], raws: Sequence[bytes], limits: BodyLimits
 ) -> tuple[Tensor, ...]:
     require_count(f"{kind}s", len(heads), limits.max_tensors)
+    # Every access to an element of the message copies it, so take them once.
+    raws = list(raws)
     if not raws:
         return tuple([_decode_typed(kind, head, limits) for head in heads])
     if len(raws) != len(heads):

@@ -23,7 +23,7 @@ class ModelSignature:
         )
 
     def require(self, request: InferRequest) -> None:
-        """Raise InvalidTensor unless `request` gives every input once, each as specified, and asks for known outputs."""
+        """Raise InvalidTensor unless `request` gives every input once, as specified, and asks for known outputs."""
         names = [tensor.name for tensor in request.inputs]
         if len(names) != len(self.inputs) or set(names) != self.inputs.keys():
             raise InvalidTensor(f"expected the inputs {list(self.inputs)}, each once, got {_named(names)}")
