@@ -3,7 +3,7 @@
     face ─▶ Gateway.infer: look up → check against the manifest → heavy tier ─▶ answer
 
 The `original` variant answers; compressed ones are for the edge. Faces of the gateway make no spans: the SERVER span
-`infer {model}` is made here, the same for all of them, with a CLIENT child `heavy` whose context goes on to the replica.
+`infer {model}` is made here, the same for all of them; the context of its CLIENT child `heavy` goes on to the replica.
 """
 
 from collections.abc import Sequence
@@ -155,9 +155,7 @@ class Gateway:
         finally:
             server.end()
 
-    async def _ask_traced(
-        self, request: InferRequest, variant: Variant, call: Call, server: Span
-    ) -> InferResponse:
+    async def _ask_traced(self, request: InferRequest, variant: Variant, call: Call, server: Span) -> InferResponse:
         client = self._tracing.tracer.start_span("heavy", context=set_span_in_context(server), kind=SpanKind.CLIENT)
         try:
             return await self._ask(request, variant, call, traceparent=traceparent_of(client))

@@ -26,6 +26,7 @@ from typing import Any
 import grpc
 import ray
 from ray import serve
+from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, BackpressureConfig, HTTPOptions
 from ray.serve.schema import LoggingConfig
 from starlette.requests import Request
@@ -60,9 +61,7 @@ class HeavyModels:
         credentials = TransportCredentials.local()
         target = parse_address(arguments.controller)
         channel = grpc.secure_channel(str(target), credentials.channel, options=CHANNEL_OPTIONS)
-        self._store = ModelStore(
-            arguments.cache_dir, GrpcArtifacts(channel), budget_bytes=arguments.cache_budget_bytes
-        )
+        self._store = ModelStore(arguments.cache_dir, GrpcArtifacts(channel), budget_bytes=arguments.cache_budget_bytes)
         # No sampling of its own: the incoming flag decides.
         self._tracing = Tracing(
             "nanofleet-heavy",
@@ -77,8 +76,9 @@ class HeavyModels:
         # What is in memory, without keeping it there: that is Serve's bookkeeping.
         self._loaded: weakref.WeakValueDictionary[Digest, HostedModel] = weakref.WeakValueDictionary()
         self._in_progress = 0
-        self._hosted = serve.multiplexed(max_num_models_per_replica=arguments.max_models)(self._loading_function())
-        self._batched = serve.batch(
+        # Ray's decorators are typed for methods of a class, and these are made from the arguments.
+        self._hosted: Any = serve.multiplexed(max_num_models_per_replica=arguments.max_models)(self._loading_function())
+        self._batched: Any = serve.batch(
             max_batch_size=arguments.max_batch, max_concurrent_batches=arguments.concurrent_runs
         )(self._running_function())
 
@@ -156,9 +156,9 @@ class HeavyModels:
         return load
 
 
-def build(arguments: ApplicationArguments) -> serve.Application:
+def build(arguments: ApplicationArguments) -> Application:
     """Return the application, for `serve run` and `serve.run`."""
-    deployment = serve.deployment(
+    deployment: Any = serve.deployment(
         HeavyModels,
         name="HeavyModels",
         ray_actor_options={"num_cpus": arguments.cpus_per_replica},
@@ -171,7 +171,6 @@ def build(arguments: ApplicationArguments) -> serve.Application:
             max_replicas=arguments.max_replicas,
             target_ongoing_requests=arguments.target_ongoing_requests,
         ),
-        max_replicas_per_node=arguments.max_replicas_per_node,
         # A replica that hangs is replaced within 15 s; one that died is noticed at once.
         health_check_period_s=5,
         health_check_timeout_s=10,
@@ -179,7 +178,10 @@ def build(arguments: ApplicationArguments) -> serve.Application:
         graceful_shutdown_wait_loop_s=0.5,
         logging_config=_LOGGING,
     )
-    return deployment.bind(arguments)
+    if arguments.max_replicas_per_node is not None:
+        deployment = deployment.options(max_replicas_per_node=arguments.max_replicas_per_node)
+    application: Application = deployment.bind(arguments)
+    return application
 
 
 def start_cluster(arguments: ClusterArguments, *, session_dir: Path) -> None:
@@ -210,5 +212,5 @@ def run_application(arguments: ApplicationArguments) -> None:
 
 def stop_cluster() -> None:
     """Stop what `start_cluster` started. Never `ray stop`, which ends every Ray of the machine."""
-    serve.shutdown()
+    serve.shutdown()  # type: ignore[no-untyped-call]  # Ray leaves it without annotations
     ray.shutdown()

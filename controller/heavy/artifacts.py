@@ -1,7 +1,7 @@
 """Bytes from the controller by digest, over `ArtifactService.Fetch`; blocking, for the thread that loads models."""
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, cast
 
 import grpc
 
@@ -38,13 +38,12 @@ class GrpcArtifacts:
             for chunk in call:
                 yield chunk.data
         except grpc.RpcError as error:
-            raise _fetch_error(digest, error) from error
+            # What a call raises is a grpc.Call as well; the types do not say so.
+            raise _fetch_error(digest, cast("grpc.Call", error)) from error
         finally:
             call.cancel()
 
 
-def _fetch_error(digest: Digest, error: grpc.RpcError) -> Exception:
-    status = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
-    details = error.details() if isinstance(error, grpc.Call) else str(error)
-    typed = error_from_grpc(status, f"fetching {digest} from the controller: {details}")
+def _fetch_error(digest: Digest, error: grpc.Call) -> Exception:
+    typed = error_from_grpc(error.code(), f"fetching {digest} from the controller: {error.details()}")
     return UnknownModel(f"no model has the digest {digest}") if isinstance(typed, NotFound) else typed

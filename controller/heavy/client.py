@@ -118,9 +118,7 @@ class HeavyClient:
         while True:
             if self._breaker.permits(self._clock.monotonic_s()):
                 await self._probe()
-            await asyncio.sleep(
-                self._policy.probe_interval_s if self.is_ready else self._policy.recovery_interval_s
-            )
+            await asyncio.sleep(self._policy.probe_interval_s if self.is_ready else self._policy.recovery_interval_s)
 
     async def _probe(self) -> None:
         try:
@@ -221,9 +219,8 @@ class HeavyClient:
         try:
             if header_length is None:
                 return json_body.decode_response(content, limits=self._limits)
-            if not (header_length.isascii() and header_length.isdecimal() and len(header_length) <= 9):
-                raise InvalidRequest(f"header length {header_length[:80]!r}")
-            return binary_body.decode_response(content, header_length=int(header_length), limits=self._limits)
+            length = headers.parse_header_length(header_length)
+            return binary_body.decode_response(content, header_length=length, limits=self._limits)
         except (InvalidRequest, TooLarge) as error:
             raise self._away(f"its answer is not of the Open Inference Protocol: {error}") from error
 

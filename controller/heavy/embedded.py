@@ -1,4 +1,4 @@
-"""The child process of the embedded heavy tier: a local Ray with the Serve application, for as long as the parent lives.
+"""The child process of the embedded heavy tier: a local Ray with the Serve application while the parent lives.
 
     python -m controller.heavy.embedded '{"state_dir": "…", …}'     ClusterArguments as JSON; `controller.heavy.local`
 

@@ -18,7 +18,7 @@ from core.tensors import NUMPY_DTYPE, Array, Datatype, Tensor
 
 # Telemetry is on by default from 1.29 on and is decided at the first import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-import onnxruntime as ort  # noqa: E402
+import onnxruntime as ort
 
 _ORT_TYPES = {
     "tensor(bool)": Datatype.BOOL,
@@ -74,9 +74,7 @@ class HostedModel:
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         try:
-            self._session = ort.InferenceSession(
-                folder / manifest.entry, options, providers=["CPUExecutionProvider"]
-            )
+            self._session = ort.InferenceSession(folder / manifest.entry, options, providers=["CPUExecutionProvider"])
         # ONNX Runtime raises a dozen classes that share no base but Exception.
         except Exception as error:
             raise ModelNotReady(f"model {manifest.model!r}: ONNX Runtime cannot load it: {str(error)[:500]}") from error
@@ -117,7 +115,7 @@ class HostedModel:
         except NanofleetError as error:
             return [error] * len(jobs)
         # As above: no common base.
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             return [InternalError(f"model {self.manifest.model!r}: the run failed: {str(error)[:500]}")] * len(jobs)
         ended_ns = _now_ns(clock)
         return [

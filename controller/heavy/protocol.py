@@ -19,7 +19,15 @@ from controller.heavy.model import Answer
 from core.clock import Clock
 from core.deadline import Deadline
 from core.digest import Digest, parse_digest
-from core.errors import DeadlineExceeded, InternalError, InvalidRequest, NanofleetError, NotFound, TooLarge, UnknownModel
+from core.errors import (
+    DeadlineExceeded,
+    InternalError,
+    InvalidRequest,
+    NanofleetError,
+    NotFound,
+    TooLarge,
+    UnknownModel,
+)
 from core.manifest import Manifest
 from core.open_inference import binary_body, json_body
 from core.open_inference.messages import DEFAULT_LIMITS, InferRequest, InferResponse, binary_outputs
@@ -64,10 +72,7 @@ async def respond(request: Request, infer: Infer, *, tracing: Tracing, clock: Cl
     try:
         if request.method == "GET" and (body := _HEALTH_BODIES.get(request.url.path)) is not None:
             return Response(body, media_type="application/json")
-        match = _INFER_PATH.fullmatch(request.url.path)
-        if match is None or request.method != "POST":
-            raise NotFound(f"expected POST /v2/models/{{model}}/infer, got {request.method} {request.url.path[:80]}")
-        return await _infer(request, match, infer, tracing=tracing, clock=clock)
+        return await _infer(request, infer, tracing=tracing, clock=clock)
     except NanofleetError as error:
         return _refusal(error)
     # The root of a request: a defect of ours must still answer in the protocol's shape.
@@ -76,9 +81,10 @@ async def respond(request: Request, infer: Infer, *, tracing: Tracing, clock: Cl
         return _refusal(InternalError("the heavy tier failed on this request; its log says why"))
 
 
-async def _infer(
-    request: Request, match: re.Match[str], infer: Infer, *, tracing: Tracing, clock: Clock
-) -> Response:
+async def _infer(request: Request, infer: Infer, *, tracing: Tracing, clock: Clock) -> Response:
+    match = _INFER_PATH.fullmatch(request.url.path)
+    if match is None or request.method != "POST":
+        raise NotFound(f"expected POST /v2/models/{{model}}/infer, got {request.method} {request.url.path[:80]}")
     digest = parse_digest(request.headers.get(headers.MODEL_ID, ""))
     deadline = _deadline(request, clock)
     model, version = match["model"], match["version"] or ""
@@ -118,9 +124,8 @@ def _decode(request: Request, body: bytes, model: str, version: str) -> InferReq
     header_length = request.headers.get(headers.HEADER_LENGTH)
     if header_length is None:
         return json_body.decode_request(body, model_name=model, model_version=version)
-    if not (header_length.isascii() and header_length.isdecimal() and len(header_length) <= 9):
-        raise InvalidRequest(f"expected {headers.HEADER_LENGTH} to be a number of bytes, got {header_length[:80]!r}")
-    return binary_body.decode_request(body, header_length=int(header_length), model_name=model, model_version=version)
+    length = headers.parse_header_length(header_length)
+    return binary_body.decode_request(body, header_length=length, model_name=model, model_version=version)
 
 
 def _deadline(request: Request, clock: Clock) -> Deadline | None:
