@@ -72,7 +72,7 @@ class Fetch:
             TooLarge: the disk has too little room.
             IntegrityError: the bytes that came are not those asked for.
             InvalidManifest: the manifest does not parse, or declares sizes that its files do not have.
-            NanofleetError: what the controller answered, or Unavailable and DeadlineExceeded when it did not.
+            NanofleetError: what the controller answered, or Unavailable when it did not.
         """
         if not await self._on_disk(self._store.has, digest):
             await self._blob(digest, None, _ignore)
@@ -123,7 +123,8 @@ class Fetch:
         call = self._stub.Fetch(pb.FetchRequest(digest=digest, offset=held_bytes))
         try:
             chunks = aiter(call)
-            while (chunk := await self._next_chunk(chunks, digest)) is not None:
+            # A server that would send more than the blob is cut off, not listened to.
+            while not incoming.is_whole and (chunk := await self._next_chunk(chunks, digest)) is not None:
                 offset = incoming.position
                 incoming.accept(chunk)
                 await self._on_disk(partial(self._store.append, digest, chunk.data, offset=offset))
@@ -142,7 +143,7 @@ class Fetch:
                 return await anext(chunks, None)
         except TimeoutError:
             waited_s = self._limits.chunk_timeout_s
-            raise DeadlineExceeded(f"blob {digest}: expected a chunk within {waited_s:g} s, got none") from None
+            raise Unavailable(f"blob {digest}: expected a chunk within {waited_s:g} s, got none") from None
         except grpc.aio.AioRpcError as error:
             raise _error_of(error, digest) from error
 
@@ -158,6 +159,10 @@ class _Incoming:
         self._digest = digest
         self._size_bytes = size_bytes
 
+    @property
+    def is_whole(self) -> bool:
+        return self.position == self._size_bytes
+
     def accept(self, chunk: pb.Chunk) -> None:
         """Advance over `chunk`; raise IntegrityError, before any byte is kept, when it does not belong here."""
         if self._size_bytes is None and chunk.total_bytes <= MAX_MANIFEST_BYTES:
@@ -168,13 +173,15 @@ class _Incoming:
             )
         if chunk.offset != self.position:
             raise self._refusal(f"the chunk at offset {self.position}", chunk.offset)
-        if not 0 < len(chunk.data) <= min(MAX_CHUNK_BYTES, self._size_bytes - self.position):
-            room_bytes = min(MAX_CHUNK_BYTES, self._size_bytes - self.position)
-            raise self._refusal(f"a chunk of 1 to {room_bytes} bytes", len(chunk.data))
+        room_bytes = self._size_bytes - self.position
+        if len(chunk.data) > min(MAX_CHUNK_BYTES, room_bytes):
+            raise self._refusal(f"a chunk of at most {min(MAX_CHUNK_BYTES, room_bytes)} bytes", len(chunk.data))
+        if not chunk.data and room_bytes:
+            raise self._refusal("bytes in every chunk", 0)
         self.position += len(chunk.data)
 
     def require_end(self) -> None:
-        if self.position != self._size_bytes:
+        if not self.is_whole:
             raise Unavailable(f"blob {self._digest}: the stream ended at {self.position} of {self._size_bytes} bytes")
 
     def _refusal(self, expected: str, got: int) -> IntegrityError:
@@ -200,8 +207,9 @@ class _Throttle:
 
 def _error_of(error: grpc.aio.AioRpcError, digest: Digest) -> NanofleetError:
     found = error_from_grpc(error.code(), f"blob {digest}: {peer_text(error.details() or error.code().name)}")
-    # gRPC itself ends about one stream in a hundred with INTERNAL when many start at once: that passes.
-    return Unavailable(str(found)) if isinstance(found, InternalError) else found
+    # Nobody set a deadline, and gRPC itself ends about one stream in a hundred with INTERNAL when many start at once:
+    # both pass.
+    return Unavailable(str(found)) if isinstance(found, InternalError | DeadlineExceeded) else found
 
 
 def _ignore(_position: int) -> None:

@@ -1,0 +1,227 @@
+"""One connection to the controller, from the call to its end. An object per connection; it is never used again.
+
+    CONNECTING ─hello written─▶ HELLO_SENT ─welcome─▶ OPEN ─error, end, cancel─▶ CLOSED
+
+While it is open, pushes go to the reconciler as they come, each is answered once, and the reported state follows every
+change: whole, coalesced, never queued. What was not answered when the connection ends needs no memory here: the next
+hello names the applied position, and the controller pushes again when that is not what it wants.
+
+Silence is no failure (an agent in sync has nothing to say); gRPC's keepalive ends the call when the peer is gone.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+import grpc
+import grpc.aio
+
+from core.errors import DeadlineExceeded, ErrorCode, InvalidRequest, NanofleetError, Unavailable
+from core.fleet_state import AgentHello, DesiredState, Position, Problem, PushResult, ReportedState
+from core.fleet_wire import decode_desired, decode_position, encode_hello, encode_push_result, encode_reported
+from core.logs import peer_text
+from core.status import error_from_grpc
+from protos.fleet.v1 import fleet_pb2 as pb
+from protos.fleet.v1.fleet_pb2_grpc import FleetServiceAsyncStub
+
+# Chosen: progress bars stay smooth, and a fetch at full speed costs ten small messages a second.
+REPORT_INTERVAL_S = 0.1
+# Answers being written at one time; all but the newest are settled, so only a peer that does not read fills it.
+MAX_PENDING_ANSWERS = 16
+# Trailing metadata by which a controller says when to come back.
+RETRY_AFTER_KEY = "retry-after-ms"
+# Chosen: a controller may not send an agent away for longer than this.
+MAX_RETRY_AFTER_S = 3600.0
+
+_log = logging.getLogger(__name__)
+Call = grpc.aio.StreamStreamCall[pb.AgentMessage, pb.ControllerMessage]
+
+
+class SessionState(Enum):
+    CONNECTING = "connecting"
+    HELLO_SENT = "hello_sent"
+    OPEN = "open"
+    CLOSED = "closed"
+
+
+class SessionEnded(Unavailable):
+    """The connection is over; `because` is why, `retry_after_s` what the controller asked for."""
+
+    def __init__(self, because: NanofleetError, *, retry_after_s: float = 0.0) -> None:
+        super().__init__(str(because))
+        self.because = because
+        self.retry_after_s = retry_after_s
+
+
+class WatchedReport(Protocol):
+    version: int
+
+    def reported(self) -> ReportedState: ...
+
+    async def wait_beyond(self, version: int) -> int: ...
+
+
+class Desk(Protocol):
+    """Where pushes go, and what is reported."""
+
+    @property
+    def board(self) -> WatchedReport: ...
+
+    def submit(self, desired: DesiredState) -> "asyncio.Future[PushResult]":
+        """Return the answer to come, shared with others; raise when the state is refused at once."""
+        ...
+
+    def retry_failed(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLimits:
+    handshake_timeout_s: float = 10.0
+    write_timeout_s: float = 20.0
+
+
+class Session:
+    def __init__(
+        self,
+        stub: FleetServiceAsyncStub,
+        desk: Desk,
+        *,
+        hello: AgentHello,
+        limits: SessionLimits,
+        on_state: Callable[[SessionState], None],
+    ) -> None:
+        self.state = SessionState.CONNECTING
+        self._stub = stub
+        self._desk = desk
+        self._hello = hello
+        self._limits = limits
+        self._on_state = on_state
+        # One writer at a time: gRPC allows a single write under way per stream.
+        self._writing = asyncio.Lock()
+        self._pending_answers = asyncio.Semaphore(MAX_PENDING_ANSWERS)
+
+    async def run(self) -> None:
+        """Serve the connection to its end, which is always a SessionEnded."""
+        self._enter(SessionState.CONNECTING)
+        call = self._stub.Session()
+        try:
+            messages = aiter(call)
+            await self._shake_hands(call, messages)
+            await self._converse(call, messages)
+        except ExceptionGroup as group:
+            ended, others = group.split(SessionEnded)
+            if ended is None or others is not None:
+                raise
+            raise ended.exceptions[0] from None
+        finally:
+            call.cancel()
+            self._enter(SessionState.CLOSED)
+
+    async def _shake_hands(self, call: Call, messages: AsyncIterator[pb.ControllerMessage]) -> None:
+        try:
+            async with asyncio.timeout(self._limits.handshake_timeout_s):
+                await self._write(call, pb.AgentMessage(hello=encode_hello(self._hello)))
+                self._enter(SessionState.HELLO_SENT)
+                message = await self._read(messages)
+        except TimeoutError:
+            waited_s = self._limits.handshake_timeout_s
+            raise SessionEnded(DeadlineExceeded(f"expected a welcome within {waited_s:g} s, got none")) from None
+        kind = message.WhichOneof("message")
+        if kind != "welcome":
+            raise SessionEnded(InvalidRequest(f"expected a welcome, got {kind}"))
+        wanted = decode_position(message.welcome.desired)
+        _log.info("connected to the controller", extra={"applied": self._hello.applied, "wanted": wanted})
+        self._enter(SessionState.OPEN)
+        self._desk.retry_failed()
+
+    async def _converse(self, call: Call, messages: AsyncIterator[pb.ControllerMessage]) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._report_changes(call), name="session report")
+            while True:
+                message = await self._read(messages)
+                # Another kind comes from a newer controller and is not for us.
+                if message.WhichOneof("message") == "desired":
+                    await self._pending_answers.acquire()
+                    tasks.create_task(self._answer(call, message.desired), name="session answer")
+
+    async def _answer(self, call: Call, desired: pb.DesiredState) -> None:
+        try:
+            result = await self._outcome(desired)
+            await self._write(call, pb.AgentMessage(result=encode_push_result(result)))
+        finally:
+            self._pending_answers.release()
+
+    async def _outcome(self, desired: pb.DesiredState) -> PushResult:
+        position: Position = decode_position(desired.position)
+        try:
+            answer = self._desk.submit(decode_desired(desired))
+        except NanofleetError as error:
+            _log.warning("desired state refused", extra={"reason": peer_text(str(error))})
+            return PushResult(position, Problem(error.code, str(error)))
+        return await asyncio.shield(answer)
+
+    async def _report_changes(self, call: Call) -> None:
+        board = self._desk.board
+        sent: ReportedState | None = None
+        while True:
+            version, reported = board.version, board.reported()
+            if reported != sent:
+                await self._write(call, pb.AgentMessage(reported=encode_reported(reported)))
+                sent = reported
+                await asyncio.sleep(REPORT_INTERVAL_S)
+            await board.wait_beyond(version)
+
+    async def _write(self, call: Call, message: pb.AgentMessage) -> None:
+        try:
+            async with self._writing, asyncio.timeout(self._limits.write_timeout_s):
+                await call.write(message)
+        except TimeoutError:
+            waited_s = self._limits.write_timeout_s
+            raise SessionEnded(DeadlineExceeded(f"the controller took no message for {waited_s:g} s")) from None
+        except asyncio.InvalidStateError:
+            raise await _end_of(call) from None
+        except grpc.aio.AioRpcError as error:
+            raise _ended_by(error) from error
+
+    async def _read(self, messages: AsyncIterator[pb.ControllerMessage]) -> pb.ControllerMessage:
+        try:
+            message = await anext(messages, None)
+        except grpc.aio.AioRpcError as error:
+            raise _ended_by(error) from error
+        except asyncio.CancelledError:
+            # gRPC raises this too when the call was cancelled from within, which is no wish to end this task.
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise SessionEnded(Unavailable("the call was cancelled")) from None
+        if message is None:
+            raise SessionEnded(Unavailable("the controller ended the session"))
+        return message
+
+    def _enter(self, state: SessionState) -> None:
+        self.state = state
+        self._on_state(state)
+
+
+async def _end_of(call: Call) -> SessionEnded:
+    """Return why a call is over whose end showed first in a write."""
+    code, details = await call.code(), await call.details()
+    return SessionEnded(error_from_grpc(code, peer_text(details or code.name)))
+
+
+def _ended_by(error: grpc.aio.AioRpcError) -> SessionEnded:
+    because = error_from_grpc(error.code(), peer_text(error.details() or error.code().name))
+    if because.code is ErrorCode.INTERNAL:
+        # gRPC ends about one stream in a hundred this way when many start at once; it passes.
+        because = Unavailable(str(because))
+    return SessionEnded(because, retry_after_s=_retry_after_s(error))
+
+
+def _retry_after_s(error: grpc.aio.AioRpcError) -> float:
+    for key, value in error.trailing_metadata() or ():
+        if key == RETRY_AFTER_KEY and isinstance(value, str) and value.isdecimal():
+            return min(int(value[:12]) / 1000, MAX_RETRY_AFTER_S)
+    return 0.0
