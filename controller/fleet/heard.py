@@ -28,12 +28,14 @@ class Heard:
 def apply_heard(agent: Agent, heard: Heard) -> Agent:
     """Return the agent as it is after `heard`."""
     reported = heard.reported or agent.reported
-    # A report and a result may overtake each other; within a session the applied position only grows.
+    # A report and a result may overtake each other; within a session the applied position only grows, and not beyond
+    # what was ever given: that would be a claim, not a fact.
+    ceiling = max(agent.reported.applied, agent.desired.position)
     applied = max(agent.reported.applied, reported.applied, _applied_by(heard.result))
     return replace(
         agent,
         last_seen_at=max(agent.last_seen_at, heard.seen_at),
-        reported=replace(reported, applied=applied),
+        reported=replace(reported, applied=min(applied, ceiling)),
         rejection=_rejection(agent, heard.result),
     )
 

@@ -11,13 +11,13 @@ from controller.fleet import use_cases
 from controller.fleet.changes import Changes
 from controller.fleet.heard import Heard, HeardBuffer, apply_heard
 from controller.fleet.model import Agent, AgentView, Deployed, Deployment, Target
-from controller.fleet.sessions import Ended, EndKind, Session, Sessions
+from controller.fleet.sessions import Session, Sessions, Stopping
 from controller.fleet.store import FleetStore
 from core.clock import Clock
 from core.digest import Digest
-from core.errors import InvalidName, UnknownAgent
+from core.errors import InvalidRequest, UnknownAgent
 from core.fleet_state import AgentHello, Position, PushResult, ReportedState, Slot
-from core.ids import ANY_AGENT, AgentId, ModelName, VariantName
+from core.ids import AgentId, ModelName, VariantName
 from core.logs import peer_text
 
 _log = logging.getLogger(__name__)
@@ -25,6 +25,10 @@ _log = logging.getLogger(__name__)
 # Chosen: four transactions a second at most, however many agents report, and nobody sees the difference:
 # readers of this class are shown what is not stored yet.
 FLUSH_INTERVAL_S = 0.25
+
+
+# Derived: a change every millisecond for 278 years. Beyond it there is room for our own counting in 64 bits.
+MAX_PLAUSIBLE = 1 << 43
 
 
 class FoundVariant(Protocol):
@@ -136,13 +140,10 @@ class Fleet:
         Its outbox starts with the desired state, unless the agent has applied that already or is ahead of us.
 
         Raises:
-            InvalidName: the id is reserved.
+            InvalidRequest: the agent claims a position that nobody can have reached.
             Overloaded: too many agents are connected, or the database is behind.
         """
-        if hello.agent_id == ANY_AGENT:
-            raise InvalidName(
-                f"agent: expected an id of its own, got {ANY_AGENT!r}, which stands for any agent of a site"
-            )
+        _require_plausible(hello.applied)
         # Live first, so that a deployment made while we wait for the database is offered to this session.
         session = self._sessions.open(hello)
         self._heard.forget(hello.agent_id)
@@ -175,7 +176,7 @@ class Fleet:
 
     def end_sessions(self) -> None:
         """Tell every agent to come back later; their streams end by themselves."""
-        self._sessions.end_all(Ended(EndKind.SHUTDOWN, "the controller is stopping; connect again"))
+        self._sessions.end_all(Stopping())
 
     # ---- inside ----------------------------------------------------------------------------------------------
 
@@ -214,3 +215,8 @@ class Fleet:
             if not agent.is_ahead and not agent.is_in_sync:
                 self._sessions.offer(agent.desired)
         self._pushes_in_doubt = False
+
+
+def _require_plausible(applied: Position) -> None:
+    if max(applied) > MAX_PLAUSIBLE:
+        raise InvalidRequest(f"hello: expected an applied position below {MAX_PLAUSIBLE}, got {max(applied)}")

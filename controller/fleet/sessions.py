@@ -7,29 +7,38 @@ what is true now. All of this runs on the event loop; nothing here waits for a d
 import asyncio
 import logging
 from dataclasses import dataclass
-from enum import Enum
+from typing import TypeAlias
 
-from core.errors import Overloaded
+from core.errors import NanofleetError, Overloaded
 from core.fleet_state import NOWHERE, AgentHello, DesiredState
 from core.ids import AgentId
 
 _log = logging.getLogger(__name__)
 
 
-class EndKind(Enum):
-    LEFT = "left"
-    REPLACED = "replaced"
-    SHUTDOWN = "shutdown"
-    FAULT = "fault"
+@dataclass(frozen=True, slots=True)
+class Left:
+    """The agent closed its stream."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """Why a session is over; `fault` is set with FAULT only."""
+class Replaced:
+    """A newer stream of the same agent id took over."""
 
-    kind: EndKind
-    reason: str = ""
-    fault: Exception | None = None
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """The controller stops."""
+
+
+@dataclass(frozen=True, slots=True)
+class Faulty:
+    """The agent sent or did something that the stream does not survive."""
+
+    error: NanofleetError
+
+
+Ended: TypeAlias = Left | Replaced | Stopping | Faulty
 
 
 class Session:
@@ -107,7 +116,7 @@ class Sessions:
                 "session replaced by a newer one of the same agent id",
                 extra={"agent": hello.agent_id, "is_same_boot": old.boot_id == hello.boot_id},
             )
-            old.end(Ended(EndKind.REPLACED, "a newer session with this agent id took over; agent ids must be unique"))
+            old.end(Replaced())
         return session
 
     def close(self, session: Session) -> bool:

@@ -16,6 +16,7 @@ from controller.fleet.store import FleetRecords
 from core.errors import Conflict
 from core.fleet_state import NOWHERE, AgentHello, DesiredState, Position, ReportedState
 from core.fleet_wire import MAX_SLOTS
+from core.ids import AgentId
 
 # Restores from a backup will raise it; until then every controller is at the first.
 EPOCH = 1

@@ -11,7 +11,7 @@ import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -92,7 +92,7 @@ class BlobStore:
             await self._in_thread(source.write_bytes, content)
             return await self.put_file(source)
 
-    async def open_range(self, digest: Digest, offset: int = 0) -> AsyncIterator[bytes]:
+    async def open_range(self, digest: Digest, offset: int = 0) -> AsyncGenerator[bytes, None]:
         """Yield the bytes of a blob from `offset` to its end, in blocks of at most 1 MiB.
 
         Close the iterator (`contextlib.aclosing`) when leaving it early.

@@ -57,3 +57,8 @@ class TraceFilter:
     limit: int = 20
     service: str | None = None
     model: str | None = None
+
+
+def span_names_about(model: str) -> tuple[str, ...]:
+    """Return the names of the spans that carry a request for `model`: device, agent, and gateway or replica."""
+    return f"ask {model}", f"process {model}", f"infer {model}"

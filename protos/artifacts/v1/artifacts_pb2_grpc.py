@@ -45,8 +45,10 @@ class ArtifactServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Fetch(self, request, context):
-        """Streams the blob from `offset` to its end in order. The receiver verifies the digest over all bytes.
-        NOT_FOUND: no such blob. OUT_OF_RANGE: offset past the end.
+        """Streams the blob from `offset` to its end in order, in at least one chunk: with `offset` at the end (an empty
+        blob too) it is one empty chunk, which tells the size. The receiver verifies the digest over all bytes.
+        NOT_FOUND: no such blob. OUT_OF_RANGE: offset past the end. DEADLINE_EXCEEDED: the receiver did not take a
+        chunk for minutes; it may resume.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -59,8 +59,10 @@ class ArtifactServiceStub(typing.Generic[_ArtifactServiceFetchType]):
     ], channel: grpc.aio.Channel) -> None: ...
 
     Fetch: _ArtifactServiceFetchType
-    """Streams the blob from `offset` to its end in order. The receiver verifies the digest over all bytes.
-    NOT_FOUND: no such blob. OUT_OF_RANGE: offset past the end.
+    """Streams the blob from `offset` to its end in order, in at least one chunk: with `offset` at the end (an empty
+    blob too) it is one empty chunk, which tells the size. The receiver verifies the digest over all bytes.
+    NOT_FOUND: no such blob. OUT_OF_RANGE: offset past the end. DEADLINE_EXCEEDED: the receiver did not take a
+    chunk for minutes; it may resume.
     """
 
 ArtifactServiceAsyncStub: typing_extensions.TypeAlias = ArtifactServiceStub[
@@ -77,8 +79,10 @@ class ArtifactServiceServicer(metaclass=abc.ABCMeta):
         request: protos.artifacts.v1.artifacts_pb2.FetchRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[protos.artifacts.v1.artifacts_pb2.Chunk], collections.abc.AsyncIterator[protos.artifacts.v1.artifacts_pb2.Chunk]]:
-        """Streams the blob from `offset` to its end in order. The receiver verifies the digest over all bytes.
-        NOT_FOUND: no such blob. OUT_OF_RANGE: offset past the end.
+        """Streams the blob from `offset` to its end in order, in at least one chunk: with `offset` at the end (an empty
+        blob too) it is one empty chunk, which tells the size. The receiver verifies the digest over all bytes.
+        NOT_FOUND: no such blob. OUT_OF_RANGE: offset past the end. DEADLINE_EXCEEDED: the receiver did not take a
+        chunk for minutes; it may resume.
         """
 
 def add_ArtifactServiceServicer_to_server(servicer: ArtifactServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

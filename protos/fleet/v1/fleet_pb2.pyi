@@ -158,7 +158,9 @@ class Welcome(google.protobuf.message.Message):
     DESIRED_FIELD_NUMBER: builtins.int
     @property
     def desired(self) -> Global___Position:
-        """The controller's position for this agent. Equal to Hello.applied: in sync, no push follows."""
+        """The controller's position for this agent. Equal to Hello.applied: in sync, no push follows. Behind it: the
+        controller's database is an older copy, and no push follows before an operator has deployed again.
+        """
 
     def __init__(
         self,

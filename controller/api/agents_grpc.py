@@ -1,0 +1,128 @@
+"""FleetService: the one stream of each agent.
+
+    first message: Hello ──▶ Fleet.session ──▶ Welcome
+    then, at the same time:  outbox ──▶ DesiredState to the agent      (the RPC's own task)
+                             PushResult, ReportedState ──▶ Fleet       (a listener)
+
+Whatever ends the stream puts its reason into the session, first come first served; the RPC's task then leaves with it.
+"""
+
+import asyncio
+import logging
+from typing import assert_never
+
+import grpc
+import grpc.aio
+
+from controller.fleet import sessions
+from controller.fleet.service import Fleet
+from controller.fleet.sessions import Ended, Faulty, Left, Replaced, Stopping
+from core.errors import DeadlineExceeded, InvalidRequest, NanofleetError, TooLarge
+from core.fleet_state import AgentHello, DesiredState, Position
+from core.fleet_wire import decode_hello, decode_push_result, decode_reported, encode_desired, encode_position
+from core.logs import peer_text
+from core.status import STATUS
+from protos.fleet.v1 import fleet_pb2 as pb
+from protos.fleet.v1.fleet_pb2_grpc import FleetServiceServicer
+
+_log = logging.getLogger(__name__)
+
+HELLO_TIMEOUT_S = 5.0
+# Chosen: a peer that takes no push for so long is stuck; it dials again and starts with the newest state.
+PUSH_TIMEOUT_S = 30.0
+# Derived: 256 slot reports with names, digest and a problem of a few hundred characters stay below half of it.
+MAX_AGENT_MESSAGE_BYTES = 1 << 20
+
+Context = grpc.aio.ServicerContext[pb.AgentMessage, pb.ControllerMessage]
+
+
+class FleetServicer(FleetServiceServicer):
+    def __init__(
+        self, fleet: Fleet, *, hello_timeout_s: float = HELLO_TIMEOUT_S, push_timeout_s: float = PUSH_TIMEOUT_S
+    ) -> None:
+        self._fleet = fleet
+        self._hello_timeout_s = hello_timeout_s
+        self._push_timeout_s = push_timeout_s
+
+    async def Session(self, request_iterator: object, context: Context) -> None:  # type: ignore[override]  # noqa: N802
+        try:
+            ended = await self._hold(context)
+        except NanofleetError as refused:
+            ended = Faulty(refused)
+        match ended:
+            case Left():
+                return
+            case Replaced():
+                await context.abort(grpc.StatusCode.ABORTED, "a newer session took over; agent ids must be unique")
+            case Stopping():
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "the controller is stopping; connect again")
+            case Faulty(error):
+                _log.warning("agent's session refused", extra={"peer": context.peer(), "reason": peer_text(str(error))})
+                await context.abort(STATUS[error.code].grpc, str(error))
+            case _:
+                assert_never(ended)
+
+    async def _hold(self, context: Context) -> Ended:
+        hello = await self._hello(context)
+        async with self._fleet.session(hello) as (session, position), asyncio.TaskGroup() as tasks:
+            listening = tasks.create_task(self._listen(session, context), name=f"session {hello.agent_id}")
+            ended = await self._push(session, position, context)
+            listening.cancel()
+            return ended
+
+    async def _hello(self, context: Context) -> AgentHello:
+        try:
+            async with asyncio.timeout(self._hello_timeout_s):
+                message = await _read(context)
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"expected Hello within {self._hello_timeout_s:g} s, got nothing") from error
+        kind = None if message is None else message.WhichOneof("message")
+        if message is None or kind != "hello":
+            raise InvalidRequest(f"expected Hello as the first message, got {kind or 'nothing'}")
+        return decode_hello(message.hello)
+
+    async def _push(self, session: sessions.Session, position: Position, context: Context) -> Ended:
+        """Send Welcome, then whatever is newest, until the session ends."""
+        try:
+            await self._write(pb.ControllerMessage(welcome=pb.Welcome(desired=encode_position(position))), context)
+            while isinstance(taken := await session.take(), DesiredState):
+                await self._write(pb.ControllerMessage(desired=encode_desired(taken)), context)
+        except TimeoutError:
+            return Faulty(DeadlineExceeded(f"expected a push to be taken within {self._push_timeout_s:g} s"))
+        return taken
+
+    async def _write(self, message: pb.ControllerMessage, context: Context) -> None:
+        async with asyncio.timeout(self._push_timeout_s):
+            await context.write(message)
+
+    async def _listen(self, session: sessions.Session, context: Context) -> None:
+        """Pass on what the agent says, until it leaves or says something that we do not accept."""
+        try:
+            while (message := await _read(context)) is not None:
+                self._hear(session, message)
+            session.end(Left())
+        except NanofleetError as error:
+            session.end(Faulty(error))
+
+    def _hear(self, session: sessions.Session, message: pb.AgentMessage) -> None:
+        match message.WhichOneof("message"):
+            case "result":
+                self._fleet.push_result(session, decode_push_result(message.result))
+            case "reported":
+                self._fleet.reported(session, decode_reported(message.reported))
+            case "hello":
+                raise InvalidRequest("expected Hello once, as the first message, got another")
+            case None:
+                # A newer agent's message; what we do not know, we do not need.
+                return
+
+
+async def _read(context: Context) -> pb.AgentMessage | None:
+    """Return the agent's next message; None when it sends no more."""
+    # At the end of the stream comes a marker that the annotations do not know.
+    message: object = await context.read()
+    if not isinstance(message, pb.AgentMessage):
+        return None
+    if (size_bytes := message.ByteSize()) > MAX_AGENT_MESSAGE_BYTES:
+        raise TooLarge(f"agent message: expected at most {MAX_AGENT_MESSAGE_BYTES} bytes, got {size_bytes}")
+    return message

@@ -1,0 +1,192 @@
+"""The fleet on SQL; see the port `controller.fleet.store` for what each method promises."""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, TypeVar
+
+import orjson
+from sqlalchemy import Connection, RowMapping, select
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.exc import IntegrityError
+
+from controller.fleet.model import Agent, Deployment, Target, TargetKind
+from controller.fleet.store import FleetReader, FleetRecords
+from controller.storage.database import Database
+from controller.storage.instants import instant_of, microseconds_of
+from controller.storage.tables import agents, deployments, variants
+from core.digest import Digest
+from core.errors import UnknownModel
+from core.fleet_state import DesiredState, Position, Problem, ReportedState, Slot, SlotPhase, SlotReport
+from core.ids import AgentId, ModelName, SiteId, VariantName
+
+T = TypeVar("T")
+
+# SQLite takes 32,766 parameters in one statement; chosen well below.
+_IDS_PER_QUERY = 1000
+
+
+class SqlFleetStore:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def run(self, use_case: Callable[[FleetRecords], T]) -> T:
+        return await self._database.run(lambda connection: use_case(_SqlFleetRecords(connection)))
+
+    async def read(self, query: Callable[[FleetReader], T]) -> T:
+        return await self._database.read(lambda connection: query(_SqlFleetRecords(connection)))
+
+
+class _SqlFleetRecords:
+    """One transaction's view."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def agent(self, agent_id: AgentId) -> Agent | None:
+        row = self._connection.execute(select(agents).where(agents.c.id == agent_id)).mappings().one_or_none()
+        return None if row is None else _agent(row)
+
+    def agents(self, ids: Collection[AgentId] | None = None) -> Sequence[Agent]:
+        if ids is None:
+            return [_agent(row) for row in self._connection.execute(select(agents).order_by(agents.c.id)).mappings()]
+        wanted = sorted(ids)
+        return [
+            agent
+            for start in range(0, len(wanted), _IDS_PER_QUERY)
+            for agent in self._agents_among(wanted[start : start + _IDS_PER_QUERY])
+        ]
+
+    def _agents_among(self, ids: Sequence[AgentId]) -> list[Agent]:
+        statement = select(agents).where(agents.c.id.in_(ids)).order_by(agents.c.id)
+        return [_agent(row) for row in self._connection.execute(statement).mappings()]
+
+    def deployments(self) -> Sequence[Deployment]:
+        return [_deployment(row) for row in self._connection.execute(_DEPLOYMENTS).mappings()]
+
+    def save_agents(self, agents: Iterable[Agent]) -> None:
+        if rows := [_agent_row(agent) for agent in agents]:
+            self._connection.execute(_SAVE_AGENT, rows)
+
+    def save_deployment(self, deployment: Deployment) -> None:
+        try:
+            self._connection.execute(_SAVE_DEPLOYMENT, _deployment_row(deployment))
+        except IntegrityError as error:
+            slot = deployment.slot
+            raise UnknownModel(
+                f"model {slot.model} version {slot.version}: no variant {slot.variant}; publish it first"
+            ) from error
+
+
+# ---- statements -----------------------------------------------------------------------------------------------
+
+_INSERT_AGENT = insert(agents)
+_SAVE_AGENT = _INSERT_AGENT.on_conflict_do_update(
+    index_elements=[agents.c.id],
+    set_={column.name: _INSERT_AGENT.excluded[column.name] for column in agents.c if not column.primary_key},
+)
+_INSERT_DEPLOYMENT = insert(deployments)
+_SAVE_DEPLOYMENT = _INSERT_DEPLOYMENT.on_conflict_do_update(
+    index_elements=[deployments.c.target_kind, deployments.c.target, deployments.c.model],
+    set_={column.name: _INSERT_DEPLOYMENT.excluded[column.name] for column in deployments.c if not column.primary_key},
+)
+_DEPLOYMENTS = (
+    select(deployments, variants.c.manifest_digest)
+    .join_from(
+        deployments,
+        variants,
+        (variants.c.model == deployments.c.model)
+        & (variants.c.version == deployments.c.version)
+        & (variants.c.variant == deployments.c.variant),
+    )
+    .order_by(deployments.c.target_kind, deployments.c.target, deployments.c.model)
+)
+
+
+# ---- rows -----------------------------------------------------------------------------------------------------
+
+
+def _agent(row: RowMapping) -> Agent:
+    agent_id = AgentId(row["id"])
+    return Agent(
+        agent_id=agent_id,
+        site=SiteId(row["site"]),
+        software_version=row["software_version"],
+        boot_id=row["boot_id"],
+        tags=tuple(orjson.loads(row["tags"])),
+        first_seen_at=instant_of(row["first_seen_us"]),
+        last_seen_at=instant_of(row["last_seen_us"]),
+        desired=DesiredState(
+            agent_id,
+            Position(row["epoch"], row["generation"]),
+            instant_of(row["issued_us"]),
+            tuple(_slot(item) for item in orjson.loads(row["desired_slots"])),
+        ),
+        reported=ReportedState(
+            Position(row["applied_epoch"], row["applied_generation"]),
+            tuple(_report(item) for item in orjson.loads(row["reported_slots"])),
+        ),
+        rejection=None if row["rejection"] is None else Problem(**orjson.loads(row["rejection"])),
+    )
+
+
+def _agent_row(agent: Agent) -> dict[str, Any]:
+    return {
+        "id": agent.agent_id,
+        "site": agent.site,
+        "software_version": agent.software_version,
+        "boot_id": agent.boot_id,
+        "tags": _json(agent.tags),
+        "first_seen_us": microseconds_of(agent.first_seen_at),
+        "last_seen_us": microseconds_of(agent.last_seen_at),
+        "epoch": agent.desired.position.epoch,
+        "generation": agent.desired.position.generation,
+        "issued_us": microseconds_of(agent.desired.issued_at),
+        "desired_slots": _json(agent.desired.slots),
+        "applied_epoch": agent.reported.applied.epoch,
+        "applied_generation": agent.reported.applied.generation,
+        "reported_slots": _json(agent.reported.slots),
+        "rejection": None if agent.rejection is None else _json(agent.rejection),
+    }
+
+
+def _deployment(row: RowMapping) -> Deployment:
+    return Deployment(
+        Target(TargetKind(row["target_kind"]), row["target"]),
+        _slot(row),
+        instant_of(row["created_us"]),
+    )
+
+
+def _deployment_row(deployment: Deployment) -> dict[str, Any]:
+    return {
+        "target_kind": deployment.target.kind.value,
+        "target": deployment.target.name,
+        "model": deployment.slot.model,
+        "version": deployment.slot.version,
+        "variant": deployment.slot.variant,
+        "created_us": microseconds_of(deployment.created_at),
+    }
+
+
+def _slot(fields: Any) -> Slot:
+    return Slot(
+        ModelName(fields["model"]),
+        fields["version"],
+        VariantName(fields["variant"]),
+        Digest(fields["manifest_digest"]),
+    )
+
+
+def _report(fields: Any) -> SlotReport:
+    problem = fields["problem"]
+    return SlotReport(
+        _slot(fields["slot"]),
+        SlotPhase(fields["phase"]),
+        fields["stored_bytes"],
+        fields["total_bytes"],
+        None if problem is None else Problem(**problem),
+    )
+
+
+def _json(value: object) -> str:
+    """Return dataclasses, enums and tuples of them as JSON, by the names of their fields."""
+    return orjson.dumps(value).decode()
