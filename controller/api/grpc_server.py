@@ -1,0 +1,63 @@
+"""The one gRPC port: agents, artifacts, Open Inference, OTLP and `grpc.health.v1`."""
+
+import grpc.aio
+from grpc_health.v1 import health, health_pb2_grpc
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import add_TraceServiceServicer_to_server
+
+from controller.api.agents_grpc import FleetServicer
+from controller.api.artifacts_grpc import ArtifactServicer
+from controller.api.otlp_grpc import OtlpServicer
+from core.addresses import Address
+from core.errors import Unavailable
+from core.grpc_transport import SERVER_OPTIONS, TransportCredentials
+from core.open_inference.grpc_face import OpenInferenceServicer
+from protos.artifacts.v1.artifacts_pb2_grpc import add_ArtifactServiceServicer_to_server
+from protos.fleet.v1.fleet_pb2_grpc import add_FleetServiceServicer_to_server
+from protos.inference.v2.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
+
+# Chosen: calls in progress beside the sessions, so that agents on their streams cannot lock everybody else out.
+MAX_OTHER_CALLS = 2048
+# How long a peer may leave a keepalive ping unanswered.
+_PING_TIMEOUT_S = 20
+# Calls in progress may finish within it.
+STOP_GRACE_S = 2.0
+
+
+class GrpcServer:
+    """Bound when made, so that the port is known before anything depends on it; serves between `start` and `stop`."""
+
+    def __init__(
+        self, bind: Address, credentials: TransportCredentials, *, max_sessions: int, keepalive_s: float
+    ) -> None:
+        self._server = grpc.aio.server(
+            options=[
+                *SERVER_OPTIONS,
+                ("grpc.keepalive_time_ms", int(keepalive_s * 1000)),
+                ("grpc.keepalive_timeout_ms", _PING_TIMEOUT_S * 1000),
+            ],
+            maximum_concurrent_rpcs=max_sessions + MAX_OTHER_CALLS,
+        )
+        self._health = health.aio.HealthServicer()
+        try:
+            port = self._server.add_secure_port(str(bind), credentials.server)
+        except RuntimeError as error:
+            raise Unavailable(
+                f"grpc_bind: cannot listen on {bind}; stop what listens there, or set grpc_bind to another port"
+            ) from error
+        self.address = Address(bind.host, port)
+
+    async def start(
+        self, *, fleet: FleetServicer, artifacts: ArtifactServicer, inference: OpenInferenceServicer, otlp: OtlpServicer
+    ) -> None:
+        add_FleetServiceServicer_to_server(fleet, self._server)
+        add_ArtifactServiceServicer_to_server(artifacts, self._server)
+        add_GRPCInferenceServiceServicer_to_server(inference, self._server)
+        # The stubs of these two come without annotations.
+        add_TraceServiceServicer_to_server(otlp, self._server)  # type: ignore[no-untyped-call]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        await self._server.start()
+
+    async def stop(self) -> None:
+        """Say so in `grpc.health.v1`, let calls finish for STOP_GRACE_S, end the rest. May be called again."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(STOP_GRACE_S)

@@ -1,0 +1,63 @@
+"""The one HTTP port, served by uvicorn in the loop of the controller."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from core.addresses import Address
+from core.errors import Unavailable
+
+# Requests in progress may finish within it; long polls do not get more.
+STOP_GRACE_S = 2
+# Chosen: more connections than that at a time get 503.
+MAX_CONNECTIONS = 2048
+
+
+class HttpServer:
+    """Bound when made, so that a port in use is known before anything else starts; serves while `run` runs."""
+
+    def __init__(self, bind: Address) -> None:
+        family = socket.AF_INET6 if ":" in bind.host else socket.AF_INET
+        try:
+            self._socket = socket.create_server((bind.host, bind.port), family=family)
+        except OSError as error:
+            raise Unavailable(
+                f"http_bind: cannot listen on {bind} ({error.strerror}); "
+                "stop what listens there, or set http_bind to another port"
+            ) from error
+        self.address = Address(bind.host, self._socket.getsockname()[1])
+        self._server: _Server | None = None
+
+    async def run(self, app: ASGIApp) -> None:
+        """Serve `app` until `stop`; connections still open STOP_GRACE_S later are cut."""
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            server_header=False,
+            limit_concurrency=MAX_CONNECTIONS,
+            timeout_graceful_shutdown=STOP_GRACE_S,
+        )
+        self._server = _Server(config)
+        await self._server.serve(sockets=[self._socket])
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.should_exit = True
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[Any]:
+        """Leave signals to the composition root."""
+        yield
