@@ -14,7 +14,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import grpc
 import grpc.aio
@@ -25,7 +25,10 @@ from core.fleet_wire import decode_desired, decode_position, encode_hello, encod
 from core.logs import peer_text
 from core.status import error_from_grpc
 from protos.fleet.v1 import fleet_pb2 as pb
-from protos.fleet.v1.fleet_pb2_grpc import FleetServiceAsyncStub
+
+if TYPE_CHECKING:
+    # It exists in the stub files only.
+    from protos.fleet.v1.fleet_pb2_grpc import FleetServiceAsyncStub
 
 # Chosen: progress bars stay smooth, and a fetch at full speed costs ten small messages a second.
 REPORT_INTERVAL_S = 0.1
@@ -86,7 +89,7 @@ class SessionLimits:
 class Session:
     def __init__(
         self,
-        stub: FleetServiceAsyncStub,
+        stub: "FleetServiceAsyncStub",
         desk: Desk,
         *,
         hello: AgentHello,

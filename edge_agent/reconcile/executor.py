@@ -70,6 +70,8 @@ class Reconciler:
         self._answer: asyncio.Future[PushResult] | None = None
         self._fetching: tuple[Digest, asyncio.Task[Manifest]] | None = None
         self._work = asyncio.Event()
+        # Set once every variant that was whole on disk at start is loaded, or has failed to.
+        self.restored = asyncio.Event()
         self.board = Board(self.applied)
 
     @property
@@ -100,6 +102,8 @@ class Reconciler:
     async def run(self) -> None:
         """Work for ever; when it fails and is run again, it goes on with the same target."""
         self._work.set()
+        if self._target is None:
+            self.restored.set()
         while True:
             await self._work.wait()
             self._work.clear()
@@ -128,6 +132,8 @@ class Reconciler:
                 return
             now_s = self._clock.monotonic_s()
             steps = plan(target.slots, current, on_hold=self._attempts.on_hold(now_s))
+            if not (steps and isinstance(steps[0], LoadSlot)):
+                self.restored.set()
             if steps:
                 await self._attempt(steps[0], target)
             elif (due_s := self._attempts.next_due_s(now_s)) is not None:

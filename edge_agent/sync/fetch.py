@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import grpc
 import grpc.aio
@@ -33,7 +33,10 @@ from core.manifest import MAX_MANIFEST_BYTES, Manifest
 from core.status import error_from_grpc
 from edge_agent.sync.store import ContentStore
 from protos.artifacts.v1 import artifacts_pb2 as pb
-from protos.artifacts.v1.artifacts_pb2_grpc import ArtifactServiceAsyncStub
+
+if TYPE_CHECKING:
+    # It exists in the stub files only.
+    from protos.artifacts.v1.artifacts_pb2_grpc import ArtifactServiceAsyncStub
 
 # The server's promise in artifacts.proto.
 MAX_CHUNK_BYTES = 1 << 20
@@ -57,7 +60,13 @@ class Fetch:
     """Fetches one variant at a time; `disk` is the one thread that works on the store."""
 
     def __init__(
-        self, stub: ArtifactServiceAsyncStub, store: ContentStore, *, disk: Executor, limits: FetchLimits, clock: Clock
+        self,
+        stub: "ArtifactServiceAsyncStub",
+        store: ContentStore,
+        *,
+        disk: Executor,
+        limits: FetchLimits,
+        clock: Clock,
     ) -> None:
         self._stub = stub
         self._store = store

@@ -1,0 +1,174 @@
+"""How this agent is, as a file: written by the running agent, read by `nanofleet-agent status` and by people.
+
+The writer looks once a second and writes when something changed; counters alone, which change with every request, are
+written every few seconds only, so that a busy agent does not wear out its flash.
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
+from datetime import datetime
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from core.atomic_files import write_atomically
+from core.clock import Clock
+from core.errors import InvalidRequest, NotFound
+from core.fleet_state import ReportedState, SlotReport
+
+LOOK_INTERVAL_S = 1.0
+# Chosen: counters are for people and for trends; liveness shows in the lock of the state folder.
+COUNTERS_INTERVAL_S = 10.0
+
+
+class _View(BaseModel):
+    # Not `forbid`: a status command may be older than the agent that it asks.
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class PeerView(_View):
+    """The controller or the broker, as this agent sees it."""
+
+    address: str
+    state: str
+    is_connected: bool
+    since: datetime
+    """When it was last connected or ceased to be."""
+    last_error: str = ""
+    retry_at: datetime | None = None
+
+
+class ModelView(_View):
+    model: str
+    version: int
+    variant: str
+    digest: str
+    phase: str
+    stored_bytes: int
+    total_bytes: int
+    problem: str = ""
+
+    @classmethod
+    def of(cls, report: SlotReport) -> Self:
+        slot = report.slot
+        return cls(
+            model=slot.model,
+            version=slot.version,
+            variant=slot.variant,
+            digest=slot.manifest_digest,
+            phase=report.phase.value,
+            stored_bytes=report.stored_bytes,
+            total_bytes=report.total_bytes,
+            problem="" if report.problem is None else f"{report.problem.code}: {report.problem.message}",
+        )
+
+
+class AgentIdentity(_View):
+    agent_id: str
+    site: str
+    software_version: str
+    boot_id: str
+    pid: int
+    started_at: datetime
+
+
+class AgentStatus(_View):
+    agent: AgentIdentity
+    controller: PeerView
+    broker: PeerView | None
+    """None: switched off in the settings."""
+    epoch: int
+    generation: int
+    models: tuple[ModelView, ...]
+    heavy_breaker: str
+    """`open`: the heavy tier failed repeatedly, so the edge answers alone for the moment."""
+    counters: dict[str, int]
+    written_at: datetime
+
+    @classmethod
+    def of(
+        cls,
+        agent: AgentIdentity,
+        reported: ReportedState,
+        *,
+        controller: PeerView,
+        broker: PeerView | None,
+        heavy_breaker: str,
+        counters: dict[str, int],
+        now: datetime,
+    ) -> Self:
+        return cls(
+            agent=agent,
+            controller=controller,
+            broker=broker,
+            heavy_breaker=heavy_breaker,
+            epoch=reported.applied.epoch,
+            generation=reported.applied.generation,
+            models=tuple(ModelView.of(report) for report in reported.slots),
+            counters=counters,
+            written_at=now,
+        )
+
+    def differs_from(self, other: "AgentStatus | None", *, age_s: float) -> bool:
+        """Say whether this status is worth writing over `other`, which was written `age_s` ago."""
+        if other is None:
+            return True
+        if self.counters != other.counters and age_s >= COUNTERS_INTERVAL_S:
+            return True
+        return self.model_copy(update={"counters": other.counters, "written_at": other.written_at}) != other
+
+
+def read_status(path: Path) -> AgentStatus:
+    """Return the status in `path`.
+
+    Raises:
+        NotFound: no agent has written one there.
+        InvalidRequest: it is not a status.
+    """
+    try:
+        return AgentStatus.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise NotFound(f"{path}: no agent has written its status here; give the agent's --state-dir") from None
+    except ValidationError as error:
+        raise InvalidRequest(f"{path}: expected an agent's status, got {error.error_count()} errors") from error
+
+
+class Since:
+    """Remembers since when a claim is as it is."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._claim: bool | None = None
+        self._since = clock.now()
+
+    def of(self, claim: bool) -> datetime:
+        if claim is not self._claim:
+            self._claim, self._since = claim, self._clock.now()
+        return self._since
+
+
+class StatusWriter:
+    """Keeps the file up to date; `look` gives the status of this moment."""
+
+    def __init__(self, path: Path, look: Callable[[], AgentStatus], *, disk: Executor, clock: Clock) -> None:
+        self._path = path
+        self._look = look
+        self._disk = disk
+        self._clock = clock
+        self._written: AgentStatus | None = None
+        self._written_at_s = 0.0
+
+    async def run(self) -> None:
+        while True:
+            await self.write_if_changed()
+            await asyncio.sleep(LOOK_INTERVAL_S)
+
+    async def write_if_changed(self) -> None:
+        now_s = self._clock.monotonic_s()
+        status = self._look()
+        if status.differs_from(self._written, age_s=now_s - self._written_at_s):
+            content = status.model_dump_json(indent=1).encode()
+            await asyncio.get_running_loop().run_in_executor(self._disk, write_atomically, self._path, content)
+            self._written, self._written_at_s = status, now_s

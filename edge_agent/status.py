@@ -1,0 +1,92 @@
+"""`nanofleet-agent status`: what the running agent last wrote about itself, as text or JSON."""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from enum import IntEnum
+from typing import Any
+
+from core.errors import NanofleetError
+from edge_agent.health import AgentStatus, ModelView, PeerView, read_status
+from edge_agent.state_folder import StateFolder
+
+_MIB = 1 << 20
+
+
+class ExitCode(IntEnum):
+    """As of the LSB's init scripts: 0 runs, 3 does not."""
+
+    RUNNING = 0
+    NO_STATUS = 1
+    NOT_RUNNING = 3
+
+
+def show_status(folder: StateFolder, *, as_json: bool) -> ExitCode:
+    """Print the status of the agent on `folder`, and say by the exit code whether it runs."""
+    is_running, now = folder.is_held(), datetime.now(UTC)
+    try:
+        status = read_status(folder.status)
+    except NanofleetError as error:
+        sys.stderr.write(f"nanofleet-agent: {error}\n")
+        return ExitCode.NO_STATUS
+    text = json.dumps(_document(status, is_running=is_running, now=now), indent=2) if as_json else ""
+    sys.stdout.write((text or "\n".join(render(status, is_running=is_running, now=now))) + "\n")
+    return ExitCode.RUNNING if is_running else ExitCode.NOT_RUNNING
+
+
+def render(status: AgentStatus, *, is_running: bool, now: datetime) -> list[str]:
+    agent = status.agent
+    life = f"running as process {agent.pid} for {_span(agent.started_at, now)}" if is_running else "NOT RUNNING"
+    lines = [
+        f"agent       {agent.agent_id} at {agent.site}, version {agent.software_version}",
+        f"process     {life}; status written {_span(status.written_at, now)} ago",
+        f"controller  {_peer(status.controller, is_running=is_running, now=now)}",
+        f"broker      {_peer(status.broker, is_running=is_running, now=now)}",
+        f"heavy tier  breaker {status.heavy_breaker}",
+        f"desired     epoch {status.epoch}, generation {status.generation} applied",
+        "",
+        *_table(("MODEL", "VERSION", "VARIANT", "PHASE", "STORED", "PROBLEM"), map(_row, status.models)),
+    ]
+    counted = [(name, str(count)) for name, count in sorted(status.counters.items())]
+    return [*lines, "", *_table(("COUNTER", "VALUE"), counted)]
+
+
+def _document(status: AgentStatus, *, is_running: bool, now: datetime) -> dict[str, Any]:
+    document = status.model_dump(mode="json")
+    return {"is_running": is_running, "age_s": round((now - status.written_at).total_seconds(), 3), **document}
+
+
+def _peer(peer: PeerView | None, *, is_running: bool, now: datetime) -> str:
+    if peer is None:
+        return "switched off"
+    connection = "connected" if peer.is_connected else f"away ({peer.state})"
+    text = f"{peer.address} {connection} for {_span(peer.since, now)}"
+    if peer.is_connected:
+        return text
+    if peer.last_error:
+        text += f"; {peer.last_error}"
+    if not is_running:
+        return text
+    return f"{text}; trying again" + (f" in {_span(now, peer.retry_at)}" if peer.retry_at is not None else "")
+
+
+def _row(model: ModelView) -> tuple[str, ...]:
+    stored = f"{model.stored_bytes / _MIB:.1f}/{model.total_bytes / _MIB:.1f} MiB"
+    return model.model, str(model.version), model.variant, model.phase, stored, model.problem
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    cells = [header, *rows]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+
+
+def _span(start: datetime, end: datetime) -> str:
+    seconds = max(0.0, (end - start).total_seconds())
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h" if days else f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
