@@ -11,8 +11,8 @@ from core.errors import NanofleetError
 
 CALLERS = 8
 DEADLINE_S = 2.0
-# Answers before the blow and after the recovery that count as steady.
-STEADY = 50
+# Answers in a row, over all callers, that count as steady.
+STEADY = 200
 RECOVERY_TIMEOUT_S = 60.0
 
 

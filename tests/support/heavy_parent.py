@@ -1,4 +1,6 @@
-"""A controller reduced to its heavy tier, as a process that a test can kill: `python -m tests.support.heavy_parent DIR PORT`.
+"""A controller reduced to its heavy tier, as a process that a test can kill.
+
+    python -m tests.support.heavy_parent DATA_DIR HTTP_PORT
 
 Prints the child's address when the tier is ready, then waits to be killed.
 """

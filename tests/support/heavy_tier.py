@@ -1,4 +1,4 @@
-"""What the tests of the heavy tier share: small ONNX models as published bytes, and the controller's side of fetching."""
+"""What tests of the heavy tier share: small models as published bytes, and the controller's side of a replica."""
 
 import asyncio
 import socket
