@@ -130,7 +130,8 @@ def _prepared(recipe: str, bundle: ModelBundle, operators: tuple[str, ...]) -> I
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder) / "prepared.onnx"
         # Symbolic shape inference needs sympy and helps transformers only; ONNX's own follows the optimisation.
-        quant_pre_process(bundle.entry_path, prepared, skip_symbolic_shape=True)
+        # Given as a value, with its external data in it: the tool's own intermediate files lose their neighbours.
+        quant_pre_process(onnx.load(bundle.entry_path), prepared, skip_symbolic_shape=True)
         model = onnx.load(prepared)
         constants = {tensor.name: tensor for tensor in model.graph.initializer}
         _name_nodes(model.graph.node)

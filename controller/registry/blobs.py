@@ -8,7 +8,6 @@ File work happens on a few threads of the store's own, so that a slow disk never
 """
 
 import asyncio
-import os
 import shutil
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -109,14 +108,17 @@ class BlobStore:
             while block := await self._in_thread(file.read, BLOCK_BYTES):
                 yield block
 
-    async def link(self, digest: Digest, target: Path) -> None:
-        """Make the blob appear at `target`, in a `scratch` folder, as a hard link: no bytes are copied.
+    async def copy(self, digest: Digest, target: Path) -> None:
+        """Copy the blob to `target`, in a `scratch` folder.
+
+        A link would be free, but ONNX refuses external data that has several names, and what opens untrusted files
+        should not hold the store's own.
 
         Raises:
             NotFound: there is no such blob.
         """
         try:
-            await self._in_thread(_link, self.path(digest), target)
+            await self._in_thread(_copy, self.path(digest), target)
         except FileNotFoundError as error:
             raise _no_blob(digest) from error
 
@@ -166,9 +168,9 @@ def _publish(temporary: Path, target: Path) -> bool:
     return is_new
 
 
-def _link(blob: Path, target: Path) -> None:
+def _copy(blob: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    os.link(blob, target)
+    shutil.copyfile(blob, target)
 
 
 def _no_blob(digest: Digest) -> NotFound:

@@ -3,8 +3,8 @@
     check ──▶ original: measure ──▶ per recipe: quantise, check, measure ──▶ record: manifests into the blob store
 
 Everything that opens a file somebody uploaded happens in the `Workshop` (`controller.compression`), which means in a
-child process with bounds; here are only paths, digests and the values that came back. Files live in a scratch folder as
-hard links to their blobs until the version is built.
+child process with bounds; here are only paths, digests and the values that came back. Files live in a scratch folder, as
+copies of their blobs, until the version is built.
 """
 
 from collections.abc import Sequence
@@ -210,7 +210,7 @@ class _Build:
     async def _bundle(self) -> ModelBundle:
         folder = self._folder / ORIGINAL
         for file in (self._request.file, *self._request.extra_files):
-            await self._blobs.link(file.digest, folder / file.path)
+            await self._blobs.copy(file.digest, folder / file.path)
         return ModelBundle(folder, self._request.file.path, _paths(self._request.extra_files))
 
     async def _dataset(self, digest: Digest | None) -> Dataset | None:
