@@ -1,0 +1,115 @@
+"""`nanofleet devices`: the agents, what they shall run, what they run, and what keeps them from it."""
+
+from datetime import UTC, datetime
+
+import typer
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from controller.api import operator_views as views
+from controller.cli.options import client_of
+from controller.cli.screen import Output, OutputOption, age_text, bytes_text, show
+
+app = typer.Typer(help="Look at the edge agents.", no_args_is_help=True)
+
+PHASE_STYLE = {"ready": "green", "failed": "red", "fetching": "cyan", "loading": "cyan"}
+
+
+@app.command("list")
+def list_devices(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
+    """List the agents."""
+    with client_of(context) as client:
+        found = client.agents()
+    now = datetime.now(UTC)
+    table = Table("agent", "site", "state", "models", "seen", "version")
+    for agent in found.agents:
+        table.add_row(
+            agent.id, agent.site, _state(agent), _models(agent), _seen(agent, now), Text(agent.software_version)
+        )
+    show(found, table, output=output)
+
+
+@app.command("show")
+def show_device(context: typer.Context, agent: str, output: OutputOption = Output.TABLE) -> None:
+    """Show one agent: what it shall run, what it runs, what failed and what to do."""
+    with client_of(context) as client:
+        found = client.agent(agent)
+    show(found, Group(_facts(found), _slots(found), *_problems(found)), output=output)
+
+
+def _state(agent: views.AgentView) -> Text:
+    if not agent.is_online:
+        return Text("offline", style="yellow")
+    if agent.rejection is not None or any(slot.phase == "failed" for slot in agent.slots):
+        return Text("online, failing", style="red")
+    return Text("online", style="green") if agent.is_in_sync else Text("online, changing", style="cyan")
+
+
+def _models(agent: views.AgentView) -> Text:
+    text = Text()
+    for kth, report in enumerate(agent.slots):
+        text.append("" if kth == 0 else "\n")
+        text.append(f"{slot_name(report.slot)} ")
+        text.append(phase_text(report), style=PHASE_STYLE[report.phase])
+    return text
+
+
+def _seen(agent: views.AgentView, now: datetime) -> str:
+    return "now" if agent.is_online else age_text(agent.last_seen_at, now=now)
+
+
+def slot_name(slot: views.SlotView) -> str:
+    return f"{slot.model}:{slot.version} {slot.variant}"
+
+
+def phase_text(report: views.SlotReportView) -> str:
+    if report.phase == "fetching" and report.total_bytes:
+        return f"fetching {report.stored_bytes / report.total_bytes:.0%}"
+    return report.phase
+
+
+def _facts(agent: views.AgentView) -> Table:
+    table = Table(show_header=False, box=None)
+    table.add_row("agent", Text(agent.id, style="bold"))
+    table.add_row("site", agent.site)
+    table.add_row("state", _state(agent))
+    table.add_row("software", Text(agent.software_version))
+    table.add_row("tags", Text(", ".join(agent.tags)))
+    table.add_row("first seen", f"{agent.first_seen_at.astimezone():%Y-%m-%d %H:%M:%S}")
+    table.add_row("last seen", _seen(agent, datetime.now(UTC)))
+    table.add_row("desired", _position(agent.desired))
+    table.add_row("applied", _position(agent.applied))
+    return table
+
+
+def _position(position: views.PositionView) -> str:
+    return f"epoch {position.epoch}, generation {position.generation}"
+
+
+def _slots(agent: views.AgentView) -> Table:
+    """Return one row per model: what is asked for, what is there, how far it is."""
+    reports = {report.slot.model: report for report in agent.slots}
+    desired = {slot.model: slot for slot in agent.desired_slots}
+    table = Table("model", "desired", "reported", "phase", "stored")
+    for model in sorted(desired.keys() | reports.keys()):
+        slot, report = desired.get(model), reports.get(model)
+        table.add_row(
+            model,
+            "nothing" if slot is None else f"{slot.version} {slot.variant}",
+            "nothing" if report is None else f"{report.slot.version} {report.slot.variant}",
+            Text("-") if report is None else Text(phase_text(report), style=PHASE_STYLE[report.phase]),
+            "-" if report is None else f"{bytes_text(report.stored_bytes)} of {bytes_text(report.total_bytes)}",
+        )
+    return table
+
+
+def _problems(agent: views.AgentView) -> list[Text]:
+    lines = [
+        Text(f"{slot_name(report.slot)}: {report.problem.message}", style="red")
+        for report in agent.slots
+        if report.problem is not None
+    ]
+    if agent.rejection is not None:
+        lines.append(Text(f"refused what it was asked last: {agent.rejection.message}", style="red"))
+    return lines

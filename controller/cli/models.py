@@ -1,0 +1,127 @@
+"""`nanofleet models`: publish, list, show."""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from controller.api import operator_views as views
+from controller.cli.options import client_of, usage_errors
+from controller.cli.publish import publish_model
+from controller.cli.screen import Output, OutputOption, bytes_text, milliseconds_text, ratio_text, show
+
+app = typer.Typer(help="Publish models and look at them.", no_args_is_help=True)
+
+# Chosen: one wrong answer in a hundred among those the edge keeps.
+DEFAULT_MAX_ERROR_RATIO = 0.01
+FileArgument = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The ONNX file.")]
+DataOption = typer.Option(exists=True, dir_okay=False, help="An .npz file with `inputs` and `labels`.")
+
+
+class Recipe(StrEnum):
+    INT8_STATIC = "int8-static"
+    INT8_DYNAMIC = "int8-dynamic"
+    FP16 = "fp16"
+
+
+@app.command("list")
+def list_models(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
+    """List the models."""
+    with client_of(context) as client:
+        found = client.models()
+    table = Table("model", "latest", "created")
+    for model in found.models:
+        table.add_row(model.name, str(model.latest_version), f"{model.created_at.astimezone():%Y-%m-%d %H:%M}")
+    show(found, table, output=output)
+
+
+@app.command("show")
+def show_model(context: typer.Context, name: str, output: OutputOption = Output.TABLE) -> None:
+    """Show a model's versions and variants with what was measured of them."""
+    with client_of(context) as client:
+        found = client.model(name)
+    show(found, variants_table(found.name, found.versions), output=output)
+
+
+@app.command("publish")
+def publish(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Name of the model; an existing one gets a new version.")],
+    file: FileArgument,
+    extra_file: Annotated[
+        list[Path] | None,
+        typer.Option(exists=True, dir_okay=False, help="External data of the model, beside it; may be repeated."),
+    ] = None,
+    calibration: Annotated[Path | None, DataOption] = None,
+    evaluation: Annotated[Path | None, DataOption] = None,
+    recipe: Annotated[list[Recipe] | None, typer.Option(help="A variant to make; may be repeated.")] = None,
+    max_batch: Annotated[int, typer.Option(min=1, max=1024, help="Rows that may share one run.")] = 1,
+    escalate_to: Annotated[str | None, typer.Option(help="The model that answers what this one is unsure of.")] = None,
+    score_output: Annotated[str | None, typer.Option(help="The output with one score per class.")] = None,
+    score_kind: Annotated[Literal["logits", "probabilities"], typer.Option(help="What the scores are.")] = (
+        "probabilities"
+    ),
+    max_error_ratio: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of wrong answers accepted among those the edge keeps.")
+    ] = DEFAULT_MAX_ERROR_RATIO,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Upload a model, check it, make its variants, measure them."""
+    cascade = _cascade(escalate_to, score_output, score_kind=score_kind, max_error_ratio=max_error_ratio)
+    with client_of(context) as client:
+        version = publish_model(
+            client,
+            name,
+            file=file,
+            extra_files=extra_file or [],
+            calibration=calibration,
+            evaluation=evaluation,
+            recipes=tuple(recipe or ()),
+            max_batch=max_batch,
+            cascade=cascade,
+        )
+    show(version, variants_table(name, [version]), output=output)
+
+
+def variants_table(name: str, versions: Sequence[views.VersionView]) -> Table:
+    table = Table("version", "variant", "size", "accuracy", "p50", "p90", "escalates", title=name, title_justify="left")
+    for version in versions:
+        for kth, variant in enumerate(version.variants):
+            table.add_row(
+                str(version.version) if kth == 0 else "",
+                variant.variant,
+                bytes_text(variant.size_bytes),
+                ratio_text(variant.accuracy_ratio),
+                milliseconds_text(variant.latency_p50_us),
+                milliseconds_text(variant.latency_p90_us),
+                _escalation(variant.cascade),
+            )
+        table.add_section()
+    return table
+
+
+def _escalation(cascade: views.CascadeView | None) -> Text:
+    if cascade is None:
+        return Text("never", style="dim")
+    return Text(f"to {cascade.escalate_to} below {cascade.threshold:.3f}")
+
+
+def _cascade(
+    escalate_to: str | None,
+    score_output: str | None,
+    *,
+    score_kind: Literal["logits", "probabilities"],
+    max_error_ratio: float,
+) -> views.CascadeBody | None:
+    if (escalate_to is None) != (score_output is None):
+        raise typer.BadParameter("expected --escalate-to and --score-output together or neither")
+    if escalate_to is None or score_output is None:
+        return None
+    with usage_errors():
+        return views.CascadeBody(
+            escalate_to=escalate_to, score_output=score_output, score_kind=score_kind, max_error_ratio=max_error_ratio
+        )

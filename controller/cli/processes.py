@@ -1,0 +1,39 @@
+"""Commands that run something here instead of asking a controller: `controller run` and `demo`.
+
+What they run is imported when they run, so that every other command starts without it.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+controller_app = typer.Typer(help="Run a controller on this machine.", no_args_is_help=True)
+
+
+@controller_app.callback()
+def _controller() -> None:
+    """Keep `run` a command of its own; the framework would fold a single one into its parent."""
+
+
+@controller_app.command()
+def run(
+    config: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="TOML file; environment variables win over it.")
+    ] = None,
+) -> None:
+    """Run a controller until it is told to stop (SIGINT or SIGTERM)."""
+    from controller.main import main
+    from controller.settings import load_settings
+
+    main(load_settings(config))
+
+
+def demo(
+    keep: Annotated[bool, typer.Option("--keep", help="Leave everything running until Ctrl-C.")] = False,
+    output: Annotated[Path, typer.Option(help="Where the figures are written.")] = Path("build/demo.json"),
+) -> None:
+    """Run the whole system once on real handwritten digits."""
+    from controller.demo.app import run_demo
+
+    run_demo(keep=keep, output=output)

@@ -1,0 +1,204 @@
+"""The controller as the operator sees it: real registry, fleet, traces and HTTP faces, without gRPC and Ray.
+
+Databases are SQLite files, models are opened by a workshop that only pretends, agents are played by `ScriptedAgent`.
+`operator_side` lives in the caller's loop; `running_controller` serves it on a real port from a thread of its own, for
+clients that block.
+"""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from starlette.types import ASGIApp
+
+from controller.api.http_app import create_app
+from controller.api.http_server import HttpServer
+from controller.compression.model import CascadeFit, Dataset, Evaluated, EvaluationTask, Inspected, ModelBundle
+from controller.fleet.service import Fleet
+from controller.registry.blobs import BlobStore
+from controller.registry.service import Registry
+from controller.storage.database import Database
+from controller.storage.fleet import SqlFleetStore
+from controller.storage.registry import SqlRegistryStore
+from controller.storage.traces import SqlTraceStore
+from controller.traces.service import Traces
+from core.addresses import Address
+from core.clock import SystemClock
+from core.errors import InvalidModel
+from core.fleet_state import (
+    NOWHERE,
+    AgentHello,
+    DesiredState,
+    Problem,
+    PushResult,
+    ReportedState,
+    Slot,
+    SlotPhase,
+    SlotReport,
+)
+from core.ids import AgentId, SiteId
+from core.tensors import Datatype, TensorSpec
+from tests.support.echo_plane import EchoPlane
+
+T = TypeVar("T")
+
+MAX_MODEL_BYTES = 4 << 20
+HOSTILE = b"hostile"
+STOP_TIMEOUT_S = 10.0
+
+
+class PretendingWorkshop:
+    """Takes any bytes for a model with input `x` and output `scores`, except those that start with HOSTILE."""
+
+    async def inspect(self, bundle: ModelBundle) -> Inspected:
+        if bundle.entry_path.read_bytes().startswith(HOSTILE):
+            raise InvalidModel("model: expected an ONNX model, got something else; export it again")
+        return Inspected((TensorSpec("x", Datatype.FP32, (-1, 4)),), (TensorSpec("scores", Datatype.FP32, (-1, 2)),))
+
+    async def quantise(self, recipe: str, bundle: ModelBundle, target: Path, calibration: Dataset | None) -> None:
+        target.write_bytes(recipe.encode() + bundle.entry_path.read_bytes()[: 1 << 10])
+
+    async def evaluate(self, task: EvaluationTask) -> Evaluated:
+        fit = None if task.rule is None else CascadeFit(1.25, 0.875, 0.8, task.rule.max_error_ratio)
+        if task.dataset is None:
+            return Evaluated(120.0, 150.0)
+        return Evaluated(120.0, 150.0, accuracy_ratio=0.9625, samples=80, fit=fit)
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorSide:
+    app: ASGIApp
+    plane: EchoPlane
+    registry: Registry
+    fleet: Fleet
+    traces: Traces
+
+
+@asynccontextmanager
+async def operator_side(folder: Path) -> AsyncIterator[OperatorSide]:
+    clock, plane = SystemClock(), EchoPlane()
+    async with AsyncExitStack() as stack:
+        database = Database(f"sqlite:///{folder / 'controller.sqlite'}")
+        stack.push_async_callback(database.close)
+        await database.migrate()
+        blobs = BlobStore(folder / "blobs")
+        stack.push_async_callback(blobs.close)
+        registry = Registry(
+            SqlRegistryStore(database),
+            blobs,
+            PretendingWorkshop(),
+            clock=clock,
+            max_model_bytes=MAX_MODEL_BYTES,
+            max_queued_publications=2,
+        )
+        await registry.prepare()
+        fleet = Fleet(SqlFleetStore(database), registry, clock=clock, max_sessions=8)
+        traces = Traces(SqlTraceStore(database), max_spans=1000)
+        app = create_app(
+            plane=plane,
+            registry=registry,
+            fleet=fleet,
+            traces=traces,
+            clock=clock,
+            server_name="nanofleet",
+            server_version="0.1.0",
+        )
+        for loop in (registry.run, fleet.run, traces.run):
+            stack.push_async_callback(_cancelled, asyncio.create_task(loop()))
+        yield OperatorSide(app, plane, registry, fleet, traces)
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
+
+
+class RunningController:
+    """An operator side on a real port."""
+
+    def __init__(self, side: OperatorSide, url: str, loop: asyncio.AbstractEventLoop) -> None:
+        self.side = side
+        self.url = url
+        self._loop = loop
+
+    def call(self, use: Callable[[OperatorSide], Awaitable[T]]) -> T:
+        """Run `use` in the controller's loop and return what it gives."""
+
+        async def call() -> T:
+            return await use(self.side)
+
+        return asyncio.run_coroutine_threadsafe(call(), self._loop).result(STOP_TIMEOUT_S)
+
+
+@contextmanager
+def running_controller(folder: Path) -> Iterator[RunningController]:
+    started = threading.Event()
+    running: list[RunningController] = []
+    stops: list[Callable[[], object]] = []
+
+    async def serve() -> None:
+        server, loop = HttpServer(Address("127.0.0.1", 0)), asyncio.get_running_loop()
+        async with operator_side(folder) as side:
+            serving = asyncio.create_task(server.run(side.app))
+            running.append(RunningController(side, f"http://{server.address}", loop))
+            stops.append(lambda: loop.call_soon_threadsafe(server.stop))
+            started.set()
+            await serving
+        server.close()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), name="controller")
+    thread.start()
+    try:
+        assert started.wait(STOP_TIMEOUT_S)
+        yield running[0]
+    finally:
+        stops[0]()
+        thread.join(STOP_TIMEOUT_S)
+        assert not thread.is_alive()
+
+
+class ScriptedAgent:
+    """An agent that takes every desired state it is given and reports how it goes, as told."""
+
+    def __init__(
+        self, agent_id: str, site: str, *, fails_with: Problem | None = None, refuses_with: Problem | None = None
+    ) -> None:
+        self.agent_id = AgentId(agent_id)
+        self._hello = AgentHello(self.agent_id, SiteId(site), "0.1.0", f"boot-{agent_id}", NOWHERE, ("arch:x86_64",))
+        self._fails_with = fails_with
+        self._refuses_with = refuses_with
+        self._task: asyncio.Task[None] | None = None
+
+    async def connect(self, side: OperatorSide) -> None:
+        """Say hello and stay until `disconnect`."""
+        is_online = asyncio.Event()
+        self._task = asyncio.create_task(self._live(side.fleet, is_online))
+        await is_online.wait()
+
+    async def disconnect(self, _side: OperatorSide) -> None:
+        assert self._task is not None
+        await _cancelled(self._task)
+
+    async def _live(self, fleet: Fleet, is_online: asyncio.Event) -> None:
+        async with fleet.session(self._hello) as (session, _):
+            is_online.set()
+            while isinstance(desired := await session.take(), DesiredState):
+                fleet.push_result(session, PushResult(desired.position, self._refuses_with))
+                if self._refuses_with is None:
+                    for reported in self._reports(desired):
+                        fleet.reported(session, reported)
+                        await asyncio.sleep(0)
+
+    def _reports(self, desired: DesiredState) -> Iterator[ReportedState]:
+        end = SlotPhase.READY if self._fails_with is None else SlotPhase.FAILED
+        for phase, stored_bytes in ((SlotPhase.FETCHING, 50), (SlotPhase.LOADING, 100), (end, 100)):
+            slots = tuple(self._report(slot, phase, stored_bytes) for slot in desired.slots)
+            yield ReportedState(desired.position, slots)
+
+    def _report(self, slot: Slot, phase: SlotPhase, stored_bytes: int) -> SlotReport:
+        problem = self._fails_with if phase is SlotPhase.FAILED else None
+        return SlotReport(slot, phase, stored_bytes, 100, problem)
