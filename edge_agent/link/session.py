@@ -14,7 +14,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import grpc
 import grpc.aio
@@ -26,10 +26,6 @@ from core.logs import peer_text
 from core.status import error_from_grpc
 from protos.fleet.v1 import fleet_pb2 as pb
 
-if TYPE_CHECKING:
-    # It exists in the stub files only.
-    from protos.fleet.v1.fleet_pb2_grpc import FleetServiceAsyncStub
-
 # Chosen: progress bars stay smooth, and a fetch at full speed costs ten small messages a second.
 REPORT_INTERVAL_S = 0.1
 # Answers being written at one time; all but the newest are settled, so only a peer that does not read fills it.
@@ -40,7 +36,6 @@ RETRY_AFTER_KEY = "retry-after-ms"
 MAX_RETRY_AFTER_S = 3600.0
 
 _log = logging.getLogger(__name__)
-Call = grpc.aio.StreamStreamCall[pb.AgentMessage, pb.ControllerMessage]
 
 
 class SessionState(Enum):
@@ -57,6 +52,26 @@ class SessionEnded(Unavailable):
         super().__init__(str(because))
         self.because = because
         self.retry_after_s = retry_after_s
+
+
+class Call(Protocol):
+    """The stream: what is used of grpc.aio.StreamStreamCall."""
+
+    def __aiter__(self) -> AsyncIterator[pb.ControllerMessage]: ...
+
+    async def write(self, request: pb.AgentMessage, /) -> None: ...
+
+    async def code(self) -> grpc.StatusCode: ...
+
+    async def details(self) -> str | None: ...
+
+    def cancel(self) -> bool: ...
+
+
+class FleetStub(Protocol):
+    """What is used of the generated FleetServiceStub."""
+
+    def Session(self) -> Call: ...  # noqa: N802 (named by the protocol)
 
 
 class WatchedReport(Protocol):
@@ -89,7 +104,7 @@ class SessionLimits:
 class Session:
     def __init__(
         self,
-        stub: "FleetServiceAsyncStub",
+        stub: FleetStub,
         desk: Desk,
         *,
         hello: AgentHello,

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 
 import grpc
 import grpc.aio
@@ -34,10 +34,6 @@ from core.status import error_from_grpc
 from edge_agent.sync.store import ContentStore
 from protos.artifacts.v1 import artifacts_pb2 as pb
 
-if TYPE_CHECKING:
-    # It exists in the stub files only.
-    from protos.artifacts.v1.artifacts_pb2_grpc import ArtifactServiceAsyncStub
-
 # The server's promise in artifacts.proto.
 MAX_CHUNK_BYTES = 1 << 20
 # Chosen: often enough for a progress bar, seldom enough to cost nothing.
@@ -48,6 +44,20 @@ ProgressListener = Callable[[int, int], None]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class Chunks(Protocol):
+    """One transfer under way; whoever is done with it cancels it."""
+
+    def __aiter__(self) -> AsyncIterator[pb.Chunk]: ...
+
+    def cancel(self) -> bool: ...
+
+
+class Artifacts(Protocol):
+    """What is used of the generated ArtifactServiceStub."""
+
+    def Fetch(self, request: pb.FetchRequest, /) -> Chunks: ...  # noqa: N802 (named by the protocol)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +71,7 @@ class Fetch:
 
     def __init__(
         self,
-        stub: "ArtifactServiceAsyncStub",
+        stub: Artifacts,
         store: ContentStore,
         *,
         disk: Executor,

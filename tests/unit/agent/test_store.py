@@ -1,0 +1,250 @@
+"""ContentStore: what arrives is verified, what activates is whole, what is not needed goes."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from core.digest import Digest, digest_of, hex_of
+from core.errors import IntegrityError, InternalError, InvalidManifest, NotFound
+from core.fleet_state import DesiredState, Position
+from core.ids import AgentId
+from edge_agent.sync.store import ContentStore
+from tests.support.variants import MadeVariant, made_variant
+
+
+def put(store: ContentStore, content: bytes) -> Digest:
+    digest = digest_of(content)
+    store.append(digest, content, offset=0)
+    store.finish(digest)
+    return digest
+
+
+def put_variant(store: ContentStore, variant: MadeVariant) -> None:
+    for content in variant.blobs.values():
+        put(store, content)
+
+
+def desired(*variants: MadeVariant, generation: int = 1) -> DesiredState:
+    slots = tuple(variant.slot for variant in variants)
+    return DesiredState(AgentId("gate-1"), Position(1, generation), datetime(2026, 1, 2, tzinfo=UTC), slots)
+
+
+def blob_path(root: Path, content: bytes) -> Path:
+    return root / "blobs" / hex_of(digest_of(content))
+
+
+def test_a_finished_blob_is_stored_under_its_digest(tmp_path: Path) -> None:
+    store = ContentStore(tmp_path)
+    digest = put(store, b"weights")
+    assert store.has(digest)
+    assert blob_path(tmp_path, b"weights").read_bytes() == b"weights"
+
+
+def test_a_blob_of_no_bytes_can_be_stored(tmp_path: Path) -> None:
+    store = ContentStore(tmp_path)
+    store.finish(digest_of(b""))
+    assert store.has(digest_of(b""))
+
+
+def test_wrong_bytes_are_refused_and_removed(tmp_path: Path) -> None:
+    store = ContentStore(tmp_path)
+    wanted = digest_of(b"weights")
+    store.append(wanted, b"w3ights", offset=0)
+    with pytest.raises(IntegrityError, match=f"expected {wanted}"):
+        store.finish(wanted)
+    assert not store.has(wanted)
+    assert store.partial_bytes(wanted) == 0
+
+
+def test_a_partial_blob_is_kept_over_a_restart(tmp_path: Path) -> None:
+    wanted = digest_of(b"weights")
+    ContentStore(tmp_path).append(wanted, b"wei", offset=0)
+    store = ContentStore(tmp_path)
+    assert store.partial_bytes(wanted) == 3
+    store.append(wanted, b"ghts", offset=3)
+    store.finish(wanted)
+    assert store.has(wanted)
+
+
+def test_appending_anywhere_but_at_the_end_is_a_defect(tmp_path: Path) -> None:
+    store = ContentStore(tmp_path)
+    with pytest.raises(InternalError, match="append at 0, got offset 3"):
+        store.append(digest_of(b"weights"), b"ghts", offset=3)
+
+
+def test_temporaries_of_a_crash_are_removed_at_start(tmp_path: Path) -> None:
+    ContentStore(tmp_path)
+    (tmp_path / "temporary" / "half").mkdir()
+    (tmp_path / "temporary" / "half" / "model.onnx").write_bytes(b"half")
+    (tmp_path / ".active.k2j").write_bytes(b"half")
+    ContentStore(tmp_path)
+    assert list((tmp_path / "temporary").iterdir()) == []
+    assert not (tmp_path / ".active.k2j").exists()
+
+
+def test_a_variant_is_complete_when_manifest_and_every_file_are_here(tmp_path: Path) -> None:
+    store = ContentStore(tmp_path)
+    variant = made_variant({"model.onnx": b"graph", "weights/w.bin": b"weights"})
+    contents = list(variant.blobs.values())
+    for content in contents[:-1]:
+        put(store, content)
+        assert not store.is_complete(variant.digest)
+    put(store, contents[-1])
+    assert store.is_complete(variant.digest)
+
+
+def test_stored_bytes_count_whole_and_unfinished_files(tmp_path: Path) -> None:
+    store = ContentStore(tmp_path)
+    variant = made_variant({"model.onnx": b"graph", "w.bin": b"weights"})
+    put(store, b"graph")
+    store.append(digest_of(b"weights"), b"wei", offset=0)
+    assert store.stored_bytes(variant.manifest) == len(b"graph") + 3
+
+
+def test_a_manifest_that_is_not_here_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="fetch it first"):
+        ContentStore(tmp_path).manifest(made_variant().digest)
+
+
+def test_a_manifest_that_rotted_is_removed_and_refused(tmp_path: Path) -> None:
+    variant = made_variant()
+    put_variant(ContentStore(tmp_path), variant)
+    blob_path(tmp_path, variant.manifest.to_bytes()).write_bytes(b"{}")
+    store = ContentStore(tmp_path)
+    with pytest.raises(IntegrityError, match="removed"):
+        store.manifest(variant.digest)
+    assert not store.has(variant.digest)
+
+
+def test_bytes_that_are_no_manifest_are_refused(tmp_path: Path) -> None:
+    store = ContentStore(tmp_path)
+    with pytest.raises(InvalidManifest):
+        store.manifest(put(store, b"graph"))
+
+
+def test_a_materialised_variant_has_every_file_under_its_name(tmp_path: Path) -> None:
+    store = ContentStore(tmp_path)
+    variant = made_variant({"model.onnx": b"graph", "weights/w.bin": b"weights"})
+    put_variant(store, variant)
+    folder = store.materialise(variant.manifest, variant.digest)
+    assert folder == tmp_path / "models" / hex_of(variant.digest)
+    assert (folder / "model.onnx").read_bytes() == b"graph"
+    assert (folder / "weights" / "w.bin").read_bytes() == b"weights"
+
+
+def test_materialising_costs_no_second_copy(tmp_path: Path) -> None:
+    store = ContentStore(tmp_path)
+    variant = made_variant({"model.onnx": b"graph"})
+    put_variant(store, variant)
+    folder = store.materialise(variant.manifest, variant.digest)
+    assert (folder / "model.onnx").samefile(blob_path(tmp_path, b"graph"))
+
+
+def test_materialising_again_gives_the_same_folder(tmp_path: Path) -> None:
+    store = ContentStore(tmp_path)
+    variant = made_variant()
+    put_variant(store, variant)
+    before = store.materialise(variant.manifest, variant.digest).stat().st_ino
+    assert store.materialise(variant.manifest, variant.digest).stat().st_ino == before
+
+
+def test_a_file_that_rotted_never_runs(tmp_path: Path) -> None:
+    store = ContentStore(tmp_path)
+    variant = made_variant({"model.onnx": b"graph"})
+    put_variant(store, variant)
+    store.materialise(variant.manifest, variant.digest)
+    blob_path(tmp_path, b"graph").write_bytes(b"gr4ph")
+    with pytest.raises(IntegrityError, match="fetch it again"):
+        store.materialise(variant.manifest, variant.digest)
+    assert not store.is_complete(variant.digest)
+    put(store, b"graph")
+    folder = store.materialise(variant.manifest, variant.digest)
+    assert (folder / "model.onnx").read_bytes() == b"graph"
+
+
+def test_the_active_state_survives_a_restart(tmp_path: Path) -> None:
+    state = desired(made_variant())
+    ContentStore(tmp_path).save_active(state)
+    assert ContentStore(tmp_path).load_active() == state
+
+
+def test_a_new_agent_has_no_active_state(tmp_path: Path) -> None:
+    assert ContentStore(tmp_path).load_active() is None
+
+
+@pytest.mark.parametrize("kept_ratio", [0.0, 0.1, 0.5, 0.99])
+def test_a_truncated_active_file_counts_as_none(
+    tmp_path: Path, kept_ratio: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    ContentStore(tmp_path).save_active(desired(made_variant()))
+    content = (tmp_path / "active").read_bytes()
+    (tmp_path / "active").write_bytes(content[: int(len(content) * kept_ratio)])
+    assert ContentStore(tmp_path).load_active() is None
+    assert "active state is unreadable" in caplog.text
+
+
+def test_a_flipped_bit_in_the_active_file_is_noticed(tmp_path: Path) -> None:
+    ContentStore(tmp_path).save_active(desired(made_variant()))
+    content = bytearray((tmp_path / "active").read_bytes())
+    content[-20] ^= 1
+    (tmp_path / "active").write_bytes(content)
+    assert ContentStore(tmp_path).load_active() is None
+
+
+def test_current_and_previous_are_kept_and_the_rest_goes(tmp_path: Path) -> None:
+    store = ContentStore(tmp_path)
+    variants = [made_variant(version=version) for version in (1, 2, 3)]
+    for generation, variant in enumerate(variants, start=1):
+        put_variant(store, variant)
+        store.materialise(variant.manifest, variant.digest)
+        store.save_active(desired(variant, generation=generation))
+    store.remove_unneeded(keep=())
+    assert [store.is_complete(variant.digest) for variant in variants] == [False, True, True]
+    assert len(list((tmp_path / "models").iterdir())) == 2
+    assert len(list((tmp_path / "blobs").iterdir())) == 4
+
+
+def test_saving_the_same_state_again_keeps_the_previous_one(tmp_path: Path) -> None:
+    store = ContentStore(tmp_path)
+    old, new = made_variant(version=1), made_variant(version=2)
+    for variant in (old, new):
+        put_variant(store, variant)
+    store.save_active(desired(old, generation=1))
+    store.save_active(desired(new, generation=2))
+    store.save_active(desired(new, generation=2))
+    store.remove_unneeded(keep=())
+    assert store.is_complete(old.digest)
+
+
+def test_what_is_asked_for_is_kept_even_when_unfinished(tmp_path: Path) -> None:
+    store = ContentStore(tmp_path)
+    variant = made_variant({"model.onnx": b"graph", "w.bin": b"weights"})
+    put(store, variant.manifest.to_bytes())
+    store.append(digest_of(b"weights"), b"wei", offset=0)
+    store.append(digest_of(b"stranger"), b"str", offset=0)
+    store.remove_unneeded(keep=[variant.digest])
+    assert store.partial_bytes(digest_of(b"weights")) == 3
+    assert store.partial_bytes(digest_of(b"stranger")) == 0
+
+
+def test_files_shared_with_a_kept_variant_stay(tmp_path: Path) -> None:
+    store = ContentStore(tmp_path)
+    old = made_variant({"model.onnx": b"old graph", "w.bin": b"weights"}, version=1)
+    new = made_variant({"model.onnx": b"new graph", "w.bin": b"weights"}, version=2)
+    for variant in (old, new):
+        put_variant(store, variant)
+    store.remove_unneeded(keep=[new.digest])
+    assert store.is_complete(new.digest)
+    assert not store.has(digest_of(b"old graph"))
+
+
+def test_a_state_with_another_position_is_another_state(tmp_path: Path) -> None:
+    store = ContentStore(tmp_path)
+    state = desired(made_variant())
+    store.save_active(state)
+    store.save_active(replace(state, position=Position(2, 1)))
+    loaded = store.load_active()
+    assert loaded is not None
+    assert loaded.position == Position(2, 1)
