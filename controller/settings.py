@@ -2,7 +2,7 @@
 
 Values come from a TOML file and from environment variables, which win: `[heavy] port = 8000` is the same setting as
 `NANOFLEET_HEAVY__PORT=8000`. A key that nobody knows is an error in both, named together with where it stands.
-Variables that begin with `NANOFLEET_AGENT_` or `NANOFLEET_CLI_` belong to the other commands and are left alone.
+`NANOFLEET_AGENT_*` (the agent's settings) and `NANOFLEET_CONTROLLER` (where the CLI finds us) are left alone.
 """
 
 import os
@@ -20,7 +20,8 @@ from core.logs import LogFormat
 from core.telemetry import DEFAULT_SAMPLE_RATIO
 
 ENVIRONMENT_PREFIX = "NANOFLEET_"
-_FOREIGN_PREFIXES = ("NANOFLEET_AGENT_", "NANOFLEET_CLI_")
+_AGENT_PREFIX = "NANOFLEET_AGENT_"
+_CLI_VARIABLE = "NANOFLEET_CONTROLLER"
 _GIB = 1 << 30
 
 
@@ -198,7 +199,7 @@ def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
     """Raise for variables with our prefix that name no setting; the library only looks for those that it knows."""
     for variable in sorted(environment):
         name = variable.upper()
-        if not name.startswith(ENVIRONMENT_PREFIX) or name.startswith(_FOREIGN_PREFIXES):
+        if not name.startswith(ENVIRONMENT_PREFIX) or name.startswith(_AGENT_PREFIX) or name == _CLI_VARIABLE:
             continue
         section = name.removeprefix(ENVIRONMENT_PREFIX).split("__")[0].lower()
         if section not in Settings.model_fields:

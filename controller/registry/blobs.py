@@ -129,8 +129,8 @@ class BlobStore:
         try:
             yield folder
         finally:
-            # Not on a thread: waiting here could be cancelled, and the folder left behind.
-            shutil.rmtree(folder, ignore_errors=True)
+            # Shielded: a caller that is cancelled again while waiting must not leave the folder behind.
+            await asyncio.shield(self._in_thread(shutil.rmtree, folder, ignore_errors=True))
 
     async def _receive(self, blocks: AsyncIterator[bytes], file: IO[bytes], max_bytes: int) -> Hasher:
         """Write `blocks` to `file`, gathered so that each hop to a thread is worth it."""

@@ -3,8 +3,8 @@
     check ──▶ original: measure ──▶ per recipe: quantise, check, measure ──▶ record: manifests into the blob store
 
 Everything that opens a file somebody uploaded happens in the `Workshop` (`controller.compression`), which means in a
-child process with bounds; here are only paths, digests and the values that came back. Files live in a scratch folder, as
-copies of their blobs, until the version is built.
+child process with bounds; here are only paths, digests and the values that came back. Files live in a scratch folder,
+as copies of their blobs, until the version is built.
 """
 
 from collections.abc import Sequence

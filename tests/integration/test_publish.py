@@ -13,7 +13,7 @@ from controller.compression.workshop import ChildWorkshop
 from controller.registry.model import BundleFile, CascadeRequest, PublicationState, PublishRequest
 from controller.storage.database import Database
 from controller.storage.registry import SqlRegistryStore
-from core.digest import digest_of_file
+from core.digest import Digest, digest_of_file
 from core.fleet_state import Problem
 from core.ids import ModelName
 from core.manifest import ScoreKind
@@ -62,7 +62,7 @@ async def test_a_classifier_is_published_with_every_recipe(running: RunningRegis
     assert [variant.variant for variant in version.variants] == ["original", *sorted(RECIPES)]
     for variant in version.variants:
         measured, cascade = variant.measured, variant.manifest.cascade
-        assert measured.size_bytes == running.blobs.path(variant.manifest.files[0].digest).stat().st_size
+        assert measured.size_bytes == await running.registry.blob_size(Digest(variant.manifest.files[0].digest))
         assert measured.accuracy_ratio == pytest.approx(original.measured.accuracy_ratio, abs=0.01)
         assert measured.evaluated_samples == 898
         assert 0 < measured.latency_p50_us <= measured.latency_p90_us

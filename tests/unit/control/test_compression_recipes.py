@@ -86,7 +86,7 @@ async def labels_of(bundle: ModelBundle, inputs: Array) -> Array:
     from onnx.reference import ReferenceEvaluator
 
     (scores,) = ReferenceEvaluator(str(bundle.entry_path)).run(None, {"x": inputs})
-    labels: Array = scores.argmax(axis=1)
+    labels: Array = np.argmax(scores, axis=1)
     return labels
 
 

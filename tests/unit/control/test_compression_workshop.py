@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,29 @@ def children() -> list[psutil.Process]:
     return [child for child in psutil.Process().children() if "controller.compression.child" in child.cmdline()]
 
 
+async def started_child() -> psutil.Process:
+    """Return the child once it runs its own program; another process's start has no event to wait for."""
+    async with asyncio.timeout(10):
+        while not (found := children()):
+            await asyncio.sleep(0.005)
+    return found[0]
+
+
+# Starts the child, tells its id, and leaves the order's line unfinished: the child reads on until this process is gone.
+ORPHAN = """
+import subprocess, sys
+from pathlib import Path
+from controller.compression.child import ORDER, EvaluateJob, Limits, Order
+from controller.compression.model import EvaluationTask, ModelBundle
+child = subprocess.Popen([sys.executable, "-I", "-m", "controller.compression.child"], stdin=subprocess.PIPE)
+job = EvaluateJob(EvaluationTask(ModelBundle(Path(sys.argv[1]), "model.onnx")))
+child.stdin.write(ORDER.dump_json(Order(Limits(1 << 30, 60, 1 << 28), job)))
+child.stdin.flush()
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
 async def test_a_model_that_explodes_is_refused_and_costs_only_its_child(tmp_path: Path) -> None:
     with pytest.raises(InvalidModel, match="model: "):
         await workshop().evaluate(EvaluationTask(expanding(tmp_path)))
@@ -46,9 +70,7 @@ async def test_a_child_over_its_time_is_refused_and_gone(tmp_path: Path) -> None
 
 async def test_a_cancelled_caller_takes_its_child_along(tmp_path: Path) -> None:
     inspecting = asyncio.create_task(workshop().inspect(bundle_of(tmp_path, dense_net())))
-    async with asyncio.timeout(10):
-        while not children():
-            await asyncio.sleep(0.005)
+    await started_child()
 
     inspecting.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -58,9 +80,24 @@ async def test_a_cancelled_caller_takes_its_child_along(tmp_path: Path) -> None:
 
 
 async def test_a_child_that_is_killed_is_a_refusal_with_its_signal(tmp_path: Path) -> None:
-    # Too little to import anything: the interpreter itself dies or fails at once.
-    with pytest.raises(InvalidModel, match=r"ended its process|needs more memory|failed"):
-        await workshop(memory_bytes=1 << 20).inspect(bundle_of(tmp_path, dense_net()))
+    inspecting = asyncio.create_task(workshop().inspect(bundle_of(tmp_path, dense_net())))
+    (await started_child()).kill()
+
+    with pytest.raises(InvalidModel, match="inspect ended its process: killed by SIGKILL"):
+        await inspecting
+
+
+async def test_a_child_whose_parent_is_gone_ends_by_itself(tmp_path: Path) -> None:
+    starter = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", ORPHAN, str(bundle_of(tmp_path, dense_net()).folder)), stdout=asyncio.subprocess.PIPE
+    )
+    assert starter.stdout is not None
+    child = psutil.Process(int(await starter.stdout.readline()))
+    starter.kill()
+    await starter.wait()
+
+    await asyncio.to_thread(psutil.wait_procs, [child], 30)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
 async def test_nothing_beside_the_model_is_imported_and_no_secret_is_inherited(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, insert, select, text
+from sqlalchemy import Connection, create_engine, insert, inspect, select, text
 
 from controller.storage import database as module
 from controller.storage.database import Database
@@ -38,6 +38,30 @@ async def test_a_migrated_database_is_what_the_tables_say(database: Database) ->
         return compare_metadata(MigrationContext.configure(connection), metadata)
 
     assert await database.read(differences) == []
+
+
+async def test_migrating_and_creating_give_the_same_constraints(database: Database) -> None:
+    created = create_engine("sqlite://")
+    metadata.create_all(created)
+
+    with created.connect() as connection:
+        assert await database.read(constraints) == constraints(connection)
+    created.dispose()
+
+
+def constraints(connection: Connection) -> dict[str, Any]:
+    inspector = inspect(connection)
+    return {
+        table: [
+            repr(inspector.get_columns(table)),
+            inspector.get_pk_constraint(table),
+            inspector.get_foreign_keys(table),
+            inspector.get_unique_constraints(table),
+            inspector.get_check_constraints(table),
+            inspector.get_indexes(table),
+        ]
+        for table in metadata.tables
+    }
 
 
 async def test_migrating_twice_changes_nothing(database: Database) -> None:

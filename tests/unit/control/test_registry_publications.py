@@ -1,6 +1,5 @@
 """Publishing as a job: queued, run one at a time, recorded or failed, and cut short by a stop."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -245,7 +244,7 @@ CASCADE = CascadeRequest(ModelName("large"), "y", ScoreKind.LOGITS, 0.05)
         ({"max_batch": 1025}, InvalidRequest, "max_batch of 1 to 1024"),
         ({"cascade": CASCADE}, InvalidRequest, "fitted on evaluation data"),
         ({"cascade": replace(CASCADE, max_error_ratio=1.0), "evaluation": SOME}, InvalidRequest, "max_error_ratio"),
-        ({"cascade": replace(CASCADE, escalate_to="a b"), "evaluation": SOME}, InvalidName, "escalate_to"),
+        ({"cascade": replace(CASCADE, escalate_to=ModelName("a b")), "evaluation": SOME}, InvalidName, "escalate_to"),
         ({"evaluation": digest_of(b"missing")}, NotFound, "upload it first"),
     ],
 )

@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,10 +12,9 @@ from core.errors import InvalidRequest
 
 
 @pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("NANOFLEET_")]:
         monkeypatch.delenv(name)
-    return
 
 
 def written(folder: Path, text: str) -> Path:
@@ -72,7 +70,7 @@ def test_an_unknown_variable_is_named(monkeypatch: pytest.MonkeyPatch, variable:
 
 def test_variables_of_the_other_commands_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NANOFLEET_AGENT_SITE", "hall")
-    monkeypatch.setenv("NANOFLEET_CLI_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("NANOFLEET_CONTROLLER", "http://127.0.0.1:1")
 
     load_settings(None)
 
