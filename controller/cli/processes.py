@@ -4,7 +4,7 @@ What they run is imported when they run, so that every other command starts with
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -32,8 +32,12 @@ def run(
 def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Leave everything running until Ctrl-C.")] = False,
     output: Annotated[Path, typer.Option(help="Where the figures are written.")] = Path("build/demo.json"),
+    broker: Annotated[
+        Literal["auto", "mosquitto", "embedded"],
+        typer.Option(help="The MQTT broker; auto: mosquitto where it is installed, otherwise the embedded one."),
+    ] = "auto",
 ) -> None:
     """Run the whole system once on real handwritten digits."""
     from controller.demo.app import run_demo
 
-    run_demo(keep=keep, output=output)
+    run_demo(keep=keep, output=output, broker=broker)

@@ -7,10 +7,14 @@ import shutil
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from controller.demo.processes import Parts
 from core.addresses import Address
+from core.errors import Unavailable
 
+# `auto`: mosquitto where it is installed, otherwise the embedded one.
+BrokerChoice = Literal["auto", "mosquitto", "embedded"]
 START_TIMEOUT_S = 15.0
 # Debian installs mosquitto where the path of an ordinary user does not lead.
 EXTRA_PATHS = ("/usr/sbin", "/usr/local/sbin")
@@ -23,10 +27,16 @@ class Broker:
     speaks_v5: bool
 
 
-def start_broker(parts: Parts, folder: Path) -> Broker:
-    """Start a broker on a free loopback port and wait until it accepts connections."""
+def start_broker(parts: Parts, folder: Path, choice: BrokerChoice) -> Broker:
+    """Start a broker on a free loopback port and wait until it accepts connections.
+
+    Raises:
+        Unavailable: mosquitto was asked for and is not installed, or the broker did not start.
+    """
     address = Address("127.0.0.1", free_port())
-    program = find_mosquitto()
+    program = None if choice == "embedded" else find_mosquitto()
+    if program is None and choice == "mosquitto":
+        raise Unavailable("mosquitto is not installed (Debian: apt install mosquitto); use --broker embedded")
     if program is None:
         part = parts.start_python("broker", "controller.demo.embedded_broker", str(address))
     else:
