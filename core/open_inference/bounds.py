@@ -67,7 +67,7 @@ def checked_shape(where: str, dimensions: Sequence[object], limits: BodyLimits) 
 
 
 def checked_parameters(
-    items: Collection[tuple[object, object]] | None, limits: BodyLimits, *, drop: str = ""
+    items: Collection[tuple[object, object]] | None, limits: BodyLimits, *, drop: str | None = None
 ) -> Parameters:
     """Return parameters by name, without the one called `drop`."""
     if not items:

@@ -1,6 +1,6 @@
 """The JSON document that is a JSON body, or the header of a binary-tensor body.
 
-Decoding: `parse` bounds depth, containers and members on the raw bytes before the parser sees them; `decode_request`
+Decoding: `parse` bounds depth, values and members on the raw bytes before the parser sees them; `decode_request`
 or `decode_response` walks the document. Tensor bytes behind it come from a `RawTail`, which a JSON body does not have.
 Encoding: `encode_tensor` makes one entry, `dump` the bytes. orjson writes a number that is not finite as `null`, so
 `dump` looks for that word and only then for its cause.
@@ -37,9 +37,11 @@ BINARY_DATA_OUTPUT = "binary_data_output"
 BINARY_DATA_SIZE = "binary_data_size"
 _BINARY_DATA = "binary_data"
 
-# For the check of the structure both kinds of bracket are one, and all else but quotes and colons goes.
+# For the check of the structure both kinds of bracket are one, and all else but quotes, colons and commas goes.
 _AS_SQUARE = bytes.maketrans(b"{}", b"[]")
-_NOT_STRUCTURE = bytes(set(range(256)) - set(b'[]{}":'))
+_NOT_STRUCTURE = bytes(set(range(256)) - set(b'[]{}":,'))
+# Chosen: the pieces of one block, each an object, stay small beside the body.
+_BLOCK_BYTES = 1 << 16
 
 
 class RawTail:
@@ -67,7 +69,7 @@ def parse(body: bytes | memoryview, limits: BodyLimits) -> Document:
     """Return the JSON object in `body`.
 
     Raises:
-        TooLarge: more bytes or containers than the limits allow.
+        TooLarge: more bytes, values or members than the limits allow.
         InvalidRequest: nested too deep, not JSON, or not an object.
     """
     require_size(len(body), limits)
@@ -174,15 +176,20 @@ def _require_finite(tensors: Sequence[Tensor], kind: str) -> None:
 def _require_bounded_structure(body: bytes, limits: BodyLimits) -> None:
     """Refuse what would make the parser recurse deep or allocate far more than the body's own size.
 
-    Cheap for what is usual: no body is nested deeper than it has opening brackets.
+    Cheap for what is usual: counting what may stand in a text, too, gives upper bounds. No body is nested deeper than
+    it has opening brackets, and every value but the first follows a comma or one of those.
     """
-    shallow = body.count(b"[") + body.count(b"{") <= limits.max_json_depth
-    if shallow and body.count(b":") <= limits.max_json_members:
+    opening = body.count(b"[") + body.count(b"{")
+    if (
+        opening <= limits.max_json_depth
+        and opening + body.count(b",") <= limits.max_json_values
+        and body.count(b":") <= limits.max_json_members
+    ):
         return
     structure = _structure(body)
-    brackets = structure.replace(b":", b"")
-    require_count("body: JSON members", len(structure) - len(brackets), limits.max_json_members)
-    require_count("body: JSON arrays and objects", brackets.count(b"["), limits.max_json_containers)
+    brackets = structure.translate(None, b":,")
+    require_count("body: JSON members", structure.count(b":"), limits.max_json_members)
+    require_count("body: JSON values", structure.count(b",") + brackets.count(b"["), limits.max_json_values)
     for _ in range(limits.max_json_depth):
         # Takes away the innermost level everywhere: as many rounds as there are levels.
         brackets = brackets.replace(b"[]", b"")
@@ -194,12 +201,18 @@ def _require_bounded_structure(body: bytes, limits: BodyLimits) -> None:
 
 
 def _structure(body: bytes) -> bytes:
-    """Return the brackets and colons outside of strings, every bracket as a square one."""
+    """Return the brackets, colons and commas outside of strings, every bracket as a square one."""
     if b"\\" in body:
         body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
     # Now every quote starts or ends a string. Two that meet are an empty string, or nothing between two strings.
     structure = body.translate(_AS_SQUARE, _NOT_STRUCTURE).replace(b'""', b"")
-    return b"".join(structure.split(b'"')[::2])
+    outside: list[bytes] = []
+    in_string = 0
+    for start in range(0, len(structure), _BLOCK_BYTES):
+        pieces = structure[start : start + _BLOCK_BYTES].split(b'"')
+        outside.append(b"".join(pieces[in_string::2]))
+        in_string = (in_string + len(pieces) - 1) % 2
+    return b"".join(outside)
 
 
 def _object(document: Document, key: str) -> Mapping[str, object]:
