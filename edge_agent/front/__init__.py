@@ -1,0 +1,1 @@
+"""The faces of the data plane: MQTT for devices, gRPC for programs on the same machine."""

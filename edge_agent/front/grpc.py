@@ -1,0 +1,46 @@
+"""The local gRPC face: the Open Inference service and `grpc.health.v1.Health`, for programs on the same machine."""
+
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from core.addresses import Address
+from core.clock import Clock
+from core.errors import Unavailable
+from core.grpc_transport import SERVER_OPTIONS, TransportCredentials
+from core.open_inference.grpc_face import OpenInferenceServicer
+from core.open_inference.service import DataPlane
+from protos.inference.v2 import open_inference_pb2_grpc as services
+
+SERVER_NAME = "nanofleet-agent"
+
+
+class GrpcFront:
+    def __init__(
+        self, plane: DataPlane, *, bind: Address, credentials: TransportCredentials, clock: Clock, version: str
+    ) -> None:
+        self._bind = bind
+        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        self._health = health.aio.HealthServicer()
+        servicer = OpenInferenceServicer(plane, server_name=SERVER_NAME, server_version=version, clock=clock)
+        services.add_GRPCInferenceServiceServicer_to_server(servicer, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._credentials = credentials
+
+    async def start(self) -> Address:
+        """Listen; return the address, whose port the system chose if the setting says 0.
+
+        Raises:
+            Unavailable: the address is taken.
+        """
+        try:
+            port = self._server.add_secure_port(str(self._bind), self._credentials.server)
+        except RuntimeError as error:
+            raise Unavailable(f"gRPC face: cannot listen on {self._bind}; choose another grpc_bind") from error
+        await self._server.start()
+        await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+        return Address(self._bind.host, port)
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no more calls and give those under way `grace_s` seconds."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_s)

@@ -1,0 +1,135 @@
+"""The topics of one agent (wire contract, section 2.1).
+
+    nf/v1/{site}/infer/{agent}/{model}                  a request over MQTT 5
+    nf/v1/{site}/infer/{agent}/{model}/{client}/{id}    a request over MQTT 3.1.1
+    nf/v1/{site}/clients/{client}/replies[/…]           where its replies go
+    nf/v1/{site}/agents/{agent}/status                  what the agent says of itself, retained
+
+`any` in the agent's place is whichever agent of the site takes it. Every identity is one whole segment made of the
+alphabet of `core.ids`, so a topic from outside can neither climb out of a client's own subtree nor hold a wildcard.
+"""
+
+from enum import Enum
+from typing import NamedTuple, TypeVar
+
+from core.errors import InvalidName, NanofleetError
+from core.ids import ANY_AGENT, AgentId, SiteId, checked_name
+
+PREFIX = "nf/v1"
+_SHARED_BY = "nf"
+# Chosen: a reply topic with every segment at its longest.
+_MAX_TOPIC_BYTES = 512
+# Devices repeat their topics; looking them up is quicker than checking them anew. Chosen: well above a site's devices.
+_MAX_REMEMBERED = 4096
+
+
+_Value = TypeVar("_Value")
+
+
+class DropCause(Enum):
+    """Why a message is dropped without a reply: there is nobody whom we may answer."""
+
+    MALFORMED_TOPIC = "malformed_topic"
+    MISSING_RESPONSE_TOPIC = "missing_response_topic"
+    FOREIGN_RESPONSE_TOPIC = "foreign_response_topic"
+    RETAINED = "retained"
+
+
+class Undeliverable(NanofleetError):
+    """A message that cannot be answered."""
+
+    def __init__(self, cause: DropCause, message: str) -> None:
+        super().__init__(message)
+        self.cause = cause
+
+
+class Target(NamedTuple):
+    """What a request topic names; `client` and `request_id` only in the 3.1.1 form."""
+
+    model: str
+    client: str | None = None
+    request_id: str | None = None
+
+
+class Topics:
+    def __init__(self, site: SiteId, agent: AgentId) -> None:
+        self.status = f"{PREFIX}/{site}/agents/{agent}/status"
+        self._site = site
+        self._own = f"{PREFIX}/{site}/infer/{agent}/"
+        self._any = f"{PREFIX}/{site}/infer/{ANY_AGENT}/"
+        self._clients = f"{PREFIX}/{site}/clients/"
+        self._targets: dict[bytes, Target] = {}
+        self._clients_by_topic: dict[bytes, tuple[str, str]] = {}
+
+    def filters(self, *, is_v5: bool) -> list[str]:
+        """Return what to subscribe to.
+
+        3.1.1 has no shared subscriptions: there every agent of the site takes what is meant for `any`.
+        """
+        shared = f"$share/{_SHARED_BY}/" if is_v5 else ""
+        forms = ("+", "+/+/+") if is_v5 else ("+/+/+",)
+        return [base + form for base in (self._own, shared + self._any) for form in forms]
+
+    def target_of(self, topic: bytes) -> Target:
+        """Return what a request's topic names.
+
+        Raises:
+            Undeliverable: it is not of either form.
+        """
+        target = self._targets.get(topic)
+        if target is None:
+            target = self._parse_target(topic)
+            if target.client is None:
+                _remember(self._targets, topic, target)
+        return target
+
+    def reply_topic_of(self, client: str, request_id: str) -> str:
+        """Return where a 3.1.1 request is answered."""
+        return f"{self._clients}{client}/replies/{request_id}"
+
+    def client_of(self, response_topic: bytes) -> tuple[str, str]:
+        """Return the client that an MQTT 5 Response Topic belongs to, and the topic as text.
+
+        Raises:
+            Undeliverable: it is not below `clients/{client}/replies` of this site.
+        """
+        found = self._clients_by_topic.get(response_topic)
+        if found is None:
+            found = self._parse_response_topic(response_topic)
+            _remember(self._clients_by_topic, response_topic, found)
+        return found
+
+    def _parse_target(self, topic: bytes) -> Target:
+        try:
+            text = topic.decode()
+            base = next(base for base in (self._own, self._any) if text.startswith(base))
+            segments = [checked_name(segment) for segment in text.removeprefix(base).split("/")]
+        except (UnicodeDecodeError, StopIteration, InvalidName):
+            segments = []
+        if len(segments) == 1:
+            return Target(segments[0])
+        if len(segments) == 3:
+            return Target(*segments)
+        raise Undeliverable(
+            DropCause.MALFORMED_TOPIC, f"expected a topic {self._own}{{model}} or its 3.1.1 form, got {topic[:160]!r}"
+        )
+
+    def _parse_response_topic(self, topic: bytes) -> tuple[str, str]:
+        try:
+            text = topic[: _MAX_TOPIC_BYTES + 1].decode()
+            client, replies, *below = text.removeprefix(self._clients).split("/")
+            names = [checked_name(segment) for segment in (client, *below)]
+        except (ValueError, InvalidName):
+            names = []
+        if not names or replies != "replies" or not text.startswith(self._clients) or len(topic) > _MAX_TOPIC_BYTES:
+            raise Undeliverable(
+                DropCause.FOREIGN_RESPONSE_TOPIC,
+                f"expected a response topic {self._clients}{{client}}/replies, got {topic[:160]!r}",
+            )
+        return client, text
+
+
+def _remember(memory: dict[bytes, _Value], key: bytes, value: _Value) -> None:
+    if len(memory) >= _MAX_REMEMBERED:
+        memory.clear()
+    memory[key] = value
