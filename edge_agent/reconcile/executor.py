@@ -67,6 +67,8 @@ class Reconciler:
         self._attempts = Attempts(policy, uniform=uniform)
         self._active = active
         self._target = active
+        # Failures so far belong to an earlier round and say nothing about the next one.
+        self._is_new_round = False
         self._answer: asyncio.Future[PushResult] | None = None
         self._fetching: tuple[Digest, asyncio.Task[Manifest]] | None = None
         self._work = asyncio.Event()
@@ -96,19 +98,27 @@ class Reconciler:
     def retry_failed(self) -> None:
         """Give slots that were given up another round of attempts, for example because the controller is back."""
         if self._attempts.given_up:
-            self._attempts.clear()
-            self._work.set()
+            self._start_round()
 
     async def run(self) -> None:
         """Work for ever; when it fails and is run again, it goes on with the same target."""
-        self._work.set()
-        if self._target is None:
+        if self._active is None:
             self.restored.set()
+        elif not self.restored.is_set():
+            await self._reconcile(self._active)
+        self._work.set()
         while True:
             await self._work.wait()
             self._work.clear()
+            if self._is_new_round:
+                self._is_new_round = False
+                self._attempts.clear()
             if self._target is not None:
                 await self._reconcile(self._target)
+
+    def _start_round(self) -> None:
+        self._is_new_round = True
+        self._work.set()
 
     def _overtake(self, desired: DesiredState) -> None:
         if self._answer is not None and not self._answer.done():
@@ -116,8 +126,7 @@ class Reconciler:
             assert self._target is not None
             self._answer.set_result(PushResult(self._target.position, overtaken))
         self._target = desired
-        self._attempts.clear()
-        self._work.set()
+        self._start_round()
         if self._fetching is not None and self._fetching[0] not in {slot.manifest_digest for slot in desired.slots}:
             self._fetching[1].cancel()
 
@@ -127,15 +136,16 @@ class Reconciler:
         self.board.show([await self._first_report(slot) for slot in target.slots])
         while True:
             current = await self._current(target)
-            # Only from here to the next await is it certain that `target` is still the one that is wanted.
-            if self._work.is_set():
-                return
             now_s = self._clock.monotonic_s()
             steps = plan(target.slots, current, on_hold=self._attempts.on_hold(now_s))
             if not (steps and isinstance(steps[0], LoadSlot)):
                 self.restored.set()
+            # Only from here to the next await is it certain that `target` is still the one that is wanted. What was
+            # active is loaded first in any case: a slot falls back on it when the newer one fails.
+            if self._work.is_set() and self.restored.is_set():
+                return
             if steps:
-                await self._attempt(steps[0], target)
+                await self._attempt(steps[0])
             elif (due_s := self._attempts.next_due_s(now_s)) is not None:
                 await self._wait(due_s - now_s)
             else:
@@ -154,24 +164,19 @@ class Reconciler:
         except TimeoutError:
             return
 
-    async def _attempt(self, step: Step, target: DesiredState) -> None:
+    async def _attempt(self, step: Step) -> None:
         try:
             await self._take(step)
         except _Overtaken:
             return
         except NanofleetError as error:
-            failure = error
+            self._note_failure(step.model, error)
         except OSError as error:
-            failure = Unavailable(f"disk: {error.strerror or error}")
+            self._note_failure(step.model, Unavailable(f"disk: {error.strerror or error}"))
         except Exception as error:
             # The root of a step: a defect in one model's loading must not stop the others.
             _log.exception("step failed unexpectedly", extra={"model": step.model})
-            failure = InternalError(f"{type(error).__name__}: {error}")
-        else:
-            return
-        # What failed for a state that nobody wants any more says nothing about the next one.
-        if target is self._target:
-            self._note_failure(step.model, failure)
+            self._note_failure(step.model, InternalError(f"{type(error).__name__}: {error}"))
 
     async def _take(self, step: Step) -> None:
         match step:

@@ -1,0 +1,343 @@
+"""Reconciler: every push ends as applied or rejected, and what ran goes on running until its successor does."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from core.clock import SystemClock
+from core.digest import hex_of
+from core.errors import Conflict, Forbidden, InvalidModel, ModelNotReady, Unavailable
+from core.fleet_state import NOWHERE, DesiredState, Position, PushResult, SlotPhase, SlotReport
+from core.ids import AgentId
+from edge_agent.reconcile.attempts import RetryPolicy
+from edge_agent.reconcile.executor import Reconciler, Workplace
+from edge_agent.sync.fetch import Fetch, FetchLimits
+from edge_agent.sync.store import ContentStore
+from protos.artifacts.v1 import artifacts_pb2 as pb
+from tests.support.model_host import FakeHost
+from tests.support.shelf import Sent, Shelf, ShelfStub, Silence
+from tests.support.variants import MadeVariant, made_variant
+
+AGENT = AgentId("gate-1")
+OLD = made_variant(version=1)
+NEW = made_variant(version=2)
+OTHER = made_variant(model="faces")
+
+
+def desired(*variants: MadeVariant, generation: int, agent: AgentId = AGENT) -> DesiredState:
+    slots = tuple(variant.slot for variant in variants)
+    return DesiredState(agent, Position(1, generation), datetime(2026, 1, 2, tzinfo=UTC), slots)
+
+
+class Agent:
+    """A reconciler with a shelf instead of a controller and a host that runs nothing."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.shelf = Shelf(OLD, NEW, OTHER, chunk_bytes=4)
+        self.host = FakeHost()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Reconciler]:
+        """Run a reconciler on what is on disk, as a start of the process does."""
+        self.host = FakeHost() if self.host.loads else self.host
+        with ThreadPoolExecutor(1) as disk:
+            store = ContentStore(self.root)
+            limits = FetchLimits(chunk_timeout_s=5, reserve_bytes=0)
+            source = Fetch(ShelfStub(self.shelf), store, disk=disk, limits=limits, clock=SystemClock())
+            place = Workplace(store, source, self.host, disk)
+            reconciler = Reconciler(
+                AGENT,
+                place,
+                active=store.load_active(),
+                policy=RetryPolicy(max_attempts=3),
+                clock=SystemClock(),
+                uniform=lambda: 0.0,
+            )
+            async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+                task = tasks.create_task(reconciler.run())
+                yield reconciler
+                task.cancel()
+
+    def active(self) -> DesiredState | None:
+        return ContentStore(self.root).load_active()
+
+    async def apply(self, state: DesiredState) -> None:
+        async with self.running() as reconciler:
+            assert await reconciler.submit(state) == PushResult(state.position)
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Agent:
+    return Agent(tmp_path)
+
+
+def report_of(reconciler: Reconciler, variant: MadeVariant) -> SlotReport:
+    return next(found for found in reconciler.board.reported().slots if found.slot == variant.slot)
+
+
+async def until(reconciler: Reconciler, claim: Callable[[], bool]) -> None:
+    while not claim():
+        await reconciler.board.wait_beyond(reconciler.board.version)
+
+
+async def test_a_push_is_fetched_loaded_and_applied(agent: Agent) -> None:
+    async with agent.running() as reconciler:
+        result = await reconciler.submit(desired(OLD, OTHER, generation=1))
+        assert result == PushResult(Position(1, 1))
+        assert agent.host.running() == {"digits": OLD.digest, "faces": OTHER.digest}
+        assert reconciler.applied == Position(1, 1)
+
+
+async def test_a_ready_slot_is_reported_with_all_its_bytes(agent: Agent) -> None:
+    async with agent.running() as reconciler:
+        await reconciler.submit(desired(OLD, generation=1))
+        size_bytes = OLD.manifest.size_bytes
+        assert report_of(reconciler, OLD) == SlotReport(OLD.slot, SlotPhase.READY, size_bytes, size_bytes)
+        assert reconciler.board.reported().applied == Position(1, 1)
+
+
+async def test_the_state_is_on_disk_before_it_is_called_applied(agent: Agent) -> None:
+    async with agent.running() as reconciler:
+        state = desired(OLD, generation=1)
+        await reconciler.submit(state)
+        assert agent.active() == state
+
+
+async def test_after_a_restart_the_model_loads_without_asking_anybody(agent: Agent) -> None:
+    await agent.apply(desired(OLD, generation=1))
+    agent.shelf.asked.clear()
+    async with agent.running() as reconciler:
+        await reconciler.restored.wait()
+        assert agent.host.running() == {"digits": OLD.digest}
+        assert agent.shelf.asked == []
+        assert reconciler.applied == Position(1, 1)
+
+
+async def test_an_agent_without_a_state_has_nothing_to_restore(agent: Agent) -> None:
+    async with agent.running() as reconciler:
+        await reconciler.restored.wait()
+        assert reconciler.applied == NOWHERE
+
+
+async def test_the_old_version_runs_until_the_new_one_is_loaded(agent: Agent) -> None:
+    async with agent.running() as reconciler:
+        await reconciler.submit(desired(OLD, generation=1))
+        agent.host.gate = asyncio.Event()
+        agent.host.entered.clear()
+        answer = reconciler.submit(desired(NEW, generation=2))
+        await agent.host.entered.wait()
+        assert agent.host.running() == {"digits": OLD.digest}
+        assert agent.host.unloads == []
+        agent.host.gate.set()
+        await answer
+        assert agent.host.running() == {"digits": NEW.digest}
+
+
+async def test_a_model_in_no_slot_is_unloaded(agent: Agent) -> None:
+    async with agent.running() as reconciler:
+        await reconciler.submit(desired(OLD, OTHER, generation=1))
+        await reconciler.submit(desired(OTHER, generation=2))
+        assert agent.host.running() == {"faces": OTHER.digest}
+
+
+async def test_a_bad_slot_is_rejected_and_does_not_block_the_others(agent: Agent) -> None:
+    agent.host.failures[OLD.digest] = InvalidModel("opset 99 is not supported")
+    async with agent.running() as reconciler:
+        result = await reconciler.submit(desired(OLD, OTHER, generation=1))
+        assert result.problem is not None
+        assert result.problem.code == "invalid_request"
+        assert result.problem.message == "digits: opset 99 is not supported"
+        assert agent.host.running() == {"faces": OTHER.digest}
+        assert report_of(reconciler, OLD).phase is SlotPhase.FAILED
+        assert report_of(reconciler, OTHER).phase is SlotPhase.READY
+        assert reconciler.applied == NOWHERE
+
+
+async def test_a_failed_update_leaves_the_old_version_running_also_after_a_restart(agent: Agent) -> None:
+    await agent.apply(desired(OLD, generation=1))
+    async with agent.running() as reconciler:
+        agent.host.failures[NEW.digest] = InvalidModel("broken")
+        result = await reconciler.submit(desired(NEW, OTHER, generation=2))
+        assert result.problem is not None
+        assert agent.host.running() == {"digits": OLD.digest, "faces": OTHER.digest}
+    async with agent.running() as reconciler:
+        await reconciler.restored.wait()
+        assert agent.host.running() == {"digits": OLD.digest, "faces": OTHER.digest}
+        assert reconciler.applied == Position(1, 1)
+
+
+async def test_a_failure_that_may_pass_is_tried_again(agent: Agent) -> None:
+    agent.shelf.faults.extend([lambda _: [Unavailable("away")], lambda _: [Unavailable("away")]])
+    async with agent.running() as reconciler:
+        assert await reconciler.submit(desired(OLD, generation=1)) == PushResult(Position(1, 1))
+
+
+async def test_a_failure_that_does_not_pass_ends_after_the_attempts(agent: Agent) -> None:
+    agent.host.failures[OLD.digest] = ModelNotReady("out of memory")
+    async with agent.running() as reconciler:
+        result = await reconciler.submit(desired(OLD, generation=1))
+        assert result.problem is not None
+        assert agent.host.loads == [OLD.digest] * 3
+
+
+async def test_what_cannot_be_found_is_asked_for_once(agent: Agent) -> None:
+    del agent.shelf.blobs[OLD.digest]
+    async with agent.running() as reconciler:
+        result = await reconciler.submit(desired(OLD, generation=1))
+        assert result.problem is not None
+        assert result.problem.code == "not_found"
+        assert agent.shelf.asked_for(OLD.digest) == [0]
+
+
+async def test_a_defect_in_loading_is_rejected_as_internal(agent: Agent, caplog: pytest.LogCaptureFixture) -> None:
+    agent.host.failures[OLD.digest] = ZeroDivisionError("oops")
+    async with agent.running() as reconciler:
+        result = await reconciler.submit(desired(OLD, generation=1))
+        assert result.problem is not None
+        assert result.problem.code == "internal"
+        assert "step failed unexpectedly" in caplog.text
+
+
+async def test_a_manifest_of_another_model_is_rejected(agent: Agent) -> None:
+    crossed = DesiredState(
+        AGENT,
+        Position(1, 1),
+        datetime(2026, 1, 2, tzinfo=UTC),
+        (type(OLD.slot)(OTHER.slot.model, 1, OLD.slot.variant, OLD.digest),),
+    )
+    async with agent.running() as reconciler:
+        result = await reconciler.submit(crossed)
+        assert result.problem is not None
+        assert "expected the manifest of" in result.problem.message
+        assert agent.host.loads == []
+
+
+async def test_a_slot_given_up_is_tried_again_when_there_is_hope(agent: Agent) -> None:
+    agent.host.failures[OLD.digest] = InvalidModel("broken")
+    async with agent.running() as reconciler:
+        await reconciler.submit(desired(OLD, generation=1))
+        agent.host.failures.clear()
+        reconciler.retry_failed()
+        await until(reconciler, lambda: reconciler.applied == Position(1, 1))
+        assert agent.host.running() == {"digits": OLD.digest}
+
+
+async def test_what_rotted_on_disk_is_fetched_again(agent: Agent) -> None:
+    await agent.apply(desired(OLD, generation=1))
+    blob = agent.root / "blobs" / entry_hex(OLD)
+    blob.write_bytes(b"x" * OLD.manifest.size_bytes)
+    async with agent.running() as reconciler:
+        await until(reconciler, lambda: is_ready(reconciler, OLD))
+        assert agent.host.running() == {"digits": OLD.digest}
+
+
+async def test_a_newer_state_overtakes_a_fetch_that_it_does_not_want(agent: Agent) -> None:
+    agent.shelf.faults.extend([list, lambda chunks: [chunks[0], Silence()]])
+    async with agent.running() as reconciler:
+        slow = reconciler.submit(desired(OLD, generation=1))
+        await until(reconciler, lambda: stored_bytes_of(reconciler, OLD) > 0)
+        quick = await reconciler.submit(desired(OTHER, generation=2))
+        assert quick == PushResult(Position(1, 2))
+        overtaken = await slow
+        assert overtaken.position == Position(1, 1)
+        assert overtaken.problem is not None
+        assert overtaken.problem.message == "overtaken by generation 2"
+        assert agent.host.running() == {"faces": OTHER.digest}
+
+
+async def test_a_fetch_that_the_newer_state_wants_too_goes_on(agent: Agent) -> None:
+    arrive = asyncio.Event()
+
+    def first_and_wait(chunks: list[pb.Chunk]) -> list[Sent]:
+        arrive.set()
+        return list(chunks)
+
+    agent.shelf.faults.extend([list, first_and_wait])
+    async with agent.running() as reconciler:
+        first = reconciler.submit(desired(OLD, generation=1))
+        await arrive.wait()
+        second = reconciler.submit(desired(OLD, OTHER, generation=2))
+        assert (await first).problem is not None
+        assert (await second).problem is None
+        assert len(agent.shelf.asked_for(OLD.digest)) == 1
+
+
+async def test_the_same_push_again_shares_the_answer(agent: Agent) -> None:
+    async with agent.running() as reconciler:
+        state = desired(OLD, generation=1)
+        first, second = reconciler.submit(state), reconciler.submit(state)
+        assert first is second
+        await first
+        assert agent.host.loads == [OLD.digest]
+
+
+async def test_a_rejected_push_may_come_again(agent: Agent) -> None:
+    agent.host.failures[OLD.digest] = InvalidModel("broken")
+    async with agent.running() as reconciler:
+        state = desired(OLD, generation=1)
+        assert (await reconciler.submit(state)).problem is not None
+        agent.host.failures.clear()
+        assert (await reconciler.submit(state)).problem is None
+
+
+@pytest.mark.parametrize("generation", [1, 2])
+async def test_a_state_that_is_not_newer_than_the_applied_one_is_refused(agent: Agent, generation: int) -> None:
+    await agent.apply(desired(OLD, generation=2))
+    async with agent.running() as reconciler:
+        with pytest.raises(
+            Conflict,
+            match=rf"expected a position after \(epoch 1, generation 2\), got \(epoch 1, generation {generation}\)",
+        ):
+            reconciler.submit(desired(NEW, generation=generation))
+
+
+async def test_a_state_older_than_the_one_worked_on_is_refused(agent: Agent) -> None:
+    agent.host.gate = asyncio.Event()
+    async with agent.running() as reconciler:
+        reconciler.submit(desired(OLD, generation=3))
+        with pytest.raises(Conflict, match="generation 3"):
+            reconciler.submit(desired(NEW, generation=2))
+        agent.host.gate.set()
+
+
+async def test_another_agents_state_is_refused(agent: Agent) -> None:
+    async with agent.running() as reconciler:
+        with pytest.raises(Forbidden, match="expected agent gate-1, got gate-2"):
+            reconciler.submit(desired(OLD, generation=1, agent=AgentId("gate-2")))
+
+
+async def test_a_push_that_comes_during_the_restart_finds_the_old_version_to_fall_back_on(agent: Agent) -> None:
+    await agent.apply(desired(OLD, generation=1))
+    async with agent.running() as reconciler:
+        agent.host.failures[NEW.digest] = InvalidModel("broken")
+        assert (await reconciler.submit(desired(NEW, generation=2))).problem is not None
+        assert agent.host.running() == {"digits": OLD.digest}
+
+
+async def test_versions_before_the_previous_one_are_removed(agent: Agent) -> None:
+    third = made_variant(version=3)
+    agent.shelf.hold(third)
+    async with agent.running() as reconciler:
+        for generation, variant in enumerate([OLD, NEW, third], start=1):
+            await reconciler.submit(desired(variant, generation=generation))
+    store = ContentStore(agent.root)
+    assert [store.is_complete(variant.digest) for variant in (OLD, NEW, third)] == [False, True, True]
+
+
+def entry_hex(variant: MadeVariant) -> str:
+    return hex_of(variant.manifest.files[0].digest)  # type: ignore[arg-type]  # the manifest keeps digests as text
+
+
+def stored_bytes_of(reconciler: Reconciler, variant: MadeVariant) -> int:
+    return sum(found.stored_bytes for found in reconciler.board.reported().slots if found.slot == variant.slot)
+
+
+def is_ready(reconciler: Reconciler, variant: MadeVariant) -> bool:
+    reported = reconciler.board.reported().slots
+    return any(found.slot == variant.slot and found.phase is SlotPhase.READY for found in reported)
