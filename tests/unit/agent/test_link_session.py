@@ -1,0 +1,236 @@
+"""Session: one connection, its states, and what is said on it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+
+import pytest
+
+from core.errors import Conflict, ErrorCode, Forbidden, InternalError, Overloaded
+from core.fleet_state import NOWHERE, AgentHello, DesiredState, Position, PushResult, Slot, SlotPhase, SlotReport
+from core.fleet_wire import decode_hello, decode_push_result, decode_reported
+from core.ids import AgentId, SiteId
+from edge_agent.link.session import Session, SessionEnded, SessionLimits, SessionState
+from edge_agent.reconcile.board import Board
+from protos.fleet.v1 import fleet_pb2 as pb
+from tests.support.fleet_call import FleetCall
+from tests.support.variants import made_variant
+
+HELLO = AgentHello(AgentId("gate-1"), SiteId("berlin"), "1.0", "boot", Position(1, 1), ("arch:x86_64",))
+STATE = DesiredState(HELLO.agent_id, Position(1, 2), datetime(2026, 1, 2, tzinfo=UTC), (made_variant().slot,))
+
+
+class FakeDesk:
+    def __init__(self) -> None:
+        self.board = Board(NOWHERE)
+        self.submitted: list[DesiredState] = []
+        self.answer: asyncio.Future[PushResult] = asyncio.get_running_loop().create_future()
+        self.refusal: Conflict | None = None
+        self.retries = 0
+
+    def submit(self, desired: DesiredState) -> "asyncio.Future[PushResult]":
+        if self.refusal is not None:
+            raise self.refusal
+        self.submitted.append(desired)
+        return self.answer
+
+    def retry_failed(self) -> None:
+        self.retries += 1
+
+
+class Line:
+    """A session between a desk and a test that plays the controller."""
+
+    def __init__(self) -> None:
+        self.call = FleetCall()
+        self.desk = FakeDesk()
+        self.states: list[SessionState] = []
+        limits = SessionLimits(handshake_timeout_s=0.05, write_timeout_s=0.05)
+        self.session = Session(self.call, self.desk, hello=HELLO, limits=limits, on_state=self.states.append)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["asyncio.Task[None]"]:
+        task = asyncio.create_task(self.session.run())
+        try:
+            async with asyncio.timeout(5):
+                yield task
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator["asyncio.Task[None]"]:
+        """Run the session up to the first report, which always comes."""
+        async with self.running() as task:
+            self.call.welcome()
+            await self.heard("hello")
+            await self.heard("reported")
+            yield task
+
+    async def heard(self, kind: str) -> pb.AgentMessage:
+        message = await self.call.heard.get()
+        assert message.WhichOneof("message") == kind
+        return message
+
+    async def ending(self, task: "asyncio.Task[None]") -> SessionEnded:
+        with pytest.raises(SessionEnded) as caught:
+            await task
+        return caught.value
+
+
+@pytest.fixture
+async def line() -> Line:
+    return Line()
+
+
+async def test_a_session_begins_with_hello(line: Line) -> None:
+    async with line.running():
+        message = await line.heard("hello")
+        assert decode_hello(message.hello) == HELLO
+
+
+async def test_it_is_open_after_the_welcome_and_not_before(line: Line) -> None:
+    async with line.running():
+        await line.heard("hello")
+        assert line.session.state is SessionState.HELLO_SENT
+        line.call.welcome()
+        await line.heard("reported")
+        assert line.states == [SessionState.CONNECTING, SessionState.HELLO_SENT, SessionState.OPEN]
+
+
+async def test_an_open_session_gives_failed_slots_another_chance(line: Line) -> None:
+    async with line.open():
+        assert line.desk.retries == 1
+
+
+async def test_without_a_welcome_in_time_it_ends(line: Line) -> None:
+    async with line.running() as task:
+        ended = await line.ending(task)
+        assert ended.because.code is ErrorCode.DEADLINE_EXCEEDED
+        assert "welcome within 0.05 s" in str(ended)
+        assert line.session.state is SessionState.CLOSED
+
+
+async def test_anything_but_a_welcome_first_ends_it(line: Line) -> None:
+    async with line.running() as task:
+        line.call.push(STATE)
+        assert "expected a welcome, got desired" in str(await line.ending(task))
+
+
+async def test_the_call_is_cancelled_however_it_ends(line: Line) -> None:
+    async with line.open() as task:
+        task.cancel()
+        await asyncio.wait([task])
+        assert line.call.is_cancelled
+        assert line.session.state is SessionState.CLOSED
+
+
+async def test_a_push_is_submitted_and_answered_when_it_is_applied(line: Line) -> None:
+    async with line.open():
+        line.call.push(STATE)
+        await asyncio.sleep(0)
+        assert line.call.heard.empty()
+        line.desk.answer.set_result(PushResult(STATE.position))
+        message = await line.heard("result")
+        assert line.desk.submitted == [STATE]
+        assert decode_push_result(message.result) == PushResult(STATE.position)
+
+
+async def test_a_refused_push_is_answered_with_the_reason_and_the_session_stays(line: Line) -> None:
+    line.desk.refusal = Conflict("desired state: expected a position after 5, got 2")
+    async with line.open():
+        line.call.push(STATE)
+        result = decode_push_result((await line.heard("result")).result)
+        assert result.position == STATE.position
+        assert result.problem is not None
+        assert result.problem.message == "desired state: expected a position after 5, got 2"
+        assert line.session.state is SessionState.OPEN
+
+
+async def test_a_malformed_push_is_answered_with_the_reason(line: Line) -> None:
+    async with line.open():
+        bad = pb.DesiredState(agent_id="../etc", position=pb.Position(epoch=1, generation=9))
+        line.call.say(pb.ControllerMessage(desired=bad))
+        result = decode_push_result((await line.heard("result")).result)
+        assert result.position == Position(1, 9)
+        assert result.problem is not None
+        assert result.problem.code == "invalid_request"
+
+
+async def test_a_message_of_a_newer_controller_is_passed_over(line: Line) -> None:
+    async with line.open():
+        line.call.say(pb.ControllerMessage())
+        line.call.push(STATE)
+        line.desk.answer.set_result(PushResult(STATE.position))
+        await line.heard("result")
+
+
+async def test_the_reported_state_follows_a_change(line: Line) -> None:
+    async with line.open():
+        line.desk.board.apply(Position(1, 2))
+        message = await line.heard("reported")
+        assert decode_reported(message.reported).applied == Position(1, 2)
+
+
+async def test_changes_in_quick_succession_are_reported_once(line: Line) -> None:
+    slot: Slot = made_variant().slot
+    async with line.open():
+        for stored_bytes in range(50):
+            line.desk.board.show([SlotReport(slot, SlotPhase.FETCHING, stored_bytes, 50)])
+        message = await line.heard("reported")
+        assert decode_reported(message.reported).slots[0].stored_bytes == 49
+        assert line.call.heard.empty()
+
+
+async def test_nothing_is_reported_while_nothing_changes(line: Line) -> None:
+    async with line.open():
+        line.desk.board.apply(NOWHERE)
+        await asyncio.sleep(0)
+        assert line.call.heard.empty()
+
+
+async def test_the_end_of_the_stream_ends_the_session(line: Line) -> None:
+    async with line.open() as task:
+        line.call.end()
+        assert (await line.ending(task)).because.retryable
+
+
+async def test_an_abort_says_why(line: Line) -> None:
+    async with line.open() as task:
+        line.call.end(Forbidden("agent gate-1 is banned"))
+        ended = await line.ending(task)
+        assert ended.because.code is ErrorCode.FORBIDDEN
+        assert str(ended) == "agent gate-1 is banned"
+
+
+async def test_an_internal_error_of_the_transport_may_pass(line: Line) -> None:
+    async with line.open() as task:
+        line.call.end(InternalError("stream reset"))
+        assert (await line.ending(task)).because.retryable
+
+
+@pytest.mark.parametrize(("value", "retry_after_s"), [("1500", 1.5), ("99999999999", 3600.0), ("-5", 0), ("soon", 0)])
+async def test_a_controller_may_say_when_to_come_back_within_bounds(
+    line: Line, value: str, retry_after_s: float
+) -> None:
+    async with line.open() as task:
+        line.call.end(Overloaded("too many agents"), ("retry-after-ms", value))
+        assert (await line.ending(task)).retry_after_s == retry_after_s
+
+
+async def test_a_controller_that_does_not_read_ends_the_session(line: Line) -> None:
+    async with line.open() as task:
+        line.call.reads.clear()
+        line.desk.board.apply(Position(1, 2))
+        assert "took no message for 0.05 s" in str(await line.ending(task))
+
+
+async def test_the_shared_answer_survives_the_session(line: Line) -> None:
+    async with line.open() as task:
+        line.call.push(STATE)
+        while not line.desk.submitted:
+            await asyncio.sleep(0)
+        line.call.end()
+        await line.ending(task)
+        assert not line.desk.answer.cancelled()
