@@ -56,7 +56,6 @@ class HeavyModels:
 
     def __init__(self, arguments: ApplicationArguments) -> None:
         self._clock = SystemClock()
-        self._wait_s = arguments.batch_wait_ms / 1000
         self._threads = arguments.threads
         credentials = TransportCredentials.local()
         target = parse_address(arguments.controller)
@@ -79,7 +78,9 @@ class HeavyModels:
         # Ray's decorators are typed for methods of a class, and these are made from the arguments.
         self._hosted: Any = serve.multiplexed(max_num_models_per_replica=arguments.max_models)(self._loading_function())
         self._batched: Any = serve.batch(
-            max_batch_size=arguments.max_batch, max_concurrent_batches=arguments.concurrent_runs
+            max_batch_size=arguments.max_batch,
+            batch_wait_timeout_s=arguments.batch_wait_ms / 1000,
+            max_concurrent_batches=arguments.concurrent_runs,
         )(self._running_function())
 
     async def __call__(self, request: Request) -> Response:
@@ -91,20 +92,23 @@ class HeavyModels:
         job = Job(model, call.feed(), model.signature.wanted(call.request), call.deadline)
         self._in_progress += 1
         try:
-            # Alone in the replica, a request would only wait for companions that do not come.
-            self._batched.set_batch_wait_timeout_s(self._wait_s if self._in_progress > 1 else 0.0)
-            result: Answer | NanofleetError = await self._batched(job)
+            # A request that is alone would wait for companions that do not come.
+            alone = self._in_progress == 1 or model.manifest.batching.max_batch == 1
+            result: Answer | NanofleetError = (await self._run([job]))[0] if alone else await self._batched(job)
         finally:
             self._in_progress -= 1
         if isinstance(result, NanofleetError):
             raise result
         return result
 
+    async def _run(self, jobs: list[Job]) -> list[Answer | NanofleetError]:
+        # Serve splits what waited together by model id, so all jobs here are of one model.
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._runners, jobs[0].model.run, jobs, self._clock)
+
     def _running_function(self) -> Any:
         async def run_jobs(jobs: list[Job]) -> list[Answer | NanofleetError]:
-            # Serve splits what waited together by model id, so all jobs here are of one model.
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._runners, jobs[0].model.run, jobs, self._clock)
+            return await self._run(jobs)
 
         return run_jobs
 
