@@ -1,0 +1,128 @@
+"""`nanofleet demo` as a newcomer runs it: it keeps its promises and leaves nothing behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psutil
+import pytest
+
+# Three minutes: a first start of Ray on two busy cores takes most of one.
+DEMO_TIMEOUT_S = 300
+MARK = "DEMO_TEST_MARK"
+
+
+class Demo:
+    """One run of the command; every process that it starts, however deep, inherits the mark."""
+
+    def __init__(self, folder: Path, *words: str) -> None:
+        self.output = folder / "demo.json"
+        self._log = folder / "demo.txt"
+        self._mark = uuid4().hex
+        command = [sys.executable, "-m", "controller.cli.app", "demo", "--output", str(self.output), *words]
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, start_new_session=True, env={**os.environ, MARK: self._mark}
+            )
+
+    def finish(self) -> int:
+        return self.process.wait(DEMO_TIMEOUT_S)
+
+    def wait_for(self, text: str) -> None:
+        give_up_s = time.monotonic() + DEMO_TIMEOUT_S
+        while text not in self.printed:
+            assert time.monotonic() < give_up_s, self.printed
+            assert self.process.poll() is None, self.printed
+            time.sleep(0.1)
+
+    def left_behind(self) -> list[str]:
+        return [process_name(process) for process in psutil.process_iter() if self._is_ours(process)]
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        try:
+            return process.environ().get(MARK) == self._mark and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.Error:
+            return False
+
+    @property
+    def printed(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.output.read_text())
+        return found
+
+
+def process_name(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline()[:4])
+    except psutil.Error:
+        return str(process)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    demo = Demo(tmp_path_factory.mktemp("demo"))
+    demo.finish()
+    return demo
+
+
+def test_the_demo_ends_well_and_leaves_no_process(demo: Demo) -> None:
+    assert demo.process.returncode == 0, demo.printed
+    assert demo.left_behind() == []
+
+
+def test_the_cascade_is_nearly_as_good_as_the_large_model_at_a_quarter_of_its_use(demo: Demo) -> None:
+    accuracy = demo.figures["accuracy"]
+    assert accuracy["cascade"] >= accuracy["heavy"] - 0.005
+    assert accuracy["edge"] < accuracy["cascade"]
+    assert 0 < demo.figures["escalated_ratio"] <= 0.25
+
+
+def test_every_picture_is_answered_exactly_once(demo: Demo) -> None:
+    figures = demo.figures
+    assert figures["n"] == 899
+    assert {key: figures[key] for key in ("lost", "refused", "duplicates", "late")} == dict.fromkeys(
+        ("lost", "refused", "duplicates", "late"), 0
+    )
+    assert sum(figures["answered"].values()) == 899
+
+
+def test_one_trace_spans_device_agent_gateway_and_replica(demo: Demo) -> None:
+    assert demo.figures["trace"]["services"] == [
+        "nanofleet-agent",
+        "nanofleet-controller",
+        "nanofleet-device",
+        "nanofleet-heavy",
+    ]
+
+
+def test_the_quantized_variant_is_smaller_than_the_original(demo: Demo) -> None:
+    sizes = {name: variant["size_bytes"] for name, variant in demo.figures["variants"]["digits-nano"].items()}
+    assert sizes["int8-static"] < sizes["original"]
+
+
+def test_ctrl_c_stops_everything_also_with_the_embedded_broker(tmp_path: Path) -> None:
+    demo = Demo(tmp_path, "--keep", "--broker", "embedded")
+    demo.wait_for("running until Ctrl-C")
+    figures = demo.figures
+    assert figures["broker"] == {"name": "amqtt", "protocols": ["3.1.1"]}
+    assert figures["accuracy"]["cascade"] >= figures["accuracy"]["heavy"] - 0.005
+    demo.process.send_signal(signal.SIGINT)
+    assert demo.finish() == 0, demo.printed
+    assert demo.left_behind() == []
+
+
+def test_ctrl_c_in_the_middle_stops_everything(tmp_path: Path) -> None:
+    demo = Demo(tmp_path)
+    demo.wait_for("$ nanofleet deploy")
+    demo.process.send_signal(signal.SIGINT)
+    assert demo.finish() != 0
+    assert demo.left_behind() == []
