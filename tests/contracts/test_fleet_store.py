@@ -1,0 +1,153 @@
+"""What every store of the fleet promises; run on each of them."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from controller.fleet.model import WHOLE_FLEET
+from controller.fleet.store import FleetRecords, FleetStore
+from controller.registry.model import PublicationState
+from controller.storage.database import Database
+from controller.storage.fleet import SqlFleetStore
+from controller.storage.registry import SqlRegistryStore
+from core.errors import Conflict, UnknownModel
+from core.fleet_state import Position, Problem, ReportedState, Slot, SlotPhase, SlotReport
+from core.ids import AgentId
+from tests.support.fleet_store import MemoryFleetStore
+from tests.support.fleet_values import CAM, CAT, INT8, METER, NORTH, at_agent, at_site, made_agent, made_deployment
+from tests.support.registry_values import made_publication, made_version
+
+VERSIONS = (made_version(METER, 1, INT8), made_version(METER, 2, INT8), made_version(CAT, 1))
+METER_1, METER_2, CAT_1 = (
+    Slot(variant.model, variant.version, variant.variant, variant.manifest_digest)
+    for variant in (version.variants[-1] for version in VERSIONS)
+)
+
+
+@pytest.fixture(params=["memory", "sql"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[FleetStore]:
+    """A store without agents, beside a registry that holds VERSIONS."""
+    if request.param == "memory":
+        yield MemoryFleetStore(published=(METER_1, METER_2, CAT_1))
+        return
+    database = Database(f"sqlite:///{tmp_path / 'test.sqlite'}")
+    await database.migrate()
+    registry = SqlRegistryStore(database)
+    for version in VERSIONS:
+        publication = made_publication(f"{version.model}-{version.version}", version.model)
+        await registry.add_publication(publication)
+        await registry.record_version(version, replace(publication, state=PublicationState.DONE))
+    yield SqlFleetStore(database)
+    await database.close()
+
+
+async def test_a_saved_agent_comes_back_whole(store: FleetStore) -> None:
+    failed = SlotReport(METER_1, SlotPhase.FAILED, 12, 100, Problem("integrity", "fetch it again"))
+    agent = replace(
+        made_agent(),
+        reported=ReportedState(Position(1, 2), (failed,)),
+        rejection=Problem("disk_full", "need 10 more bytes, 'ünïcode'"),
+    )
+
+    await store.run(lambda records: records.save_agents([agent]))
+
+    assert await store.read(lambda records: records.agent(CAM)) == agent
+
+
+async def test_saving_an_agent_again_replaces_it(store: FleetStore) -> None:
+    agent = made_agent()
+    await store.run(lambda records: records.save_agents([agent]))
+    moved = replace(agent, site=NORTH, boot_id="boot-2", desired=replace(agent.desired, position=Position(1, 4)))
+
+    await store.run(lambda records: records.save_agents([moved]))
+
+    assert await store.read(lambda records: list(records.agents())) == [moved]
+
+
+async def test_an_unknown_agent_is_none(store: FleetStore) -> None:
+    assert await store.read(lambda records: records.agent(CAM)) is None
+
+
+async def test_saving_no_agents_changes_nothing(store: FleetStore) -> None:
+    await store.run(lambda records: records.save_agents([]))
+
+    assert await store.read(lambda records: list(records.agents())) == []
+
+
+async def test_agents_come_by_id(store: FleetStore) -> None:
+    agents = [made_agent(AgentId(name)) for name in ("c", "a", "b")]
+    await store.run(lambda records: records.save_agents(agents))
+
+    found = await store.read(lambda records: [agent.agent_id for agent in records.agents()])
+
+    assert found == ["a", "b", "c"]
+
+
+async def test_of_many_ids_the_known_ones_come_by_id(store: FleetStore) -> None:
+    agents = [made_agent(AgentId(f"agent-{number:05}")) for number in range(2500)]
+    await store.run(lambda records: records.save_agents(agents))
+    wanted = [agent.agent_id for agent in agents[1::2]][::-1]
+
+    found = await store.read(lambda records: [agent.agent_id for agent in records.agents([*wanted, AgentId("nobody")])])
+
+    assert found == sorted(wanted)
+
+
+async def test_a_saved_deployment_comes_back_whole(store: FleetStore) -> None:
+    deployment = made_deployment(at_site(NORTH), METER_1)
+
+    await store.run(lambda records: records.save_deployment(deployment))
+
+    assert await store.read(lambda records: list(records.deployments())) == [deployment]
+
+
+async def test_a_deployment_of_the_same_target_and_model_replaces_the_last(store: FleetStore) -> None:
+    await store.run(lambda records: records.save_deployment(made_deployment(WHOLE_FLEET, METER_1)))
+
+    await store.run(lambda records: records.save_deployment(made_deployment(WHOLE_FLEET, METER_2)))
+
+    assert await store.read(lambda records: list(records.deployments())) == [made_deployment(WHOLE_FLEET, METER_2)]
+
+
+async def test_deployments_come_by_target_and_model(store: FleetStore) -> None:
+    deployments = [
+        made_deployment(at_agent(CAM), METER_1),
+        made_deployment(WHOLE_FLEET, CAT_1),
+        made_deployment(WHOLE_FLEET, METER_1),
+        made_deployment(at_site(NORTH), METER_1),
+    ]
+
+    def save(records: FleetRecords) -> None:
+        for deployment in reversed(deployments):
+            records.save_deployment(deployment)
+
+    await store.run(save)
+
+    assert await store.read(lambda records: list(records.deployments())) == deployments
+
+
+async def test_a_variant_that_the_registry_does_not_hold_is_refused(store: FleetStore) -> None:
+    with pytest.raises(UnknownModel, match="meter"):
+        await store.run(lambda records: records.save_deployment(made_deployment(slot=replace(METER_1, version=9))))
+
+
+async def test_a_use_case_that_raises_leaves_no_trace(store: FleetStore) -> None:
+    def fail(records: FleetRecords) -> None:
+        records.save_agents([made_agent()])
+        records.save_deployment(made_deployment(slot=METER_1))
+        raise Conflict("no")
+
+    with pytest.raises(Conflict):
+        await store.run(fail)
+
+    assert await store.read(lambda records: (list(records.agents()), list(records.deployments()))) == ([], [])
+
+
+async def test_a_use_case_sees_what_it_saved(store: FleetStore) -> None:
+    def save_and_look(records: FleetRecords) -> object:
+        records.save_agents([made_agent()])
+        return records.agent(CAM)
+
+    assert await store.run(save_and_look) == made_agent()
