@@ -3,6 +3,7 @@
 What they run is imported when they run, so that every other command starts without it.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 

@@ -135,8 +135,8 @@ async def _converse(process: Process, order: bytes) -> tuple[bytes, str]:
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        # A child that died at once has a status that says more.
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError, RuntimeError):
+        # A child that died at once has a status that says more; uvloop's word for its closed pipe is RuntimeError.
         process.stdin.write(order + b"\n")
         await process.stdin.drain()
     content, tail = await asyncio.gather(_read_reply(process.stdout), _read_tail(process.stderr))
