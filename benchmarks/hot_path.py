@@ -1,0 +1,199 @@
+"""The hot path: device → mosquitto → responder → ONNX Runtime → reply, nanofleet's agent against a 25-line script.
+
+    python -m benchmarks.hot_path --json
+
+A real broker, a real agent (uvloop, tracing at its default sampling, spans exported to a receiver of this benchmark) and
+`peers/paho_responder.py` on the same ONNX file run side by side, each in a process of its own; one load generator asks
+them in turns, so that whatever else the machine does falls on both. Two models: `small` takes about 13 us a run,
+`wide` gains from batching. Figures: medians over the rounds; ratios: medians of each round's ratio, agent / script.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from statistics import median
+
+import grpc
+import numpy as np
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+
+from core.telemetry import DEFAULT_SAMPLE_RATIO
+from edge_agent.runtime.session import OnnxModel
+from tests.support.offline_agent import offline_agent
+from tests.support.edge_models import INPUT, BuiltModel, cascade_to, make_mlp
+from tests.support.mosquitto import Mosquitto, running_mosquitto
+
+IN_FLIGHT = 64
+MAX_BATCH = 64
+SMALL = (64, 16, 10)
+WIDE = (64, 2048, 2048, 10)
+SITE = "bench"
+AGENT = "agent"
+PEER = "script"
+START_S = 1.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of one measurement")
+    parser.add_argument("--qos", type=int, choices=(0, 1), help="only this one (default: both)")
+    arguments = parser.parse_args()
+    levels = (0, 1) if arguments.qos is None else (arguments.qos,)
+    with tempfile.TemporaryDirectory(prefix="nanofleet-bench-") as folder:
+        figures = measure(Path(folder), rounds=arguments.rounds, seconds=arguments.seconds, levels=levels)
+    print(json.dumps(figures) if arguments.json else json.dumps(figures, indent=2))
+
+
+def measure(folder: Path, *, rounds: int, seconds: float, levels: Sequence[int]) -> dict[str, object]:
+    # Part of every answer is its confidence; the threshold lets all of them stay at the edge.
+    cascade = cascade_to(threshold=0.0)
+    small = make_mlp(folder / "small", name="small", sizes=SMALL, max_batch=MAX_BATCH, cascade=cascade)
+    wide = make_mlp(folder / "wide", name="wide", sizes=WIDE, max_batch=MAX_BATCH, cascade=cascade)
+    with ExitStack() as stack:
+        broker = stack.enter_context(running_mosquitto(folder))
+        receiver = stack.enter_context(span_receiver())
+        environment = {"TELEMETRY__ENDPOINT": receiver.address}
+        stack.enter_context(
+            offline_agent(
+                folder / "agent",
+                models=[small, wide],
+                broker=broker,
+                agent_id=AGENT,
+                site=SITE,
+                environment=environment,
+            )
+        )
+        for model in (small, wide):
+            stack.enter_context(running_script(model, broker))
+        time.sleep(START_S)
+        raw = [measure_round(broker, seconds, levels) for _ in range(rounds)]
+        spans = receiver.spans
+    return {**summary(raw, levels), **circumstances(rounds, seconds, spans), "models": [costs(small), costs(wide)]}
+
+
+Round = dict[str, dict[str, float]]
+
+
+def measure_round(broker: Mosquitto, seconds: float, levels: Sequence[int]) -> Round:
+    """Return the figures of one turn, by `{what}_{who}_qos{n}`."""
+    figures: Round = {}
+    for qos in levels:
+        for what, model, in_flight in (
+            ("p50", "small", 1),
+            ("rps", "small", IN_FLIGHT),
+            ("batched", "wide", IN_FLIGHT),
+        ):
+            for who in (AGENT, PEER):
+                figures[f"{what}_{who}_qos{qos}"] = ask(broker, who, model, in_flight, qos, seconds)
+    return figures
+
+
+def ask(broker: Mosquitto, who: str, model: str, in_flight: int, qos: int, seconds: float) -> dict[str, float]:
+    topic = f"nf/v1/{SITE}/infer/{who}/{model}"
+    command = [sys.executable, "-m", "benchmarks.mqtt_load", "--port", str(broker.port), "--topic", topic]
+    command += ["--in-flight", str(in_flight), "--qos", str(qos), "--seconds", str(seconds)]
+    done = subprocess.run(command, check=True, capture_output=True, timeout=60 + 2 * seconds)
+    return dict(json.loads(done.stdout))
+
+
+def summary(raw: Sequence[Round], levels: Sequence[int]) -> dict[str, object]:
+    """Return the ratios per QoS and the worse of them, and the medians that they come from."""
+    ratios: dict[str, float] = {}
+    figures: dict[str, float] = {}
+    kinds = (
+        ("p50", "p50_ms", "p50_ratio", max),
+        ("rps", "rps", "rps_ratio", min),
+        ("batched", "rps", "rps_ratio_batched", min),
+    )
+    for what, unit, name, worse in kinds:
+        for qos in levels:
+            pairs = [(turn[f"{what}_{AGENT}_qos{qos}"][unit], turn[f"{what}_{PEER}_qos{qos}"][unit]) for turn in raw]
+            ratios[f"{name}_qos{qos}"] = round(median(ours / theirs for ours, theirs in pairs), 3)
+            figures[f"agent_{what}_{unit}_qos{qos}"] = round(median(ours for ours, _ in pairs), 3)
+            figures[f"script_{what}_{unit}_qos{qos}"] = round(median(theirs for _, theirs in pairs), 3)
+        ratios[name] = worse(ratios[f"{name}_qos{qos}"] for qos in levels)
+    return {"benchmark": "hot_path", **ratios, **figures}
+
+
+def circumstances(rounds: int, seconds: float, spans: int) -> dict[str, object]:
+    return {
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}",
+        "rounds": rounds,
+        "seconds": seconds,
+        "in_flight": IN_FLIGHT,
+        "sample_ratio": DEFAULT_SAMPLE_RATIO,
+        "spans_received": spans,
+    }
+
+
+def costs(built: BuiltModel) -> dict[str, object]:
+    """Return what one run of a model takes here, alone and per item of a batch."""
+    model = OnnxModel(built.manifest, built.folder)
+    per_item_us = {}
+    for rows in (1, 16, MAX_BATCH):
+        inputs = [np.zeros((rows, SMALL[0]), dtype=np.float32)]
+        times_s = []
+        for _ in range(30):
+            started_s = time.perf_counter()
+            model.run(inputs)
+            times_s.append(time.perf_counter() - started_s)
+        per_item_us[str(rows)] = round(median(times_s) / rows * 1e6, 1)
+    return {"name": built.manifest.model, "input": INPUT, "us_per_item_by_batch": per_item_us}
+
+
+# ---- what runs beside --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def running_script(model: BuiltModel, broker: Mosquitto) -> Iterator[None]:
+    topic = f"nf/v1/{SITE}/infer/{PEER}/{model.manifest.model}"
+    script = Path(__file__).with_name("peers") / "paho_responder.py"
+    arguments = [str(broker.port), topic, str(model.folder / model.manifest.entry)]
+    process = subprocess.Popen([sys.executable, str(script), *arguments])
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+class SpanReceiver(trace_service_pb2_grpc.TraceServiceServicer):
+    """Takes spans over OTLP and only counts them."""
+
+    def __init__(self) -> None:
+        self.address = ""
+        self.spans = 0
+
+    def Export(  # noqa: N802  (named by the protocol)
+        self, request: trace_service_pb2.ExportTraceServiceRequest, context: grpc.ServicerContext
+    ) -> trace_service_pb2.ExportTraceServiceResponse:
+        self.spans += sum(len(scope.spans) for resource in request.resource_spans for scope in resource.scope_spans)
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+
+@contextmanager
+def span_receiver() -> Iterator[SpanReceiver]:
+    receiver = SpanReceiver()
+    server = grpc.server(ThreadPoolExecutor(1))
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(receiver, server)
+    receiver.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    try:
+        yield receiver
+    finally:
+        server.stop(None).wait()
+
+
+if __name__ == "__main__":
+    main()

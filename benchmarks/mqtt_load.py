@@ -1,0 +1,155 @@
+"""The load generator of `hot_path`: one MQTT 5 device that keeps a number of requests in flight.
+
+    python -m benchmarks.mqtt_load --port 1883 --topic nf/v1/s/infer/a/m --in-flight 64 --qos 1 --seconds 3
+
+It speaks the protocol by hand over one blocking socket and prepares its packets beforehand, so that it takes a small
+part of a core and what is measured is the responder. Prints one JSON object: `rps`, `p50_ms`, `p99_ms`, `replies`.
+"""
+
+import argparse
+import json
+import math
+import socket
+import struct
+import time
+from statistics import quantiles
+
+from edge_agent.front.mqtt.publication import decode_publication, encode_words, with_length
+
+CONNACK, PUBLISH, PUBACK, SUBACK = 0x20, 0x30, 0x40, 0x90
+FEATURES = 64
+SITE = "bench"
+CLIENT = "load"
+REPLIES = f"nf/v1/{SITE}/clients/{CLIENT}/replies"
+DEADLINE_MS = 10_000
+REPLY_TIMEOUT_S = 10.0
+WARM_UP_S = 0.5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--topic", required=True)
+    parser.add_argument("--in-flight", type=int, default=1)
+    parser.add_argument("--qos", type=int, choices=(0, 1), default=0)
+    parser.add_argument("--seconds", type=float, default=3.0)
+    arguments = parser.parse_args()
+    load = Load(arguments.port, arguments.topic.encode(), arguments.qos)
+    load.run(arguments.in_flight, WARM_UP_S)
+    print(json.dumps(load.run(arguments.in_flight, arguments.seconds)))
+
+
+class Load:
+    def __init__(self, port: int, topic: bytes, qos: int) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=REPLY_TIMEOUT_S)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._qos = qos
+        self._received = b""
+        self._number = 0
+        self._head, self._tail = request_parts(topic, qos)
+        self._connect()
+
+    def run(self, in_flight: int, seconds: float) -> dict[str, float]:
+        """Keep `in_flight` requests under way for `seconds`, then wait for the last of them."""
+        self._sent_s: dict[bytes, float] = {}
+        latencies_s: list[float] = []
+        started_s = time.perf_counter()
+        end_s = started_s + seconds
+        self._socket.sendall(b"".join([self._request() for _ in range(in_flight)]))
+        in_time = 0
+        while self._sent_s:
+            outgoing = []
+            for header, packet in self._packets():
+                if header & 0xF0 != PUBLISH:
+                    continue
+                reply = decode_publication(header, packet, has_properties=True)
+                now_s = time.perf_counter()
+                assert b'"outputs"' in reply.payload, reply
+                assert reply.correlation is not None
+                latencies_s.append(now_s - self._sent_s.pop(reply.correlation))
+                if reply.qos:
+                    # At once and by itself, as device libraries do: together with the next request it would leave the
+                    # broker waiting for an acknowledgement by TCP, which comes 40 ms late (Nagle, delayed ACK).
+                    self._socket.sendall(struct.pack("!BBH", PUBACK, 2, reply.packet_id))
+                if now_s < end_s:
+                    in_time += 1
+                    outgoing.append(self._request())
+            if outgoing:
+                self._socket.sendall(b"".join(outgoing))
+        cuts_ms = [cut * 1000 for cut in quantiles(latencies_s, n=100)]
+        return {"rps": in_time / seconds, "p50_ms": cuts_ms[49], "p99_ms": cuts_ms[98], "replies": len(latencies_s)}
+
+    def _request(self) -> bytes:
+        self._number += 1
+        correlation = b"%08d" % self._number
+        self._sent_s[correlation] = time.perf_counter()
+        identifier = struct.pack("!H", self._number % 65535 + 1) if self._qos else b""
+        return self._head + identifier + self._tail.replace(b"????????", correlation, 1)
+
+    def _connect(self) -> None:
+        body = b"\x00\x04MQTT\x05\x02\x00\x3c\x00" + sized(CLIENT.encode())
+        self._socket.sendall(b"\x10" + with_length(body))
+        self._await(CONNACK)
+        filters = sized(REPLIES.encode()) + bytes([self._qos])
+        self._socket.sendall(b"\x82" + with_length(b"\x00\x01\x00" + filters))
+        self._await(SUBACK)
+
+    def _await(self, kind: int) -> None:
+        while not any(header & 0xF0 == kind for header, _ in self._packets()):
+            pass
+
+    def _packets(self) -> list[tuple[int, bytes]]:
+        """Return the whole packets that one read brings."""
+        chunk = self._socket.recv(1 << 18)
+        if not chunk:
+            raise ConnectionError("the broker closed the connection")
+        buffer = self._received + chunk
+        packets = []
+        at = 0
+        while True:
+            size, body = remaining_length(buffer, at + 1)
+            if size < 0 or body + size > len(buffer):
+                break
+            packets.append((buffer[at], buffer[body : body + size]))
+            at = body + size
+        self._received = buffer[at:]
+        return packets
+
+
+def request_parts(topic: bytes, qos: int) -> tuple[bytes, bytes]:
+    """Return a PUBLISH before and after its packet identifier; the correlation data are eight question marks."""
+    values = [round(math.sin(index), 4) for index in range(FEATURES)]
+    tensor = {"name": "x", "shape": [1, FEATURES], "datatype": "FP32", "data": values}
+    payload = json.dumps({"inputs": [tensor]}).encode()
+    properties = (
+        b"\x02" + struct.pack("!I", DEADLINE_MS // 1000)
+        + b"\x03" + sized(b"application/json")
+        + b"\x08" + sized(REPLIES.encode())
+        + b"\x09" + sized(b"????????")
+        + encode_words([("deadline-ms", str(DEADLINE_MS))])
+    )  # fmt: skip
+    before, after = sized(topic), with_length(properties) + payload
+    size = len(before) + (2 if qos else 0) + len(after)
+    length = with_length(b"\x00" * size)[:-size]
+    return bytes([PUBLISH | qos << 1]) + length + before, after
+
+
+def sized(value: bytes) -> bytes:
+    return struct.pack("!H", len(value)) + value
+
+
+def remaining_length(buffer: bytes, at: int) -> tuple[int, int]:
+    """Return the length of a packet and where its body starts; -1 while it is not all there."""
+    value = shift = 0
+    while at < len(buffer):
+        digit = buffer[at]
+        at += 1
+        value |= (digit & 0x7F) << shift
+        if not digit & 0x80:
+            return value, at
+        shift += 7
+    return -1, at
+
+
+if __name__ == "__main__":
+    main()

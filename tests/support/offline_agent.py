@@ -1,0 +1,117 @@
+"""A real agent in a process of its own, on models that were put into its state folder: no controller is needed.
+
+    with offline_agent(folder, models=[mlp], broker=broker) as agent:
+        ask(agent.site, agent.agent_id, …)
+
+The agent starts as it would after a power cut with the controller away, and serves what was active.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from core.digest import Digest
+from core.fleet_state import DesiredState, Position, Slot
+from core.ids import AgentId, ModelName, VariantName
+from edge_agent.state_folder import StateFolder
+from edge_agent.sync.store import ContentStore
+from tests.support.edge_models import BuiltModel
+from tests.support.mosquitto import Mosquitto, free_port
+
+START_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class OfflineAgent:
+    agent_id: str
+    site: str
+    state_dir: Path
+    process: subprocess.Popen[bytes]
+
+    def status(self) -> Mapping[str, Any]:
+        """Return what the agent last wrote about itself."""
+        return dict(json.loads(StateFolder(self.state_dir).status.read_bytes()))
+
+
+@contextmanager
+def offline_agent(
+    state_dir: Path,
+    *,
+    models: Sequence[BuiltModel],
+    broker: Mosquitto,
+    agent_id: str = "gate-1",
+    site: str = "berlin",
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[OfflineAgent]:
+    """Yield an agent that is connected to `broker` and serves `models`; it is gone afterwards."""
+    put_models(state_dir, agent_id, models)
+    settings = {
+        "AGENT_ID": agent_id,
+        "SITE": site,
+        "STATE_DIR": str(state_dir),
+        # Nobody listens there: the agent must do without.
+        "CONTROLLER": f"127.0.0.1:{free_port()}",
+        "GRPC_BIND": "127.0.0.1:0",
+        "MQTT__PORT": str(broker.port),
+        "LOGS__LEVEL": "error",
+        **(environment or {}),
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edge_agent", "run"],
+        env={**os.environ, **{f"NANOFLEET_AGENT_{key}": value for key, value in settings.items()}},
+    )
+    try:
+        agent = OfflineAgent(agent_id, site, state_dir, process)
+        _await_connected(agent)
+        yield agent
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def put_models(state_dir: Path, agent_id: str, models: Sequence[BuiltModel]) -> None:
+    """Make `models` what the agent ran last."""
+    StateFolder(state_dir).store.mkdir(parents=True, exist_ok=True)
+    store = ContentStore(StateFolder(state_dir).store)
+    slots = []
+    for model in models:
+        _put(store, model.digest, model.manifest.to_bytes())
+        for file in model.manifest.files:
+            _put(store, Digest(file.digest), (model.folder / file.path).read_bytes())
+        manifest = model.manifest
+        slots.append(Slot(ModelName(manifest.model), manifest.version, VariantName(manifest.variant), model.digest))
+    store.save_active(DesiredState(AgentId(agent_id), Position(1, 1), datetime.now(UTC), tuple(slots)))
+
+
+def _put(store: ContentStore, digest: Digest, content: bytes) -> None:
+    if not store.has(digest):
+        store.append(digest, content, offset=0)
+        store.finish(digest)
+
+
+def _await_connected(agent: OfflineAgent) -> None:
+    give_up_s = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < give_up_s:
+        if agent.process.poll() is not None:
+            break
+        try:
+            broker = agent.status().get("broker") or {}
+        except FileNotFoundError:
+            broker = {}
+        if broker.get("is_connected"):
+            return
+        time.sleep(0.05)
+    raise RuntimeError(f"agent {agent.agent_id} was not connected within {START_TIMEOUT_S:g} s")
