@@ -46,8 +46,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from edge_agent.state_folder import StateFolder
-    from edge_agent.status import show_status
+    from edge_agent.health.report import show_status
+    from edge_agent.health.state_folder import StateFolder
 
     state_dir: Path | None = options.state_dir
     if state_dir is None:

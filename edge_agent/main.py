@@ -35,14 +35,14 @@ from edge_agent.data_plane import EdgeDataPlane
 from edge_agent.front.grpc import GrpcFront
 from edge_agent.front.mqtt.broker import BrokerState
 from edge_agent.front.mqtt.front import MqttFront
-from edge_agent.health import AgentIdentity, AgentStatus, PeerView, Since, StatusWriter
+from edge_agent.health.state_folder import StateFolder
+from edge_agent.health.status_file import AgentIdentity, AgentStatus, PeerView, Since, StatusWriter
 from edge_agent.link.reconnect import Link, ReconnectPolicy
 from edge_agent.link.session import Session, SessionLimits, SessionState
 from edge_agent.reconcile.attempts import RetryPolicy
 from edge_agent.reconcile.executor import Reconciler, Workplace
 from edge_agent.runtime.pool import ModelPool
 from edge_agent.settings import AgentSettings
-from edge_agent.state_folder import StateFolder
 from edge_agent.sync.fetch import Fetch, FetchLimits
 from edge_agent.sync.store import ContentStore
 from protos.artifacts.v1.artifacts_pb2_grpc import ArtifactServiceStub

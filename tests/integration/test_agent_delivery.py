@@ -6,8 +6,8 @@ from pathlib import Path
 from core.digest import Digest, digest_of
 from core.fleet_state import NOWHERE, Position, PushResult, SlotPhase
 from protos.artifacts.v1 import artifacts_pb2 as pb
-from tests.support.agent_process import running_agent
 from tests.support.fake_controller import FakeController, running_controller
+from tests.support.local_agent import running_agent
 from tests.support.mosquitto import free_port
 from tests.support.onnx_models import dense_net
 from tests.support.shelf import Sent, Shelf, Silence

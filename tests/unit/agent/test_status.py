@@ -10,9 +10,16 @@ import pytest
 from core.clock import SystemClock
 from core.errors import Conflict, InvalidRequest, NotFound
 from core.fleet_state import Position, Problem, ReportedState, SlotPhase, SlotReport
-from edge_agent.health import COUNTERS_INTERVAL_S, AgentIdentity, AgentStatus, PeerView, StatusWriter, read_status
-from edge_agent.state_folder import StateFolder
-from edge_agent.status import ExitCode, render, show_status
+from edge_agent.health.report import ExitCode, render, show_status
+from edge_agent.health.state_folder import StateFolder
+from edge_agent.health.status_file import (
+    COUNTERS_INTERVAL_S,
+    AgentIdentity,
+    AgentStatus,
+    PeerView,
+    StatusWriter,
+    read_status,
+)
 from tests.support.variants import made_variant
 
 NOW = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)

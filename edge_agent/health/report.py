@@ -8,8 +8,8 @@ from enum import IntEnum
 from typing import Any
 
 from core.errors import NanofleetError
-from edge_agent.health import AgentStatus, ModelView, PeerView, read_status
-from edge_agent.state_folder import StateFolder
+from edge_agent.health.state_folder import StateFolder
+from edge_agent.health.status_file import AgentStatus, ModelView, PeerView, read_status
 
 _MIB = 1 << 20
 

@@ -20,7 +20,7 @@ from core.open_inference import protobuf_body
 from core.open_inference.messages import InferRequest, InferResponse
 from core.status import error_from_grpc
 from core.tensors import Datatype, Tensor
-from edge_agent.health import AgentStatus, read_status
+from edge_agent.health.status_file import AgentStatus, read_status
 from protos.inference.v2.open_inference_pb2_grpc import GRPCInferenceServiceStub
 
 START_TIMEOUT_S = 20.0
