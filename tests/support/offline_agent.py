@@ -21,7 +21,7 @@ from typing import Any
 from core.digest import Digest
 from core.fleet_state import DesiredState, Position, Slot
 from core.ids import AgentId, ModelName, VariantName
-from edge_agent.state_folder import StateFolder
+from edge_agent.health.state_folder import StateFolder
 from edge_agent.sync.store import ContentStore
 from tests.support.edge_models import BuiltModel
 from tests.support.mosquitto import Mosquitto, free_port
