@@ -21,7 +21,7 @@ from controller.api.artifacts_grpc import ArtifactServicer
 from controller.api.grpc_server import GrpcServer
 from controller.api.http_app import create_app
 from controller.api.http_server import HttpServer
-from controller.api.otlp_grpc import OtlpServicer
+from controller.api.otlp_grpc import CollectorClient, OtlpServicer
 from controller.compression.workshop import ChildWorkshop
 from controller.fleet.service import Fleet
 from controller.gateway.dispatch import Gateway
@@ -63,6 +63,8 @@ def main(settings: Settings) -> None:
         InvalidRequest: settings that contradict each other.
     """
     configure_logging(level=settings.logs.level, log_format=settings.logs.format)
+    # It says at every start what it would do if there were something to do.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     uvloop.run(run(settings))
 
 
@@ -187,7 +189,7 @@ def _forwarder(
         raise InvalidRequest(f"telemetry.forward_to: {collector} is this controller itself; name a collector")
     channel = open_channel(collector, credentials)
     stack.push_async_callback(channel.close)
-    return Forwarder(channel)
+    return Forwarder(CollectorClient(channel))
 
 
 def _tracing(sample_ratio: float, intake: Intake) -> Tracing:

@@ -2,5 +2,5 @@
 
 `open_inference_http` serves a data plane, `operator_rest` (with `operator_views`) the operator; `http_app` puts both on
 one port, with the error shapes of `problems` and the bounded bodies of `http_bodies`. The gRPC faces are `agents_grpc`,
-`artifacts_grpc` and `otlp_grpc`.
+`artifacts_grpc` and `otlp_grpc`. `http_server` and `grpc_server` are the two ports.
 """

@@ -17,7 +17,7 @@ import grpc.aio
 from controller.fleet import sessions
 from controller.fleet.service import Fleet
 from controller.fleet.sessions import Ended, Faulty, Left, Replaced, Stopping
-from core.errors import DeadlineExceeded, InvalidRequest, NanofleetError, TooLarge
+from core.errors import DeadlineExceeded, ErrorCode, InvalidRequest, NanofleetError, TooLarge
 from core.fleet_state import AgentHello, DesiredState, Position
 from core.fleet_wire import decode_hello, decode_push_result, decode_reported, encode_desired, encode_position
 from core.logs import peer_text
@@ -43,6 +43,7 @@ class FleetServicer(FleetServiceServicer):
         self._fleet = fleet
         self._hello_timeout_s = hello_timeout_s
         self._push_timeout_s = push_timeout_s
+        self._refused: set[ErrorCode] = set()
 
     async def Session(self, request_iterator: object, context: Context) -> None:  # type: ignore[override]  # noqa: N802
         try:
@@ -57,10 +58,16 @@ class FleetServicer(FleetServiceServicer):
             case Stopping():
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "the controller is stopping; connect again")
             case Faulty(error):
-                _log.warning("agent's session refused", extra={"peer": context.peer(), "reason": peer_text(str(error))})
+                self._note(error, context)
                 await context.abort(STATUS[error.code].grpc, str(error))
             case _:
                 assert_never(ended)
+
+    def _note(self, error: NanofleetError, context: Context) -> None:
+        """Log a refusal; repeats of a kind at DEBUG, for a broken agent comes back for ever."""
+        level = logging.DEBUG if error.code in self._refused else logging.WARNING
+        self._refused.add(error.code)
+        _log.log(level, "agent's session refused", extra={"peer": context.peer(), "reason": peer_text(str(error))})
 
     async def _hold(self, context: Context) -> Ended:
         hello = await self._hello(context)

@@ -7,45 +7,41 @@ first drop of an outage is logged. Nothing here ever delays or fails whoever sen
 import asyncio
 import logging
 from collections import deque
+from typing import Protocol
 
-import grpc
-import grpc.aio
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import TraceServiceStub
 
 from controller.traces.otlp import span_count
 from core.backoff import Backoff, BackoffPolicy
+from core.errors import NanofleetError
+from core.logs import peer_text
 
 _log = logging.getLogger(__name__)
 
 MAX_QUEUED_REQUESTS = 1024
 MAX_QUEUED_BYTES = 32 << 20
-EXPORT_TIMEOUT_S = 10.0
-# OTLP specification, "Failures": only these may be tried again.
-_RETRYABLE = frozenset(
-    {
-        grpc.StatusCode.CANCELLED,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-        grpc.StatusCode.ABORTED,
-        grpc.StatusCode.OUT_OF_RANGE,
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.DATA_LOSS,
-    }
-)
+_BACKOFF = BackoffPolicy(base_s=0.5, cap_s=30.0)
+
+
+class Collector(Protocol):
+    """Where spans go; `controller.api.otlp_grpc.CollectorClient` is the real one."""
+
+    async def export(self, request: ExportTraceServiceRequest) -> None:
+        """Hand over one request. A retryable NanofleetError says that it may be tried again, any other that not."""
+        ...
 
 
 class Forwarder:
-    """Keep `run` running in a task of the owner, who also owns the channel."""
+    """Keep `run` running in a task of the owner."""
 
     def __init__(
         self,
-        channel: grpc.aio.Channel,
+        collector: Collector,
         *,
-        backoff: BackoffPolicy = BackoffPolicy(base_s=0.5, cap_s=30.0),  # noqa: B008 (frozen)
+        backoff: BackoffPolicy = _BACKOFF,
         max_queued_requests: int = MAX_QUEUED_REQUESTS,
     ) -> None:
-        self._stub = TraceServiceStub(channel)  # type: ignore[no-untyped-call]  # generated without annotations
+        self._collector = collector
         self._backoff = Backoff(backoff)
         self._max_queued_requests = max_queued_requests
         self._queue: deque[ExportTraceServiceRequest] = deque()
@@ -53,7 +49,6 @@ class Forwarder:
         self._has_work = asyncio.Event()
         self._is_dropping = False
         self.dropped_count = 0
-        self.forwarded_count = 0
 
     def offer(self, request: ExportTraceServiceRequest) -> None:
         """Queue `request` for the collector, or drop it when the queue is full."""
@@ -77,14 +72,13 @@ class Forwarder:
         """Send the oldest request; it leaves the queue when it is sent or can never be."""
         request = self._queue[0]
         try:
-            await self._stub.Export(request, timeout=EXPORT_TIMEOUT_S)
-        except grpc.aio.AioRpcError as error:
-            if error.code() in _RETRYABLE:
+            await self._collector.export(request)
+        except NanofleetError as error:
+            if error.retryable:
                 await asyncio.sleep(self._backoff.next_delay_s())
                 return
-            self._drop(request, f"the collector refused them: {error.code().name}")
+            self._drop(request, peer_text(str(error)))
         else:
-            self.forwarded_count += span_count(request)
             self._is_dropping = False
             self._backoff.reset()
         self._queue.popleft()

@@ -17,7 +17,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
     add_TraceServiceServicer_to_server,
 )
 
-from controller.api.otlp_grpc import OtlpServicer
+from controller.api.otlp_grpc import CollectorClient, OtlpServicer
 from controller.traces.forward import Forwarder
 from controller.traces.intake import Intake
 from controller.traces.model import TraceFilter
@@ -118,7 +118,7 @@ async def test_requests_are_passed_on_as_they_came() -> None:
     collector = Collector()
     server, address = await serve(collector)
     channel = open_channel(address, TransportCredentials.local())
-    forwarder = Forwarder(channel, backoff=FAST)
+    forwarder = Forwarder(CollectorClient(channel), backoff=FAST)
     intake = Intake(Traces(MemoryTraceStore(), max_spans=100), forwarder)
     running = asyncio.create_task(forwarder.run())
     request = made_request(made_otlp_span(), made_otlp_span(span_id=b"bad"))
@@ -138,7 +138,7 @@ async def test_a_collector_that_was_away_gets_the_spans_later() -> None:
     collector.status = grpc.StatusCode.UNAVAILABLE
     server, address = await serve(collector)
     channel = open_channel(address, TransportCredentials.local())
-    forwarder = Forwarder(channel, backoff=FAST)
+    forwarder = Forwarder(CollectorClient(channel), backoff=FAST)
     running = asyncio.create_task(forwarder.run())
     request = made_request(made_otlp_span())
     forwarder.offer(request)
@@ -161,7 +161,7 @@ async def test_what_the_collector_never_takes_is_dropped_and_counted() -> None:
     collector.status = grpc.StatusCode.INVALID_ARGUMENT
     server, address = await serve(collector)
     channel = open_channel(address, TransportCredentials.local())
-    forwarder = Forwarder(channel, backoff=FAST)
+    forwarder = Forwarder(CollectorClient(channel), backoff=FAST)
     running = asyncio.create_task(forwarder.run())
 
     forwarder.offer(made_request(made_otlp_span(), made_otlp_span()))
@@ -179,7 +179,7 @@ async def test_what_the_collector_never_takes_is_dropped_and_counted() -> None:
 
 async def test_a_full_queue_drops_the_newest_counts_them_and_warns_once(caplog: pytest.LogCaptureFixture) -> None:
     channel = open_channel(Address("127.0.0.1", 9), TransportCredentials.local())
-    forwarder = Forwarder(channel, max_queued_requests=2)
+    forwarder = Forwarder(CollectorClient(channel), max_queued_requests=2)
     for _ in range(5):
         forwarder.offer(made_request(made_otlp_span(), made_otlp_span()))
 
