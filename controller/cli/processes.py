@@ -25,7 +25,7 @@ def run(
 ) -> None:
     """Run a controller until it is told to stop (SIGINT or SIGTERM)."""
     # Before gRPC is imported: its fork handlers crash about one child process in a hundred that is started while
-    # another thread is in a call (measured: 2 of 150, none of 150 without them), and no child of ours uses gRPC's state.
+    # another thread is in a call (measured: 2 of 150; none of 150 without them). No child of ours uses gRPC's state.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     from controller.main import main
     from controller.settings import load_settings

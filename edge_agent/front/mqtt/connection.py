@@ -64,7 +64,8 @@ class ConnectionSettings:
     client_id: str
     is_v5: bool
     keepalive_s: int
-    filters: Sequence[str]
+    # Topic filters, each with the QoS to subscribe at.
+    filters: Sequence[tuple[str, int]]
     # QoS 1 messages that the broker may send ahead of their acknowledgement.
     receive_maximum: int
     # The broker drops what is larger; bounds what one message can make this process hold.
@@ -303,12 +304,13 @@ class BrokerConnection:
             return
         assert isinstance(client, _LoopClient)
         client.limit_in_flight(getattr(properties, "ReceiveMaximum", 65535))
-        client.subscribe([(topic, 1) for topic in self._settings.filters])
+        client.subscribe(list(self._settings.filters))
 
     def _on_subscribe(
         self, _client: Client, _user: Any, _mid: int, reasons: list[ReasonCode], _properties: Properties | None
     ) -> None:
-        refused = [topic for topic, reason in zip(self._settings.filters, reasons, strict=False) if reason.is_failure]
+        pairs = zip(self._settings.filters, reasons, strict=False)
+        refused = [topic for (topic, _), reason in pairs if reason.is_failure]
         if refused:
             self._fail(f"the broker refused the subscription to {refused[0]}")
         elif not self._subscribed.done():

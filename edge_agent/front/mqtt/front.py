@@ -8,7 +8,7 @@ until it is back or their deadline passes; so do QoS 1 replies that it had not a
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from opentelemetry.trace import SpanKind
@@ -327,14 +327,13 @@ class _Exchange:
 
 def _connection_settings(settings: MqttSettings, topics: Topics, agent: AgentId) -> ConnectionSettings:
     is_v5 = settings.protocol == 5
-    filters: Sequence[str] = topics.filters(is_v5=is_v5)
     return ConnectionSettings(
         host=settings.host,
         port=settings.port,
         client_id=f"nf-agent-{agent}",
         is_v5=is_v5,
         keepalive_s=settings.keepalive_s,
-        filters=filters,
+        filters=topics.filters(is_v5=is_v5),
         receive_maximum=min(settings.max_in_flight, 65535),
         # A body that is a little too large is told so; one that is far too large never leaves the broker.
         max_packet_bytes=min(4 * settings.max_body_bytes + (1 << 16), (1 << 28) - 1),

@@ -61,14 +61,16 @@ class Topics:
         self._targets: dict[bytes, Target] = {}
         self._clients_by_topic: dict[bytes, tuple[str, str]] = {}
 
-    def filters(self, *, is_v5: bool) -> list[str]:
-        """Return what to subscribe to.
+    def filters(self, *, is_v5: bool) -> list[tuple[str, int]]:
+        """Return what to subscribe to, and at which QoS.
 
-        3.1.1 has no shared subscriptions: there every agent of the site takes what is meant for `any`.
+        The 3.1.1 form carries no expiry, so the broker must not keep it for an agent that is away: QoS 0. `any` needs
+        shared subscriptions, which only MQTT 5 has; without them every agent of the site would answer.
         """
-        shared = f"$share/{_SHARED_BY}/" if is_v5 else ""
-        forms = ("+", "+/+/+") if is_v5 else ("+/+/+",)
-        return [base + form for base in (self._own, shared + self._any) for form in forms]
+        if not is_v5:
+            return [(self._own + "+/+/+", 0)]
+        shared = f"$share/{_SHARED_BY}/{self._any}"
+        return [(base + form, qos) for base in (self._own, shared) for form, qos in (("+", 1), ("+/+/+", 0))]
 
     def target_of(self, topic: bytes) -> Target:
         """Return what a request's topic names.
