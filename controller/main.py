@@ -30,7 +30,6 @@ from controller.heavy.local import LocalHeavy
 from controller.registry.blobs import BlobStore
 from controller.registry.service import Registry
 from controller.settings import Settings
-from controller.signals import stop_on_signals
 from controller.storage.database import Database
 from controller.storage.fleet import SqlFleetStore
 from controller.storage.registry import SqlRegistryStore
@@ -46,6 +45,7 @@ from core.errors import InvalidRequest
 from core.grpc_transport import TransportCredentials, open_channel
 from core.logs import configure_logging
 from core.open_inference.grpc_face import OpenInferenceServicer
+from core.signals import stop_on_signals
 from core.tasks import supervise
 from core.telemetry import Tracing, TracingSettings
 

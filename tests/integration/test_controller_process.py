@@ -117,7 +117,7 @@ def test_a_collector_that_cannot_be_is_refused(tmp_path: Path, collector: str) -
 
 STUBBORN = """
 import asyncio
-from controller.signals import stop_on_signals
+from core.signals import stop_on_signals
 
 async def run():
     with stop_on_signals() as stopping:
