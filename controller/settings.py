@@ -54,8 +54,8 @@ class HeavySettings(_Section):
     """Base address of any Open Inference server, such as `http://127.0.0.1:8000`; needed by mode `url` only."""
     port: Port = 8000
     """Loopback port of the embedded tier's HTTP ingress."""
-    min_replicas: Annotated[int, Field(ge=0)] = 1
-    """Replicas kept when idle; 0 saves memory and makes the first request wait for a start."""
+    min_replicas: Count = 1
+    """Replicas kept when idle; at least one, because it answers the controller's probe."""
     max_replicas: Count = 2
     """Most replicas that autoscaling may start."""
     cpus_per_replica: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
@@ -64,8 +64,8 @@ class HeavySettings(_Section):
     """Models that one replica holds in memory; the least recently used one goes first."""
     max_batch: Annotated[int, Field(ge=1, le=1024)] = 8
     """Requests that may share one run, for models that allow batching."""
-    batch_wait_s: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0
-    """Seconds that a request waits for others to share its run; 0 takes only what waits already."""
+    batch_wait_s: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.002
+    """Seconds that a request waits for others to share its run while others are in progress; alone it never waits."""
     request_timeout_s: Seconds = 30.0
     """Seconds that a request without a deadline of its own may take, loading the model included."""
 

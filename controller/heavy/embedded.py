@@ -69,16 +69,16 @@ def make_private(folder: Path) -> None:
     folder.chmod(0o700)
 
 
-def prepare_session_dir(state_dir: Path) -> Path:
+def prepare_session_dir(state_dir: Path, *, temporary: Path) -> Path:
     """Return an empty folder for Ray's sessions inside a private one; what an earlier run left there is deleted.
 
-    It lies in `state_dir` when that is short enough, otherwise in the folder for temporary files under a name that
-    follows from `state_dir`.
+    It lies in `state_dir` when that is short enough, otherwise in `temporary` under a name that follows from
+    `state_dir`.
     """
     folder = state_dir / "ray"
     if len(str(folder)) > _MAX_SESSION_DIR_CHARS:
         name = hashlib.sha256(str(state_dir.resolve()).encode()).hexdigest()[:12]
-        private = Path(tempfile.gettempdir()) / f"nanofleet-{name}"
+        private = temporary / f"nanofleet-{name}"
         make_private(private)
         folder = private / "ray"
     shutil.rmtree(folder, ignore_errors=True)
@@ -92,7 +92,7 @@ def main() -> None:
     os.environ.update(ray_environment(write_token(arguments.state_dir)))
     # A cluster named in the caller's environment is not ours.
     os.environ.pop("RAY_ADDRESS", None)
-    session_dir = prepare_session_dir(arguments.state_dir)
+    session_dir = prepare_session_dir(arguments.state_dir, temporary=Path(tempfile.gettempdir()))
     ending = threading.Event()
     threading.Thread(target=_watch_parent, args=(ending,), name="parent-watch", daemon=True).start()
     from controller.heavy import application

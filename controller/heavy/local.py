@@ -11,6 +11,8 @@ import math
 import os
 import signal
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -22,13 +24,21 @@ from core.clock import Clock
 
 _log = logging.getLogger(__name__)
 
-# Cold start is 10 s alone on 2 cores (measured); slow disks and busy machines get ten times that.
-_START_TIMEOUT_S = 120.0
-# The child ends by itself within 15 s of being asked; see _STOP_TIMEOUT_S of `controller.heavy.embedded`.
-_STOP_TIMEOUT_S = 20.0
-# A child that lived this long was well: the next restart is not delayed by what happened before.
-_PROVEN_AFTER_S = 60.0
-_RESTART = BackoffPolicy(base_s=1.0, cap_s=30.0)
+# What keeps the tier running; its one argument is ClusterArguments as JSON.
+_CHILD = (sys.executable, "-m", "controller.heavy.embedded")
+
+
+@dataclass(frozen=True, slots=True)
+class ChildPolicy:
+    """How patient the parent is with its child."""
+
+    # Cold start is 10 s alone on 2 cores (measured); slow disks and busy machines get ten times that.
+    start_timeout_s: float = 120.0
+    # The child ends by itself within 15 s of being asked, see _STOP_TIMEOUT_S of `controller.heavy.embedded`.
+    stop_timeout_s: float = 20.0
+    # A child that lived this long was well: the next restart is not delayed by what happened before. Chosen.
+    proven_after_s: float = 60.0
+    restart: BackoffPolicy = field(default_factory=lambda: BackoffPolicy(base_s=1.0, cap_s=30.0))
 
 
 class Readiness(Protocol):
@@ -41,12 +51,22 @@ class LocalHeavy:
     """Call `run` in a task of the owner; cancelling it stops the child and everything that the child started."""
 
     def __init__(
-        self, settings: HeavySettings, *, data_dir: Path, controller: Address, readiness: Readiness, clock: Clock
+        self,
+        settings: HeavySettings,
+        *,
+        data_dir: Path,
+        controller: Address,
+        readiness: Readiness,
+        clock: Clock,
+        policy: ChildPolicy | None = None,
+        command: Sequence[str] = _CHILD,
     ) -> None:
         self._arguments = cluster_arguments(settings, data_dir=data_dir, controller=controller)
         self._log_file = data_dir / "heavy" / "heavy.log"
         self._readiness = readiness
         self._clock = clock
+        self._policy = policy or ChildPolicy()
+        self._command = command
 
     @property
     def url(self) -> str:
@@ -54,11 +74,11 @@ class LocalHeavy:
 
     async def run(self) -> None:
         """Keep one child running, for ever."""
-        backoff = Backoff(_RESTART)
+        backoff = Backoff(self._policy.restart)
         while True:
             started_s = self._clock.monotonic_s()
             status = await self._run_once()
-            if self._clock.monotonic_s() - started_s >= _PROVEN_AFTER_S:
+            if self._clock.monotonic_s() - started_s >= self._policy.proven_after_s:
                 backoff.reset()
             delay_s = backoff.next_delay_s()
             _log.warning(
@@ -76,7 +96,7 @@ class LocalHeavy:
                 watch.cancel()
             return status
         finally:
-            await _stop(child)
+            await self._stop(child)
 
     async def _start(self) -> asyncio.subprocess.Process:
         self._log_file.parent.mkdir(parents=True, exist_ok=True)
@@ -85,9 +105,7 @@ class LocalHeavy:
             self._log_file.replace(self._log_file.with_suffix(".log.1"))
         with self._log_file.open("wb") as log:
             child = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "controller.heavy.embedded",
+                *self._command,
                 self._arguments.model_dump_json(),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=log,
@@ -99,25 +117,25 @@ class LocalHeavy:
         return child
 
     async def _require_ready(self, child: asyncio.subprocess.Process) -> None:
+        timeout_s = self._policy.start_timeout_s
         try:
-            async with asyncio.timeout(_START_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 await self._readiness.wait_ready()
         except TimeoutError:
-            _log.warning("heavy tier did not become ready", extra={"pid": child.pid, "after_s": _START_TIMEOUT_S})
-            await _stop(child)
+            _log.warning("heavy tier did not become ready", extra={"pid": child.pid, "after_s": timeout_s})
+            await self._stop(child)
 
-
-async def _stop(child: asyncio.subprocess.Process) -> None:
-    """End the child: ask, wait for a bounded time, then kill it and its group; returns when it is gone."""
-    if child.returncode is None:
-        child.terminate()
-        try:
-            async with asyncio.timeout(_STOP_TIMEOUT_S):
-                await child.wait()
-        except TimeoutError:
-            _log.warning("heavy tier did not end and is killed", extra={"pid": child.pid})
-    _kill_group(child.pid)
-    await child.wait()
+    async def _stop(self, child: asyncio.subprocess.Process) -> None:
+        """End the child: ask, wait for a bounded time, then kill it and its group; returns when it is gone."""
+        if child.returncode is None:
+            child.terminate()
+            try:
+                async with asyncio.timeout(self._policy.stop_timeout_s):
+                    await child.wait()
+            except TimeoutError:
+                _log.warning("heavy tier did not end and is killed", extra={"pid": child.pid})
+        _kill_group(child.pid)
+        await child.wait()
 
 
 def _kill_group(group_id: int) -> None:

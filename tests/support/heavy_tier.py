@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -49,7 +49,7 @@ class MemoryBlobs:
             raise NotFound(f"no blob {digest}")
         return len(self.contents[digest])
 
-    async def open_range(self, digest: Digest, offset: int = 0) -> AsyncIterator[bytes]:
+    async def open_range(self, digest: Digest, offset: int = 0) -> AsyncGenerator[bytes, None]:
         content = self.contents[digest]
         for start in range(offset, len(content), BLOCK_BYTES):
             yield content[start : start + BLOCK_BYTES]
@@ -97,7 +97,7 @@ class SpanCollector(TraceServiceServicer):
         self.spans: list[tuple[str, Span]] = []
         self.arrived = asyncio.Condition()
 
-    async def Export(  # type: ignore[override]  # noqa: N802 (a name of the protocol; the stub is typed for threads)
+    async def Export(  # noqa: N802 (a name of the protocol)
         self, request: ExportTraceServiceRequest, context: object
     ) -> ExportTraceServiceResponse:
         async with self.arrived:
@@ -123,7 +123,7 @@ async def controller_side(blobs: MemoryBlobs, collector: SpanCollector) -> Async
     """Serve `blobs` and take spans as the controller does, on a port of the system's choice."""
     server = grpc.aio.server(options=SERVER_OPTIONS)
     add_ArtifactServiceServicer_to_server(ArtifactServicer(blobs), server)
-    add_TraceServiceServicer_to_server(collector, server)
+    add_TraceServiceServicer_to_server(collector, server)  # type: ignore[no-untyped-call]  # generated without types
     port = server.add_secure_port("127.0.0.1:0", TransportCredentials.local().server)
     await server.start()
     try:

@@ -8,8 +8,10 @@ as `killed`; the end of standard input ends everything. A process of its own, so
 warning is an error) do not apply to ray.
 """
 
+import logging
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from controller.heavy.embedded import prepare_session_dir, ray_environment, writ
 def main(state_dir: Path, http_port: int, controller: str) -> None:
     os.environ.update(ray_environment(write_token(state_dir)))
     # Cluster writes its address to <RAY_TMPDIR>/ray, whatever folder its nodes are given.
-    os.environ["RAY_TMPDIR"] = str(prepare_session_dir(state_dir).parent)
+    os.environ["RAY_TMPDIR"] = str(prepare_session_dir(state_dir, temporary=Path(tempfile.gettempdir())).parent)
 
     import ray
     from ray import serve
@@ -34,7 +36,7 @@ def main(state_dir: Path, http_port: int, controller: str) -> None:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     second = cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="CRITICAL")
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.CRITICAL)
     serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=HTTPOptions(host="127.0.0.1", port=http_port))
     application.run_application(
         ApplicationArguments(
@@ -55,7 +57,7 @@ def main(state_dir: Path, http_port: int, controller: str) -> None:
         print("killed", flush=True)
         sys.stdin.read()
     application.stop_cluster()
-    cluster.shutdown()
+    cluster.shutdown()  # type: ignore[no-untyped-call]  # Ray leaves it without annotations
 
 
 def _replicas(node: Any) -> list[psutil.Process]:

@@ -1,0 +1,86 @@
+"""How the controller keeps the child of the embedded heavy tier, with children that do nothing."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from controller.heavy.local import ChildPolicy, LocalHeavy
+from controller.settings import HeavySettings
+from core.addresses import Address
+from core.backoff import BackoffPolicy
+from core.clock import SystemClock
+
+SETTLED_S = 20.0
+QUICK = BackoffPolicy(base_s=0.01, cap_s=0.02)
+
+
+class NeverReady:
+    async def wait_ready(self) -> None:
+        await asyncio.Event().wait()
+
+
+@asynccontextmanager
+async def running(how: str, data_dir: Path, policy: ChildPolicy) -> AsyncIterator[None]:
+    local = LocalHeavy(
+        HeavySettings(),
+        data_dir=data_dir,
+        controller=Address("127.0.0.1", 1),
+        readiness=NeverReady(),
+        clock=SystemClock(),
+        policy=policy,
+        command=(sys.executable, "-m", "tests.support.heavy_child", how),
+    )
+    keeper = asyncio.create_task(local.run())
+    try:
+        yield
+    finally:
+        keeper.cancel()
+        await asyncio.gather(keeper, return_exceptions=True)
+    assert children() == []
+
+
+def children() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if "tests.support.heavy_child" in child.cmdline()]
+
+
+async def until_started(data_dir: Path, times: int) -> None:
+    starts = data_dir / "heavy" / "starts"
+    async with asyncio.timeout(SETTLED_S):
+        while not (starts.exists() and len(starts.read_text().splitlines()) >= times):
+            await asyncio.sleep(0.02)
+
+
+async def test_a_child_that_ends_is_started_again(tmp_path: Path) -> None:
+    async with running("brief", tmp_path, ChildPolicy(restart=QUICK)):
+        await until_started(tmp_path, 3)
+
+
+async def test_a_child_that_is_killed_is_started_again(tmp_path: Path) -> None:
+    async with running("obedient", tmp_path, ChildPolicy(restart=QUICK)):
+        await until_started(tmp_path, 1)
+        (child,) = children()
+        child.kill()
+        await until_started(tmp_path, 2)
+
+
+async def test_a_child_that_does_not_become_ready_is_started_again(tmp_path: Path) -> None:
+    async with running("obedient", tmp_path, ChildPolicy(start_timeout_s=1.0, restart=QUICK)):
+        await until_started(tmp_path, 2)
+
+
+@pytest.mark.parametrize("how", ["obedient", "stubborn"])
+async def test_no_child_outlives_its_keeper(how: str, tmp_path: Path) -> None:
+    async with running(how, tmp_path, ChildPolicy(stop_timeout_s=0.3)):
+        await until_started(tmp_path, 1)
+
+
+async def test_the_log_of_the_run_before_is_kept(tmp_path: Path) -> None:
+    async with running("brief", tmp_path, ChildPolicy(restart=QUICK)):
+        await until_started(tmp_path, 2)
+    assert (tmp_path / "heavy" / "heavy.log").exists()
+    assert (tmp_path / "heavy" / "heavy.log.1").exists()
