@@ -1,0 +1,1 @@
+"""Programs for the environment of `tritonclient`; they import nothing of ours but each other."""
