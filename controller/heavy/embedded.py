@@ -86,6 +86,11 @@ def prepare_session_dir(state_dir: Path, *, temporary: Path) -> Path:
     return folder
 
 
+def remove_session_dir(session_dir: Path, state_dir: Path) -> None:
+    """Undo `prepare_session_dir`."""
+    shutil.rmtree(session_dir if session_dir.parent == state_dir else session_dir.parent, ignore_errors=True)
+
+
 def main() -> None:
     arguments = ClusterArguments.model_validate_json(sys.argv[1])
     make_private(arguments.state_dir)
@@ -106,7 +111,7 @@ def main() -> None:
     finally:
         _force_the_end_after(_STOP_TIMEOUT_S)
         application.stop_cluster()
-        shutil.rmtree(session_dir, ignore_errors=True)
+        remove_session_dir(session_dir, arguments.state_dir)
 
 
 def _watch_parent(ending: threading.Event) -> None:

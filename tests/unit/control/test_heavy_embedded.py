@@ -1,9 +1,16 @@
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from controller.heavy.arguments import ApplicationArguments, ClusterArguments
-from controller.heavy.embedded import make_private, prepare_session_dir, ray_environment, write_token
+from controller.heavy.embedded import (
+    make_private,
+    prepare_session_dir,
+    ray_environment,
+    remove_session_dir,
+    write_token,
+)
 from controller.heavy.local import cluster_arguments
 from controller.settings import HeavySettings
 from core.addresses import Address
@@ -36,6 +43,17 @@ def test_a_long_state_folder_gets_a_short_private_session_folder_of_its_own(tmp_
     assert one != other
     assert one.parent.parent == other.parent.parent == tmp_path
     assert one.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_short_state_folder_holds_the_session_folder() -> None:
+    with tempfile.TemporaryDirectory(prefix="nf", dir="/tmp") as name:
+        assert prepare_session_dir(Path(name), temporary=Path("/nowhere")) == Path(name) / "ray"
+
+
+def test_no_session_folder_is_left(tmp_path: Path) -> None:
+    state_dir = tmp_path / ("long" * 20)
+    remove_session_dir(prepare_session_dir(state_dir, temporary=tmp_path), state_dir)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_link_in_place_of_the_private_folder_is_refused(tmp_path: Path) -> None:
