@@ -2,7 +2,7 @@
 
     python -m benchmarks.hot_path --json
 
-A real broker, a real agent (uvloop, tracing at its default sampling, spans exported to a receiver of this benchmark) and
+A real broker, a real agent (tracing at its default sampling, spans exported to a receiver of this benchmark) and
 `peers/paho_responder.py` on the same ONNX file run side by side, each in a process of its own; one load generator asks
 them in turns, so that whatever else the machine does falls on both. Two models: `small` takes about 13 us a run,
 `wide` gains from batching. Figures: medians over the rounds; ratios: medians of each round's ratio, agent / script.
@@ -28,9 +28,9 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 
 from core.telemetry import DEFAULT_SAMPLE_RATIO
 from edge_agent.runtime.session import OnnxModel
-from tests.support.offline_agent import offline_agent
 from tests.support.edge_models import INPUT, BuiltModel, cascade_to, make_mlp
 from tests.support.mosquitto import Mosquitto, running_mosquitto
+from tests.support.offline_agent import offline_agent
 
 IN_FLIGHT = 64
 MAX_BATCH = 64

@@ -68,9 +68,7 @@ class Load:
                 assert reply.correlation is not None
                 latencies_s.append(now_s - self._sent_s.pop(reply.correlation))
                 if reply.qos:
-                    # At once and by itself, as device libraries do: together with the next request it would leave the
-                    # broker waiting for an acknowledgement by TCP, which comes 40 ms late (Nagle, delayed ACK).
-                    self._socket.sendall(struct.pack("!BBH", PUBACK, 2, reply.packet_id))
+                    outgoing.append(struct.pack("!BBH", PUBACK, 2, reply.packet_id))
                 if now_s < end_s:
                     in_time += 1
                     outgoing.append(self._request())

@@ -5,8 +5,8 @@
         broker.kill()      # the broker is gone, its port stays known
         broker.start()     # and it is back, on the same port
 
-It keeps sessions and queued messages in `folder` only when `persistent`, and leaves every other setting at its default,
-so that tests and benchmarks see what an operator sees.
+It keeps sessions and queued messages in `folder` only when `persistent`, and is otherwise set up as our deployments are:
+defaults, except that Nagle's algorithm is off (with it a QoS 1 round trip takes 44 ms instead of 0.6 ms, measured).
 """
 
 import getpass
@@ -81,6 +81,7 @@ class Mosquitto:
         lines = [
             f"listener {self.port} {self.host}",
             "allow_anonymous true",
+            "set_tcp_nodelay true",
             "log_type error",
             "log_type warning",
             f"persistence {'true' if persistent else 'false'}",

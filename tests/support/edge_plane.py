@@ -1,0 +1,116 @@
+"""An edge data plane without ONNX Runtime, network or time: the models echo their scores, the heavy tier is a fake."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from core.clock import Clock, SystemClock
+from core.deadline import Deadline
+from core.digest import Digest
+from core.errors import HeavyUnavailable, NanofleetError
+from core.manifest import Batching, Cascade, File, Lineage, Manifest, ScoreKind, Signature
+from core.open_inference.messages import InferRequest, InferResponse, ParameterValue
+from core.telemetry import Tracing, TracingSettings
+from core.tensors import Array, Datatype, Tensor
+from edge_agent.data_plane import EdgeDataPlane
+from edge_agent.runtime.pool import LoadedModel, ModelPool
+from edge_agent.runtime.session import RunTime
+from edge_agent.settings import RuntimeSettings
+
+CLASSES = 3
+_DIGEST = Digest("sha256:" + "0" * 64)
+UNSAMPLED = TracingSettings(endpoint=None, sample_ratio=0.0)
+SURE = (0.0, 9.0, 0.0)
+UNSURE = (0.0, 0.5, 0.4)
+
+
+class FakeHeavy:
+    """A heavy tier that answers 1.0 for every class, or fails; remembers what it was asked."""
+
+    def __init__(self, error: NanofleetError | None = None) -> None:
+        self.error = error
+        self.asked: list[InferRequest] = []
+        self.traceparents: list[str | None] = []
+
+    async def ask(
+        self, request: InferRequest, *, deadline: Deadline | None = None, traceparent: str | None = None
+    ) -> InferResponse:
+        self.asked.append(request)
+        self.traceparents.append(traceparent)
+        if self.error is not None:
+            raise self.error
+        return InferResponse(request.model_name, "7", (scores_tensor("scores", (1.0, 1.0, 1.0)),), request.id)
+
+
+def away() -> FakeHeavy:
+    return FakeHeavy(HeavyUnavailable("heavy tier: away"))
+
+
+def cascade_of(threshold: float = 0.9) -> Cascade:
+    return Cascade(
+        escalate_to="large", score_output="scores", score_kind=ScoreKind.LOGITS, temperature=1.0, threshold=threshold
+    )
+
+
+def echo_manifest(
+    name: str = "digits", *, version: int = 3, cascade: Cascade | None = None, max_batch: int = 8
+) -> Manifest:
+    return Manifest(
+        model=name,
+        version=version,
+        variant="int8-static",
+        entry="model.onnx",
+        files=(File(path="model.onnx", digest=_DIGEST, size_bytes=1),),
+        inputs=(Signature(name="x", datatype=Datatype.FP32, shape=(-1, CLASSES)),),
+        outputs=(Signature(name="scores", datatype=Datatype.FP32, shape=(-1, CLASSES)),),
+        batching=Batching(max_batch=max_batch),
+        cascade=cascade,
+        lineage=Lineage(recipe="int8-static"),
+    )
+
+
+def echo_model(
+    name: str = "digits",
+    *,
+    version: int = 3,
+    cascade: Cascade | None = None,
+    clock: Clock | None = None,
+    settings: RuntimeSettings | None = None,
+) -> LoadedModel:
+    manifest = echo_manifest(name, version=version, cascade=cascade)
+
+    def run(inputs: Sequence[Array]) -> Sequence[Array]:
+        return inputs
+
+    return LoadedModel(
+        manifest,
+        manifest.digest(),
+        run,
+        run_time=RunTime(0.0, 0.0),
+        settings=settings or RuntimeSettings(),
+        clock=clock or SystemClock(),
+    )
+
+
+async def plane_with(
+    *models: LoadedModel,
+    heavy: FakeHeavy | None = None,
+    clock: Clock | None = None,
+    tracing: Tracing | None = None,
+) -> EdgeDataPlane:
+    pool = ModelPool(RuntimeSettings(), clock=clock or SystemClock())
+    for model in models:
+        await pool.host(model)
+    return EdgeDataPlane(
+        pool, heavy or FakeHeavy(), tracing=tracing or Tracing("test", UNSAMPLED), clock=clock or SystemClock()
+    )
+
+
+def scores_tensor(name: str, values: Sequence[float]) -> Tensor:
+    return Tensor(name, Datatype.FP32, np.array([values], dtype=np.float32))
+
+
+def request_of(
+    values: Sequence[float] = SURE, *, model: str = "digits", id: str = "", **parameters: ParameterValue
+) -> InferRequest:
+    return InferRequest(model, (scores_tensor("x", values),), id=id, parameters=parameters)
