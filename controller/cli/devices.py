@@ -9,7 +9,7 @@ from rich.text import Text
 
 from controller.api import operator_views as views
 from controller.cli.options import client_of
-from controller.cli.screen import Output, OutputOption, age_text, bytes_text, show
+from controller.cli.screen import Output, OutputOption, age_text, bytes_text, peer_text, show
 
 app = typer.Typer(help="Look at the edge agents.", no_args_is_help=True)
 
@@ -25,7 +25,7 @@ def list_devices(context: typer.Context, output: OutputOption = Output.TABLE) ->
     table = Table("agent", "site", "state", "models", "seen", "version")
     for agent in found.agents:
         table.add_row(
-            agent.id, agent.site, _state(agent), _models(agent), _seen(agent, now), Text(agent.software_version)
+            agent.id, agent.site, _state(agent), _models(agent), _seen(agent, now), peer_text(agent.software_version)
         )
     show(found, table, output=output)
 
@@ -74,8 +74,8 @@ def _facts(agent: views.AgentView) -> Table:
     table.add_row("agent", Text(agent.id, style="bold"))
     table.add_row("site", agent.site)
     table.add_row("state", _state(agent))
-    table.add_row("software", Text(agent.software_version))
-    table.add_row("tags", Text(", ".join(agent.tags)))
+    table.add_row("software", peer_text(agent.software_version))
+    table.add_row("tags", peer_text(", ".join(agent.tags)))
     table.add_row("first seen", f"{agent.first_seen_at.astimezone():%Y-%m-%d %H:%M:%S}")
     table.add_row("last seen", _seen(agent, datetime.now(UTC)))
     table.add_row("desired", _position(agent.desired))
@@ -106,10 +106,10 @@ def _slots(agent: views.AgentView) -> Table:
 
 def _problems(agent: views.AgentView) -> list[Text]:
     lines = [
-        Text(f"{slot_name(report.slot)}: {report.problem.message}", style="red")
+        peer_text(f"{slot_name(report.slot)}: {report.problem.message}", style="red")
         for report in agent.slots
         if report.problem is not None
     ]
     if agent.rejection is not None:
-        lines.append(Text(f"refused what it was asked last: {agent.rejection.message}", style="red"))
+        lines.append(peer_text(f"refused what it was asked last: {agent.rejection.message}", style="red"))
     return lines

@@ -88,7 +88,10 @@ def publish(
 
 
 def variants_table(name: str, versions: Sequence[views.VersionView]) -> Table:
-    table = Table("version", "variant", "size", "accuracy", "p50", "p90", "escalates", title=name, title_justify="left")
+    table = Table("version", title=name, title_justify="left")
+    for heading in ("variant", "size", "accuracy", "p50", "p90"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("escalates")
     for version in versions:
         for kth, variant in enumerate(version.variants):
             table.add_row(

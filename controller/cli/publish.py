@@ -55,7 +55,7 @@ def publish_model(
 
 def upload(client: ControllerClient, digests: dict[Path, Digest]) -> None:
     """Upload the files whose bytes the controller does not have."""
-    columns = (TextColumn("upload {task.description}"), BarColumn(), DownloadColumn())
+    columns = (TextColumn("upload {task.description}", markup=False), BarColumn(), DownloadColumn())
     with Progress(*columns, console=progress_console()) as progress:
         for path, digest in digests.items():
             task = progress.add_task(path.name, total=path.stat().st_size)
@@ -71,7 +71,7 @@ def watch(client: ControllerClient, publication: views.PublicationView) -> views
     Raises:
         Refused: it failed.
     """
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn())
     with Progress(*columns, console=progress_console()) as progress:
         task = progress.add_task(publication.stage, total=1.0)
         while publication.state == "running":

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from pydantic import BaseModel
 from rich.console import Console, RenderableType
+from rich.text import Text
 
 _AGES = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
@@ -24,7 +25,8 @@ def show(view: BaseModel, table: RenderableType, *, output: Output) -> None:
     if output is Output.JSON:
         typer.echo(view.model_dump_json(indent=2))
     else:
-        Console().print(table)
+        # A sentence is left to the terminal to wrap: a pipe gets it in one piece.
+        Console().print(table, soft_wrap=isinstance(table, str))
 
 
 def progress_console() -> Console:
@@ -35,8 +37,13 @@ def progress_console() -> Console:
 def complain(text: str) -> None:
     console = progress_console()
     console.print("[bold red]error:[/]", end=" ")
-    # The text is a peer's: no markup, and no wrapping that would break what somebody copies.
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    # Not wrapped: somebody may copy it.
+    console.print(peer_text(text), highlight=False, soft_wrap=True)
+
+
+def peer_text(text: str, *, style: str = "") -> Text:
+    """Return what a peer wrote, without markup and without control characters, which a terminal would obey."""
+    return Text("".join(char if char.isprintable() or char == "\n" else "?" for char in text), style=style)
 
 
 def bytes_text(size_bytes: int) -> str:

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from controller.cli.options import client_of
-from controller.cli.screen import Output, OutputOption, milliseconds_text, show
+from controller.cli.screen import Output, OutputOption, milliseconds_text, peer_text, show
 from controller.cli.waterfall import draw, tier_text
 
 app = typer.Typer(help="Look at where the time of requests went.", no_args_is_help=True)
@@ -36,7 +36,7 @@ def list_traces(
         table.add_row(
             trace.trace_id,
             f"{started:%H:%M:%S}",
-            Text(trace.root_name, style="red" if trace.has_error else ""),
+            peer_text(trace.root_name, style="red" if trace.has_error else ""),
             Text(" ").join(map(tier_text, trace.services)),
             str(trace.span_count),
             milliseconds_text(trace.duration_us),

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from controller.api import operator_views as views
-from controller.cli.screen import milliseconds_text
+from controller.cli.screen import milliseconds_text, peer_text
 
 # Service name → tier and colour; a service that is not ours keeps its name.
 _TIERS = {
@@ -81,8 +81,8 @@ def draw(trace: views.TraceView) -> RenderableType:
         span, (tier, colour) = row.span, _tier(row.span)
         begin_us = span.start_us - start_us
         table.add_row(
-            Text(tier, style=colour),
-            Text(" " * min(row.depth, _MAX_INDENT) + span.name, style=_ERROR_COLOUR if span.is_error else ""),
+            peer_text(tier, style=colour),
+            peer_text(" " * min(row.depth, _MAX_INDENT) + span.name, style=_ERROR_COLOUR if span.is_error else ""),
             _bar(begin_us, begin_us + span.duration_us, total_us, colour=_ERROR_COLOUR if span.is_error else colour),
             Text(milliseconds_text(span.duration_us), style=_ERROR_COLOUR if span.is_error else ""),
         )
@@ -91,7 +91,7 @@ def draw(trace: views.TraceView) -> RenderableType:
 
 def tier_text(service: str) -> Text:
     tier, colour = _TIERS.get(service, (service, _OTHER_COLOUR))
-    return Text(tier, style=colour)
+    return peer_text(tier, style=colour)
 
 
 def _tier(span: views.SpanView) -> tuple[str, str]:
@@ -113,7 +113,7 @@ def _facts(spans: Sequence[views.SpanView]) -> Iterator[Text]:
                 told.setdefault(tier, {}).setdefault(word, span.attributes[key])
     for tier, facts in told.items():
         words = ", ".join(f"{word} {_short(facts[word])}" for word in _FACTS.values() if word in facts)
-        yield Text(f"{tier}: {words}", style="dim")
+        yield peer_text(f"{tier}: {words}", style="dim")
 
 
 def _short(value: object) -> str:

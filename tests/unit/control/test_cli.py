@@ -308,6 +308,18 @@ def test_a_peer_cannot_write_markup_to_the_terminal(run: Run) -> None:
     assert_failed(run("devices", "show", "[red]ghost[/red]"), 1, "[red]ghost[/red]")
 
 
+@pytest.mark.usefixtures("published")
+def test_a_peer_cannot_control_the_terminal(run: Run, controller: RunningController) -> None:
+    agent = ScriptedAgent("gate-1", "berlin", fails_with=Problem("internal", "\x1b]0;owned\x07[red]full"))
+    controller.call(agent.connect)
+    deployed = run("deploy", "nano", "--variant", "original", "--fleet")
+    shown = run("devices", "show", "gate-1")
+    controller.call(agent.disconnect)
+    for text in (deployed.stderr, shown.stdout):
+        assert "\x1b]" not in text
+        assert "?]0;owned?[red]full" in text
+
+
 def test_the_version_is_printed() -> None:
     assert invoke("--version").stdout.startswith("nanofleet ")
 
