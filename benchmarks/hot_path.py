@@ -186,7 +186,7 @@ class SpanReceiver(trace_service_pb2_grpc.TraceServiceServicer):
 def span_receiver() -> Iterator[SpanReceiver]:
     receiver = SpanReceiver()
     server = grpc.server(ThreadPoolExecutor(1))
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(receiver, server)
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(receiver, server)  # type: ignore[no-untyped-call]  # generated
     receiver.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
     try:

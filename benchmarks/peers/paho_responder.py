@@ -1,5 +1,6 @@
 """What one would write without nanofleet: paho-mqtt, json and onnxruntime. Arguments: port, topic, model file."""
 
+# mypy: ignore-errors
 import json
 import socket
 import sys

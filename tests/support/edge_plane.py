@@ -111,6 +111,6 @@ def scores_tensor(name: str, values: Sequence[float]) -> Tensor:
 
 
 def request_of(
-    values: Sequence[float] = SURE, *, model: str = "digits", id: str = "", **parameters: ParameterValue
+    values: Sequence[float] = SURE, *, model: str = "digits", request_id: str = "", **parameters: ParameterValue
 ) -> InferRequest:
-    return InferRequest(model, (scores_tensor("x", values),), id=id, parameters=parameters)
+    return InferRequest(model, (scores_tensor("x", values),), id=request_id, parameters=parameters)

@@ -47,7 +47,7 @@ def call_with(seconds: float, *, traceparent: str | None = None) -> Call:
 async def test_a_confident_model_answers_at_the_edge() -> None:
     heavy = FakeHeavy()
     plane = await plane_with(echo_model(cascade=cascade_of()), heavy=heavy)
-    answer = await plane.answer(request_of(SURE, id="r1"))
+    answer = await plane.answer(request_of(SURE, request_id="r1"))
     assert (answer.tier, answer.reason) == (Tier.EDGE, Reason.CONFIDENT)
     assert answer.response.id == "r1"
     assert answer.response.model_version == "3"
@@ -60,7 +60,7 @@ async def test_a_confident_model_answers_at_the_edge() -> None:
 async def test_an_unsure_model_hands_over_to_the_large_one() -> None:
     heavy = FakeHeavy()
     plane = await plane_with(echo_model(cascade=cascade_of()), heavy=heavy)
-    answer = await plane.answer(request_of(UNSURE, id="r1"), call_with(5))
+    answer = await plane.answer(request_of(UNSURE, request_id="r1"), call_with(5))
     assert (answer.tier, answer.reason) == (Tier.HEAVY, Reason.LOW_CONFIDENCE)
     assert (answer.response.model_name, answer.response.id) == ("large", "r1")
     assert [request.model_name for request in heavy.asked] == ["large"]
@@ -252,8 +252,9 @@ async def test_a_sampled_request_leaves_one_tree_of_spans_and_its_answer_names_t
     assert root.parent is not None
     assert f"{root.parent.span_id:016x}" == "b7ad6b7169203331"
     for child in ("queue", "compute", "offload"):
-        assert spans[child].parent is not None
-        assert spans[child].parent.span_id == root.context.span_id
+        parent = spans[child].parent
+        assert parent is not None
+        assert parent.span_id == root.context.span_id
     assert answer.traceparent is not None
     assert answer.traceparent.split("-")[2] == f"{root.context.span_id:016x}"
     assert heavy.traceparents[0] is not None
