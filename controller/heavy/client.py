@@ -259,7 +259,7 @@ def _fields(digest: Digest, header_length: int, remaining_s: float, traceparent:
         "Content-Type": "application/octet-stream",
         headers.HEADER_LENGTH: str(header_length),
         headers.MODEL_ID: digest,
-        headers.DEADLINE_MS: f"{remaining_s * 1000:.1f}",
+        headers.DEADLINE_MS: f"{min(remaining_s * 1000, headers.MAX_DEADLINE_MS):.1f}",
     }
     if traceparent is not None:
         fields[TRACEPARENT] = traceparent

@@ -8,6 +8,8 @@ from core.errors import InvalidRequest
 MODEL_ID: Final = "serve_multiplexed_model_id"
 # What is left of the caller's time, in milliseconds, when the request left the gateway.
 DEADLINE_MS: Final = "x-deadline-ms"
+# Chosen: an hour. Longer deadlines are cut to it, because a caller may set one of years to mean none.
+MAX_DEADLINE_MS: Final = 3_600_000
 # Open Inference Protocol, binary tensor data extension: size in bytes of the JSON in front of the tensors.
 HEADER_LENGTH: Final = "inference-header-content-length"
 # Bodies are bounded far below what so many digits can say.

@@ -39,7 +39,6 @@ _log = logging.getLogger(__name__)
 
 _INFER_PATH = re.compile(r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?/infer")
 _HEALTH_BODIES = {"/v2/health/live": b'{"live":true}', "/v2/health/ready": b'{"live":true,"ready":true}'}
-_MAX_DEADLINE_MS = 3_600_000  # chosen: an hour
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +136,8 @@ def _deadline(request: Request, clock: Clock) -> Deadline | None:
     except ValueError:
         remaining_ms = -1.0
     # The comparison also refuses NaN.
-    if not 0 <= remaining_ms <= _MAX_DEADLINE_MS:
-        raise InvalidRequest(f"expected {headers.DEADLINE_MS} from 0 to {_MAX_DEADLINE_MS}, got {text[:80]!r}")
+    if not 0 <= remaining_ms <= headers.MAX_DEADLINE_MS:
+        raise InvalidRequest(f"expected {headers.DEADLINE_MS} from 0 to {headers.MAX_DEADLINE_MS}, got {text[:80]!r}")
     return Deadline.after(remaining_ms / 1000, now_s=clock.monotonic_s())
 
 

@@ -93,6 +93,11 @@ async def test_digest_deadline_and_trace_travel_as_headers(client: HeavyClient, 
     assert 4000 < float(headers["x-deadline-ms"]) <= 5000
 
 
+async def test_a_deadline_of_years_is_cut_to_what_the_tier_takes(client: HeavyClient, server: FakeHeavy) -> None:
+    await ask(client, timeout_s=1e9)
+    assert float(server.asked[0]["x-deadline-ms"]) == 3_600_000
+
+
 async def test_an_answer_as_json_is_understood(client: HeavyClient, server: FakeHeavy) -> None:
     body = '{"model_name":"scaling","outputs":[{"name":"y","datatype":"FP32","shape":[2],"data":[1.0,2.0]}]}'
     server.infer = answer(200, body, "application/json")
