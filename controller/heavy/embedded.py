@@ -21,6 +21,7 @@ from pathlib import Path
 
 from controller.heavy.arguments import ClusterArguments
 from core.atomic_files import write_atomically
+from core.grpc_transport import MAX_MESSAGE_BYTES
 
 # Ray binds a socket at <session dir>/session_<date>_<pid>/sockets/plasma_store, AF_UNIX paths end at 107 bytes, and
 # what Ray adds takes 63 of them.
@@ -42,6 +43,8 @@ def ray_environment(token_file: Path) -> Mapping[str, str]:
         "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
         "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+        # From the proxy to a replica; the default of 4 MiB is less than a request may have.
+        "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(MAX_MESSAGE_BYTES),
         # Bounds of the session's log files.
         "RAY_ROTATION_MAX_BYTES": str(8 << 20),
         "RAY_ROTATION_BACKUP_COUNT": "1",
