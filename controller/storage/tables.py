@@ -125,9 +125,7 @@ deployments = Table(
     Column("version", Integer, nullable=False),
     Column("variant", NAME, nullable=False),
     Column("created_us", BigInteger, nullable=False),
-    ForeignKeyConstraint(
-        ["model", "version", "variant"], ["variants.model", "variants.version", "variants.variant"]
-    ),
+    ForeignKeyConstraint(["model", "version", "variant"], ["variants.model", "variants.version", "variants.variant"]),
     CheckConstraint("target_kind IN ('fleet', 'site', 'agent')", name="target_kind_known"),
 )
 
