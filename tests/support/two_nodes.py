@@ -18,13 +18,14 @@ from typing import Any
 import psutil
 
 from controller.heavy.arguments import ApplicationArguments
-from controller.heavy.embedded import prepare_session_dir, ray_environment, write_token
+from controller.heavy.embedded import prepare_session_dir, ray_environment, remove_session_dir, write_token
 
 
 def main(state_dir: Path, http_port: int, controller: str) -> None:
     os.environ.update(ray_environment(write_token(state_dir)))
+    session_dir = prepare_session_dir(state_dir, temporary=Path(tempfile.gettempdir()))
     # Cluster writes its address to <RAY_TMPDIR>/ray, whatever folder its nodes are given.
-    os.environ["RAY_TMPDIR"] = str(prepare_session_dir(state_dir, temporary=Path(tempfile.gettempdir())).parent)
+    os.environ["RAY_TMPDIR"] = str(session_dir.parent)
 
     import ray
     from ray import serve
@@ -58,6 +59,7 @@ def main(state_dir: Path, http_port: int, controller: str) -> None:
         sys.stdin.read()
     application.stop_cluster()
     cluster.shutdown()  # type: ignore[no-untyped-call]  # Ray leaves it without annotations
+    remove_session_dir(session_dir, state_dir)
 
 
 def _replicas(node: Any) -> list[psutil.Process]:
