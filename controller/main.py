@@ -38,6 +38,7 @@ from controller.traces.exporter import InProcessExporter
 from controller.traces.forward import Forwarder
 from controller.traces.intake import Intake
 from controller.traces.service import Traces
+from core import folder_lock
 from core.addresses import Address, is_loopback, parse_address
 from core.atomic_files import write_atomically
 from core.clock import SystemClock
@@ -60,6 +61,7 @@ def main(settings: Settings) -> None:
 
     Raises:
         Unavailable: a port is in use, or the database cannot be opened.
+        Conflict: another controller runs on the same data_dir.
         InvalidRequest: settings that contradict each other.
     """
     configure_logging(level=settings.logs.level, log_format=settings.logs.format)
@@ -89,6 +91,7 @@ async def serve(settings: Settings, stopping: asyncio.Event) -> None:
         stack.callback(http_server.close)
 
         settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        stack.enter_context(folder_lock.held(settings.data_dir / "controller.lock", what="controller"))
         database = await _opened(settings.database_url, stack)
         # Spans have a file of their own, so that a burst of them never delays the fleet.
         trace_database = await _opened(f"sqlite:///{settings.data_dir / 'traces.sqlite'}", stack)

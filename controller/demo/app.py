@@ -7,7 +7,6 @@ worth alone), of the gateway directly (what the large model is worth), and by ca
 (what both are worth together).
 """
 
-import fcntl
 import importlib.util
 import json
 import shutil
@@ -32,7 +31,8 @@ from controller.demo.processes import Parts
 from controller.demo.report import Outcome, outcome_of, traced_escalations
 from controller.demo.scenes import Scene, cameras_of, play
 from controller.demo.stack import Agent, Controller
-from core.errors import Conflict, InvalidRequest, Unavailable
+from core import folder_lock
+from core.errors import InvalidRequest, Unavailable
 
 SITES = (("berlin", "gate-1"), ("lisbon", "dock-1"))
 VARIANT = "int8-static"
@@ -226,12 +226,7 @@ def require_libraries() -> None:
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Empty the folder and hold it for this demo alone."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Conflict(f"another demo runs in {folder}; stop it or choose another --output") from error
+    with folder_lock.held(folder.with_suffix(".lock"), what="demo"):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         yield

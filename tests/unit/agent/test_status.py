@@ -163,5 +163,5 @@ def test_a_folder_whose_agent_is_gone_is_not_running(tmp_path: Path, capsys: pyt
 
 
 def test_two_agents_cannot_share_a_folder(tmp_path: Path) -> None:
-    with StateFolder(tmp_path).locked(), pytest.raises(Conflict, match="expected to be the only agent, process"):
+    with StateFolder(tmp_path).locked(), pytest.raises(Conflict, match="expected to be the only agent here, process"):
         StateFolder(tmp_path).locked().__enter__()
