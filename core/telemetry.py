@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import grpc
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
@@ -20,6 +19,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, TraceFlags, Tracer
 
 from core.addresses import Address
+from core.span_export import OtlpSpanExporter
 
 TRACEPARENT = "traceparent"
 # Head sampling of requests that arrive without a decision of their own.
@@ -60,9 +60,7 @@ class Tracing:
         self._sample_ratio = settings.sample_ratio
         self._uniform = uniform
         if exporter is None and settings.endpoint is not None:
-            exporter = OTLPSpanExporter(
-                endpoint=f"http://{settings.endpoint}", credentials=credentials, insecure=credentials is None, timeout=5
-            )
+            exporter = OtlpSpanExporter(settings.endpoint, credentials=credentials)
         if exporter is not None:
             self._provider.add_span_processor(
                 BatchSpanProcessor(

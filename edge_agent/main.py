@@ -59,8 +59,6 @@ _log = logging.getLogger(__name__)
 def run_agent(settings: AgentSettings) -> None:
     """Run until a signal says stop."""
     configure_logging(level=settings.logs.level, log_format=settings.logs.format)
-    # It complains at every export while the receiver is away, which the link's state says already.
-    logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
     uvloop.run(serve(settings))
 
 
