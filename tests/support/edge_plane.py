@@ -1,5 +1,7 @@
 """An edge data plane without ONNX Runtime, network or time: the models echo their scores, the heavy tier is a fake."""
 
+import asyncio
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -90,6 +92,36 @@ def echo_model(
         settings=settings or RuntimeSettings(),
         clock=clock or SystemClock(),
     )
+
+
+class SlowModel:
+    """A model that runs on its own thread, one request at a time, and does not return before `release`."""
+
+    def __init__(self) -> None:
+        self.is_running = asyncio.Event()
+        self.runs = 0
+        self._loop = asyncio.get_running_loop()
+        self._released = threading.Event()
+
+    def loaded(self) -> LoadedModel:
+        manifest = echo_manifest(max_batch=1)
+        return LoadedModel(
+            manifest,
+            manifest.digest(),
+            self._run,
+            run_time=RunTime(1.0, 1.0),
+            settings=RuntimeSettings(),
+            clock=SystemClock(),
+        )
+
+    def release(self) -> None:
+        self._released.set()
+
+    def _run(self, inputs: Sequence[Array]) -> Sequence[Array]:
+        self.runs += 1
+        self._loop.call_soon_threadsafe(self.is_running.set)
+        self._released.wait(10)
+        return inputs
 
 
 async def plane_with(

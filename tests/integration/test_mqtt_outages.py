@@ -1,0 +1,87 @@
+"""The broker or the agent goes away and comes back: nothing accepted is lost, nothing is answered late."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edge_agent.front.mqtt.broker import BrokerState
+from tests.support.edge_front import AGENT, SITE, TIMEOUT_S, body_of, device, serving, until
+from tests.support.edge_models import make_mlp
+from tests.support.edge_plane import SlowModel, echo_model
+from tests.support.mosquitto import Mosquitto, running_mosquitto
+from tests.support.offline_agent import offline_agent
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Mosquitto]:
+    with running_mosquitto(tmp_path) as running:
+        yield running
+
+
+async def test_requests_wait_in_the_broker_while_the_agent_is_away(broker: Mosquitto) -> None:
+    async with device(broker) as camera:
+        async with serving(broker, echo_model()):
+            pass
+        for number in range(3):
+            camera.send(body_of(), correlation=b"%d" % number, expiry_s=60)
+        assert await camera.hears_nothing()
+        async with serving(broker, echo_model()):
+            replies = [await camera.reply() for _ in range(3)]
+    assert [reply.correlation for reply in replies] == [b"0", b"1", b"2"]
+
+
+async def test_a_request_that_expired_while_the_agent_was_away_is_not_answered(broker: Mosquitto) -> None:
+    async with device(broker) as camera:
+        async with serving(broker, echo_model()):
+            pass
+        # The broker would still deliver it; by the device's own, finer deadline it is over.
+        camera.send(body_of(), expiry_s=3, deadline_ms="2100")
+        await asyncio.sleep(2.2)
+        async with serving(broker, echo_model()) as front:
+            assert await camera.hears_nothing()
+            assert front.counters.replied == 0
+
+
+async def test_with_the_broker_away_the_agent_says_so_and_comes_back_by_itself(broker: Mosquitto) -> None:
+    async with serving(broker, echo_model()) as front:
+        await asyncio.to_thread(broker.kill)
+        await until(front, BrokerState.WAITING)
+        assert str(broker.port) in (front.last_error or "")
+        await asyncio.to_thread(broker.start)
+        await until(front, BrokerState.ONLINE)
+        assert not front.last_error
+        async with device(broker) as camera:
+            camera.send(body_of())
+            assert (await camera.reply()).words["status"] == "200"
+
+
+async def test_an_answer_that_is_ready_while_the_broker_is_away_is_sent_when_it_is_back(broker: Mosquitto) -> None:
+    model = SlowModel()
+    async with serving(broker, model.loaded()) as front, device(broker) as camera:
+        camera.send(body_of(), expiry_s=60, deadline_ms="60000")
+        await model.is_running.wait()
+        await asyncio.to_thread(broker.kill)
+        await until(front, BrokerState.WAITING)
+        model.release()
+        async with asyncio.timeout(TIMEOUT_S):
+            while front.in_flight:
+                await asyncio.sleep(0.01)
+        await asyncio.to_thread(broker.start)
+        # The device's own client subscribes again only after a second or more; QoS 1 does not reach it before that.
+        assert front.counters.late == 0
+        await until(front, BrokerState.ONLINE)
+        assert front.counters.replied == 1
+
+
+async def test_the_broker_tells_the_others_when_an_agent_dies(broker: Mosquitto, tmp_path: Path) -> None:
+    status = f"nf/v1/{SITE}/agents/{AGENT}/status"
+    models = [make_mlp(tmp_path / "model")]
+    with offline_agent(tmp_path / "agent", models=models, broker=broker, agent_id=AGENT, site=SITE) as agent:
+        async with device(broker, topic=status) as watcher:
+            born = (await watcher.reply()).body
+            assert born["state"] == "online"
+            agent.process.kill()
+            gone = (await watcher.reply()).body
+    assert (gone["state"], gone["epoch"]) == ("offline", born["epoch"])
