@@ -75,6 +75,21 @@ async def test_an_answer_that_is_ready_while_the_broker_is_away_is_sent_when_it_
         assert front.counters.replied == 1
 
 
+async def test_an_agent_that_stops_finishes_what_it_has_and_refuses_the_rest(broker: Mosquitto) -> None:
+    model = SlowModel()
+    async with serving(broker, model.loaded()) as front, device(broker) as camera:
+        camera.send(body_of(), correlation=b"accepted")
+        await model.is_running.wait()
+        draining = asyncio.create_task(front.drain())
+        await asyncio.sleep(0)
+        camera.send(body_of(), correlation=b"refused")
+        refused = await camera.reply()
+        assert (refused.correlation, refused.words["status"]) == (b"refused", "503")
+        model.release()
+        assert (await camera.reply()).correlation == b"accepted"
+        await draining
+
+
 async def test_the_broker_tells_the_others_when_an_agent_dies(broker: Mosquitto, tmp_path: Path) -> None:
     status = f"nf/v1/{SITE}/agents/{AGENT}/status"
     models = [make_mlp(tmp_path / "model")]

@@ -16,7 +16,7 @@ from opentelemetry.trace import SpanKind
 from core.backoff import BackoffPolicy
 from core.clock import Clock
 from core.deadline import Deadline
-from core.errors import DeadlineExceeded, InternalError, NanofleetError, Overloaded
+from core.errors import DeadlineExceeded, InternalError, NanofleetError, Overloaded, Unavailable
 from core.ids import AgentId, SiteId
 from core.logs import peer_text
 from core.open_inference.messages import BodyLimits, InferRequest
@@ -79,6 +79,7 @@ class MqttFront:
         self._wire = Wire(self._topics, agent=agent, limits=BodyLimits(max_body_bytes=settings.max_body_bytes))
         self._duplicates = Duplicates(max_entries=settings.remembered_replies, max_bytes=settings.remembered_bytes)
         self._in_flight: set[_Exchange] = set()
+        self._is_draining = False
         self._waiting: list[Reply] = []
         self._unacknowledged: dict[int, Reply] = {}
         self._warned: set[DropCause] = set()
@@ -126,7 +127,8 @@ class MqttFront:
         }
 
     async def drain(self) -> None:
-        """Return when nothing is in flight any more; the caller sets the limit."""
+        """Take no more requests and return when none is in flight any more; the caller sets the limit."""
+        self._is_draining = True
         while self._in_flight:
             await asyncio.wait([exchange.future for exchange in self._in_flight if exchange.future is not None])
 
@@ -186,6 +188,8 @@ class MqttFront:
             raise DeadlineExceeded("the deadline had passed when the message came")
         if exchange.qos and not self._is_fresh(exchange, now_s):
             return
+        if self._is_draining:
+            raise Unavailable("the agent is stopping; try again later")
         if len(self._in_flight) >= self._settings.max_in_flight:
             raise Overloaded(f"{len(self._in_flight)} requests are under way; try again later")
         request = self._wire.decode(exchange.publication, exchange.address, envelope)

@@ -1,0 +1,186 @@
+"""Asking the heavy tier over a real channel: deadline, trace, breaker, cancellation; and the local gRPC face."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from core.addresses import Address
+from core.breaker import BreakerPolicy, BreakerState
+from core.clock import SystemClock
+from core.deadline import Deadline
+from core.errors import HeavyUnavailable, InvalidTensor, ModelNotReady, UnknownModel
+from core.grpc_transport import TransportCredentials, open_channel
+from core.open_inference import protobuf_body
+from core.open_inference.messages import InferRequest, InferResponse
+from core.open_inference.service import Call
+from edge_agent.cascade.offload import Offload
+from edge_agent.front.grpc import GrpcFront
+from edge_agent.settings import OffloadSettings
+from protos.inference.v2 import open_inference_pb2_grpc as services
+from tests.support.echo_plane import EchoPlane
+from tests.support.edge_plane import SURE, cascade_of, echo_model, plane_with, request_of
+from tests.support.mosquitto import free_port
+
+CLOCK = SystemClock()
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+REQUEST = request_of(SURE, model="echo", request_id="7")
+
+
+class SlowPlane(EchoPlane):
+    """Never answers; says when it was asked and when its caller left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = asyncio.Event()
+        self.left = asyncio.Event()
+
+    async def infer(self, request: InferRequest, call: Call) -> InferResponse:
+        self.asked.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.left.set()
+            raise
+        raise AssertionError
+
+
+async def serve(plane: EchoPlane) -> tuple[GrpcFront, Address]:
+    front = GrpcFront(
+        plane, bind=Address("127.0.0.1", 0), credentials=TransportCredentials.local(), clock=CLOCK, version="1"
+    )
+    return front, await front.start()
+
+
+@pytest.fixture
+async def plane() -> EchoPlane:
+    return EchoPlane()
+
+
+@pytest.fixture
+async def offload(plane: EchoPlane) -> AsyncIterator[Offload]:
+    front, address = await serve(plane)
+    channel = open_channel(address, TransportCredentials.local())
+    yield Offload(channel, OffloadSettings(), clock=CLOCK)
+    await channel.close()
+    await front.stop(0)
+
+
+def within(seconds: float) -> Deadline:
+    return Deadline.after(seconds, now_s=CLOCK.monotonic_s())
+
+
+async def test_the_answer_comes_back_and_the_trace_goes_along(plane: EchoPlane, offload: Offload) -> None:
+    response = await offload.ask(REQUEST, deadline=within(5), traceparent=TRACEPARENT)
+    assert response.id == "7"
+    assert response.outputs[0].array.tolist() == [list(SURE)]
+    assert plane.calls[0].traceparent == TRACEPARENT
+
+
+async def test_the_heavy_tier_gets_the_remaining_time_without_what_the_reply_needs(
+    plane: EchoPlane, offload: Offload
+) -> None:
+    await offload.ask(REQUEST, deadline=within(5))
+    deadline = plane.calls[0].deadline
+    assert deadline is not None
+    assert 4 < deadline.remaining_s(CLOCK.monotonic_s()) < 4.98 + 0.05
+
+
+async def test_with_no_time_left_it_is_not_asked(plane: EchoPlane, offload: Offload) -> None:
+    with pytest.raises(HeavyUnavailable, match="too little time"):
+        await offload.ask(REQUEST, deadline=within(0.01))
+    assert plane.requests == []
+
+
+@pytest.mark.parametrize("error", [UnknownModel("no such"), InvalidTensor("wrong shape")])
+async def test_a_refusal_of_the_request_is_told_and_does_not_open_the_breaker(
+    plane: EchoPlane, offload: Offload, error: Exception
+) -> None:
+    plane.refuse_with = error
+    for _ in range(5):
+        with pytest.raises(type(error).__mro__[1], match=str(error)):
+            await offload.ask(REQUEST, deadline=within(5))
+    assert offload.state is BreakerState.CLOSED
+
+
+async def test_a_model_that_is_not_ready_there_is_the_heavy_tier_being_unavailable(
+    plane: EchoPlane, offload: Offload
+) -> None:
+    plane.refuse_with = ModelNotReady("loading")
+    with pytest.raises(HeavyUnavailable, match="loading"):
+        await offload.ask(REQUEST, deadline=within(5))
+
+
+async def test_with_the_tier_away_the_breaker_opens_and_lets_it_be() -> None:
+    channel = open_channel(Address("127.0.0.1", free_port()), TransportCredentials.local())
+    policy = BreakerPolicy(failures_to_open=2, open_s=60)
+    offload = Offload(channel, OffloadSettings(), clock=CLOCK, breaker=policy)
+    for _ in range(2):
+        with pytest.raises(HeavyUnavailable):
+            await offload.ask(REQUEST, deadline=within(5))
+    assert offload.state is BreakerState.OPEN
+    with pytest.raises(HeavyUnavailable, match="left alone"):
+        await offload.ask(REQUEST, deadline=within(5))
+    await channel.close()
+
+
+async def test_a_tier_that_does_not_answer_in_time_is_unavailable_before_the_deadline() -> None:
+    front, address = await serve(SlowPlane())
+    channel = open_channel(address, TransportCredentials.local())
+    deadline = within(0.2)
+    with pytest.raises(HeavyUnavailable):
+        await Offload(channel, OffloadSettings(), clock=CLOCK).ask(REQUEST, deadline=deadline)
+    assert deadline.remaining_s(CLOCK.monotonic_s()) > 0
+    await channel.close()
+    await front.stop(0)
+
+
+async def test_a_caller_who_leaves_cancels_the_call_on_the_other_end() -> None:
+    plane = SlowPlane()
+    front, address = await serve(plane)
+    channel = open_channel(address, TransportCredentials.local())
+    offload = Offload(channel, OffloadSettings(), clock=CLOCK)
+    asking = asyncio.create_task(offload.ask(REQUEST, deadline=within(60)))
+    async with asyncio.timeout(5):
+        await plane.asked.wait()
+        asking.cancel()
+        await plane.left.wait()
+    assert offload.state is BreakerState.CLOSED
+    await channel.close()
+    await front.stop(0)
+
+
+async def test_more_escalations_than_allowed_are_not_made() -> None:
+    plane = SlowPlane()
+    front, address = await serve(plane)
+    channel = open_channel(address, TransportCredentials.local())
+    offload = Offload(channel, OffloadSettings(max_in_flight=1), clock=CLOCK)
+    asking = asyncio.create_task(offload.ask(REQUEST, deadline=within(60)))
+    await plane.asked.wait()
+    with pytest.raises(HeavyUnavailable, match="at most 1"):
+        await offload.ask(REQUEST, deadline=within(60))
+    asking.cancel()
+    await channel.close()
+    await front.stop(0)
+
+
+async def test_programs_on_the_same_machine_are_served_over_grpc() -> None:
+    plane = await plane_with(echo_model(cascade=cascade_of()))
+    front = GrpcFront(
+        plane, bind=Address("127.0.0.1", 0), credentials=TransportCredentials.local(), clock=CLOCK, version="1"
+    )
+    address = await front.start()
+    channel = open_channel(address, TransportCredentials.local())
+    stub = services.GRPCInferenceServiceStub(channel)
+    response = protobuf_body.decode_response(await stub.ModelInfer(protobuf_body.encode_request(request_of(SURE))))
+    assert response.outputs[0].array.tolist() == [list(SURE)]
+    assert response.parameters["tier"] == "edge"
+    health = health_pb2_grpc.HealthStub(channel)
+    assert (await health.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.ModelInfer(protobuf_body.encode_request(request_of(SURE, model="letters")))
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    await channel.close()
+    await front.stop(0)
