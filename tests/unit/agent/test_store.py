@@ -1,5 +1,7 @@
 """ContentStore: what arrives is verified, what activates is whole, what is not needed goes."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -248,3 +250,11 @@ def test_a_state_with_another_position_is_another_state(tmp_path: Path) -> None:
     loaded = store.load_active()
     assert loaded is not None
     assert loaded.position == Position(2, 1)
+
+
+def test_d08_a_power_cut_before_any_change_of_the_disk_leaves_the_old_or_the_new_version_whole(tmp_path: Path) -> None:
+    # In a process without other threads, which may fork.
+    command = [sys.executable, "-m", "tests.support.crash_points", str(tmp_path)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 20, "expected many points at which it can crash"
