@@ -5,23 +5,20 @@ Values come from a TOML file and from environment variables, which win: `[heavy]
 `NANOFLEET_AGENT_*` (the agent's settings) and `NANOFLEET_CONTROLLER` (where the CLI finds us) are left alone.
 """
 
-import os
-import tomllib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_settings import SettingsConfigDict
 
 from core.addresses import Address, LoopbackAddress, parse_address
 from core.errors import InvalidRequest
 from core.logs import LogFormat
+from core.settings import Count, Port, ProcessSettings, Ratio, Seconds, Section, load
 from core.telemetry import DEFAULT_SAMPLE_RATIO
 
-ENVIRONMENT_PREFIX = "NANOFLEET_"
-_AGENT_PREFIX = "NANOFLEET_AGENT_"
-_CLI_VARIABLE = "NANOFLEET_CONTROLLER"
+# The agent's settings, and where the command line finds us.
+_FOREIGN = ("NANOFLEET_AGENT_", "NANOFLEET_CONTROLLER")
 _GIB = 1 << 30
 
 
@@ -35,17 +32,9 @@ def _address(value: object) -> object:
 
 
 AddressField = Annotated[Address, BeforeValidator(_address)]
-Port = Annotated[int, Field(ge=1, le=65535)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-Ratio = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class HeavySettings(_Section):
+class HeavySettings(Section):
     """The tier that runs the large models."""
 
     mode: Literal["embedded", "url"] = "embedded"
@@ -80,7 +69,7 @@ class HeavySettings(_Section):
         return self
 
 
-class TelemetrySettings(_Section):
+class TelemetrySettings(Section):
     """Traces: how many are recorded, how many are kept, where they go."""
 
     sample_ratio: Ratio = DEFAULT_SAMPLE_RATIO
@@ -91,7 +80,7 @@ class TelemetrySettings(_Section):
     """`host:port` of an OTLP/gRPC collector that gets every span as well."""
 
 
-class RegistrySettings(_Section):
+class RegistrySettings(Section):
     """Bounds on publishing: what may be uploaded, and what checking and compressing it may cost."""
 
     max_model_bytes: Annotated[int, Field(ge=1)] = 2 * _GIB
@@ -104,7 +93,7 @@ class RegistrySettings(_Section):
     """Publications that may wait; one runs at a time, more are refused."""
 
 
-class FleetSettings(_Section):
+class FleetSettings(Section):
     """Agents and their sessions."""
 
     max_sessions: Count = 10_000
@@ -113,7 +102,7 @@ class FleetSettings(_Section):
     """Seconds between the keepalive pings of an idle session."""
 
 
-class LogSettings(_Section):
+class LogSettings(Section):
     """What the process says on standard error."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
@@ -122,14 +111,8 @@ class LogSettings(_Section):
     """`text` for a terminal, `json` for machines."""
 
 
-class Settings(BaseSettings):
-    model_config = SettingsConfigDict(
-        frozen=True,
-        extra="forbid",
-        use_attribute_docstrings=True,
-        env_prefix=ENVIRONMENT_PREFIX,
-        env_nested_delimiter="__",
-    )
+class Settings(ProcessSettings):
+    model_config = SettingsConfigDict(env_prefix="NANOFLEET_")
 
     data_dir: Path = Path("nanofleet-data")
     """Folder of the database and the blobs; made when missing."""
@@ -156,70 +139,11 @@ class Settings(BaseSettings):
     def blobs_dir(self) -> Path:
         return self.data_dir / "blobs"
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Let the environment win over what `load_settings` read from the file."""
-        return env_settings, init_settings
-
 
 def load_settings(path: Path | None) -> Settings:
     """Return the settings of the TOML file `path` (None: no file) under those of the environment.
 
     Raises:
-        InvalidRequest: the file cannot be read, or a key is unknown, or a value does not fit; the message names the
-            key and the file or variable it stands in.
+        InvalidRequest: see `core.settings.load`.
     """
-    from_file = {} if path is None else _read(path)
-    _refuse_unknown_variables(os.environ)
-    try:
-        return Settings(**from_file)
-    except ValidationError as error:
-        raise InvalidRequest("settings: " + "; ".join(_explain(error, path, os.environ))) from error
-    except SettingsError as error:
-        raise InvalidRequest(f"settings: environment: {error}") from error
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidRequest(f"settings: {path}: {error.strerror}; give the path of a TOML file") from error
-    except ValueError as error:
-        raise InvalidRequest(f"settings: {path}: expected TOML, got an error: {error}") from error
-
-
-def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
-    """Raise for variables with our prefix that name no setting; the library only looks for those that it knows."""
-    for variable in sorted(environment):
-        name = variable.upper()
-        if not name.startswith(ENVIRONMENT_PREFIX) or name.startswith(_AGENT_PREFIX) or name == _CLI_VARIABLE:
-            continue
-        section = name.removeprefix(ENVIRONMENT_PREFIX).split("__")[0].lower()
-        if section not in Settings.model_fields:
-            known = ", ".join(Settings.model_fields)
-            raise InvalidRequest(f"settings: environment variable {variable}: no such setting; known are {known}")
-
-
-def _explain(error: ValidationError, path: Path | None, environment: Mapping[str, str]) -> list[str]:
-    return [
-        f"{_source(problem['loc'], path, environment)}: {'.'.join(map(str, problem['loc']))}: "
-        + ("unknown key" if problem["type"] == "extra_forbidden" else problem["msg"])
-        for problem in error.errors(include_url=False, include_context=False)
-    ]
-
-
-def _source(location: tuple[int | str, ...], path: Path | None, environment: Mapping[str, str]) -> str:
-    """Say where the value at `location` came from; the environment wins over the file, so it is asked first."""
-    present = {variable.upper(): variable for variable in environment}
-    for depth in range(len(location), 0, -1):
-        variable = ENVIRONMENT_PREFIX + "__".join(map(str, location[:depth])).upper()
-        if variable in present:
-            return f"environment variable {present[variable]}"
-    return "environment" if path is None else str(path)
+    return load(Settings, path, foreign=_FOREIGN)

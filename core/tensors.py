@@ -53,6 +53,23 @@ NUMPY_DTYPE: dict[Datatype, np.dtype[Any]] = {
     Datatype.BYTES: np.dtype(object),
 }
 
+# ONNX Runtime's names of the element types. It also knows bfloat16, which cannot be handed over in a numpy array.
+DATATYPE_OF_ONNX: dict[str, Datatype] = {
+    "tensor(bool)": Datatype.BOOL,
+    "tensor(uint8)": Datatype.UINT8,
+    "tensor(uint16)": Datatype.UINT16,
+    "tensor(uint32)": Datatype.UINT32,
+    "tensor(uint64)": Datatype.UINT64,
+    "tensor(int8)": Datatype.INT8,
+    "tensor(int16)": Datatype.INT16,
+    "tensor(int32)": Datatype.INT32,
+    "tensor(int64)": Datatype.INT64,
+    "tensor(float16)": Datatype.FP16,
+    "tensor(float)": Datatype.FP32,
+    "tensor(double)": Datatype.FP64,
+    "tensor(string)": Datatype.BYTES,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:

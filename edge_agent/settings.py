@@ -5,22 +5,17 @@ Values come from a TOML file and from environment variables, which win: `[mqtt] 
 in bytes (`_bytes`).
 """
 
-import os
-import tomllib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_settings import SettingsConfigDict
 
 from core.addresses import LoopbackAddress, is_loopback
-from core.errors import InvalidRequest
 from core.ids import ANY_AGENT, Name
 from core.logs import LogFormat
+from core.settings import Count, Port, ProcessSettings, Ratio, Seconds, Section, load
 from core.telemetry import DEFAULT_SAMPLE_RATIO
-
-ENVIRONMENT_PREFIX = "NANOFLEET_AGENT_"
 
 
 def _own_name(name: str) -> str:
@@ -41,18 +36,11 @@ def _none_when_empty(value: object) -> object:
 
 
 OptionalAddress = Annotated[LoopbackAddress | None, BeforeValidator(_none_when_empty)]
-Port = Annotated[int, Field(ge=1, le=65535)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 SecondsOrZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
 Bytes = Annotated[int, Field(ge=1)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class MqttSettings(_Section):
+class MqttSettings(Section):
     """The broker through which devices reach this agent."""
 
     enabled: bool = True
@@ -79,7 +67,7 @@ class MqttSettings(_Section):
     """Memory that the remembered replies may take."""
 
 
-class LinkSettings(_Section):
+class LinkSettings(Section):
     """The stream to the controller."""
 
     reconnect_base_s: Seconds = 1.0
@@ -94,7 +82,7 @@ class LinkSettings(_Section):
     """Seconds that the controller may take to accept one message."""
 
 
-class SyncSettings(_Section):
+class SyncSettings(Section):
     """Fetching models from the controller."""
 
     chunk_timeout_s: Seconds = 20.0
@@ -109,7 +97,7 @@ class SyncSettings(_Section):
     """Longest delay between those attempts."""
 
 
-class RuntimeSettings(_Section):
+class RuntimeSettings(Section):
     """How models run."""
 
     intra_op_threads: Annotated[int, Field(ge=1, le=256)] = 1
@@ -124,7 +112,7 @@ class RuntimeSettings(_Section):
     """Seconds that a replaced model gets to finish its requests."""
 
 
-class OffloadSettings(_Section):
+class OffloadSettings(Section):
     """Asking the heavy tier when the local answer is not sure enough."""
 
     default_timeout_s: Seconds = 2.0
@@ -135,18 +123,18 @@ class OffloadSettings(_Section):
     """Escalations under way at one time; beyond it the edge answers."""
 
 
-class TelemetrySettings(_Section):
+class TelemetrySettings(Section):
     """Traces."""
 
     export: bool = True
     """False: spans are propagated, but not sent anywhere."""
     endpoint: OptionalAddress = None
     """OTLP/gRPC receiver as host:port; the controller when it is not set."""
-    sample_ratio: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = DEFAULT_SAMPLE_RATIO
+    sample_ratio: Ratio = DEFAULT_SAMPLE_RATIO
     """Share of requests that are recorded when the device has not decided."""
 
 
-class LogSettings(_Section):
+class LogSettings(Section):
     """What the process writes to standard error."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
@@ -155,14 +143,8 @@ class LogSettings(_Section):
     """`text` for a terminal, `json` for machines."""
 
 
-class AgentSettings(BaseSettings):
-    model_config = SettingsConfigDict(
-        frozen=True,
-        extra="forbid",
-        use_attribute_docstrings=True,
-        env_prefix=ENVIRONMENT_PREFIX,
-        env_nested_delimiter="__",
-    )
+class AgentSettings(ProcessSettings):
+    model_config = SettingsConfigDict(env_prefix="NANOFLEET_AGENT_")
 
     agent_id: Annotated[Name, AfterValidator(_own_name)]
     """This agent's name, unique in the fleet."""
@@ -193,57 +175,11 @@ class AgentSettings(BaseSettings):
     logs: LogSettings = LogSettings()
     """What the process writes to standard error."""
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Let the environment win over what `load_settings` read from the file."""
-        return env_settings, init_settings
-
 
 def load_settings(path: Path | None) -> AgentSettings:
     """Return the settings of the TOML file `path` (None: no file) under those of the environment.
 
     Raises:
-        InvalidRequest: the file cannot be read, a key is unknown, or a value does not fit; the message names the key.
+        InvalidRequest: see `core.settings.load`.
     """
-    from_file = {} if path is None else _read(path)
-    _refuse_unknown_variables(os.environ)
-    try:
-        return AgentSettings(**from_file)
-    except ValidationError as error:
-        raise InvalidRequest("settings: " + "; ".join(_explain(error))) from error
-    except SettingsError as error:
-        raise InvalidRequest(f"settings: environment: {error}") from error
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidRequest(f"settings: {path}: {error.strerror}; give the path of a TOML file") from error
-    except ValueError as error:
-        raise InvalidRequest(f"settings: {path}: expected TOML, got an error: {error}") from error
-
-
-def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
-    """Raise for variables with our prefix that name no setting; the library looks only for those that it knows."""
-    for variable in sorted(environment):
-        key = variable.upper().removeprefix(ENVIRONMENT_PREFIX)
-        if key != variable.upper() and key.split("__")[0].lower() not in AgentSettings.model_fields:
-            known = ", ".join(AgentSettings.model_fields)
-            raise InvalidRequest(f"settings: environment variable {variable}: no such setting; known are {known}")
-
-
-def _explain(error: ValidationError) -> list[str]:
-    return [
-        ".".join(map(str, problem["loc"]))
-        + ": "
-        + {"extra_forbidden": "unknown key", "missing": "must be set"}.get(problem["type"], problem["msg"])
-        for problem in error.errors(include_url=False, include_context=False)
-    ]
+    return load(AgentSettings, path)

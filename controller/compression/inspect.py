@@ -20,7 +20,7 @@ from controller.compression.model import Inspected, ModelBundle
 from controller.compression.session import open_session
 from core.errors import InvalidModel
 from core.manifest import Signature
-from core.tensors import Datatype, TensorSpec
+from core.tensors import DATATYPE_OF_ONNX, TensorSpec
 
 # ONNX Runtime promises to run operator sets from 7 on; IR 3 is what came with them.
 MIN_IR_VERSION = 3
@@ -29,22 +29,6 @@ DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 _REFUSED_OPERATORS = frozenset({"EPContext"})
 # As many as a manifest may hold.
 _MAX_SIGNATURES = 64
-_DATATYPES = {
-    "tensor(bool)": Datatype.BOOL,
-    "tensor(uint8)": Datatype.UINT8,
-    "tensor(uint16)": Datatype.UINT16,
-    "tensor(uint32)": Datatype.UINT32,
-    "tensor(uint64)": Datatype.UINT64,
-    "tensor(int8)": Datatype.INT8,
-    "tensor(int16)": Datatype.INT16,
-    "tensor(int32)": Datatype.INT32,
-    "tensor(int64)": Datatype.INT64,
-    "tensor(float16)": Datatype.FP16,
-    "tensor(bfloat16)": Datatype.BF16,
-    "tensor(float)": Datatype.FP32,
-    "tensor(double)": Datatype.FP64,
-    "tensor(string)": Datatype.BYTES,
-}
 
 
 def inspect(bundle: ModelBundle) -> Inspected:
@@ -168,12 +152,12 @@ def _signatures(bundle: ModelBundle) -> Inspected:
 
 
 def _spec(name: str, type_name: str, shape: list[int | str | None]) -> TensorSpec:
-    if type_name not in _DATATYPES:
+    if type_name not in DATATYPE_OF_ONNX:
         raise InvalidModel(
             f"model: {name[:80]!r}: expected a tensor, got {type_name[:80]}; skl2onnx needs the option zipmap False"
         )
     dimensions = tuple(size if isinstance(size, int) and size >= 0 else -1 for size in shape)
     try:
-        return Signature(name=name, datatype=_DATATYPES[type_name], shape=dimensions).spec()
+        return Signature(name=name, datatype=DATATYPE_OF_ONNX[type_name], shape=dimensions).spec()
     except ValidationError as error:
         raise InvalidModel(f"model: {name[:80]!r} of shape {list(dimensions)[:8]} does not fit a manifest") from error

@@ -14,27 +14,11 @@ from core.digest import Digest
 from core.errors import DeadlineExceeded, InternalError, ModelNotReady, NanofleetError
 from core.manifest import Manifest
 from core.open_inference.signature import ModelSignature
-from core.tensors import NUMPY_DTYPE, Array, Datatype, Tensor
+from core.tensors import DATATYPE_OF_ONNX, NUMPY_DTYPE, Array, Datatype, Tensor
 
 # Telemetry is on by default from 1.29 on and is decided at the first import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
-
-_ORT_TYPES = {
-    "tensor(bool)": Datatype.BOOL,
-    "tensor(uint8)": Datatype.UINT8,
-    "tensor(uint16)": Datatype.UINT16,
-    "tensor(uint32)": Datatype.UINT32,
-    "tensor(uint64)": Datatype.UINT64,
-    "tensor(int8)": Datatype.INT8,
-    "tensor(int16)": Datatype.INT16,
-    "tensor(int32)": Datatype.INT32,
-    "tensor(int64)": Datatype.INT64,
-    "tensor(float16)": Datatype.FP16,
-    "tensor(float)": Datatype.FP32,
-    "tensor(double)": Datatype.FP64,
-    "tensor(string)": Datatype.BYTES,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +70,7 @@ class HostedModel:
             ("input", session.get_inputs(), signature.inputs),
             ("output", session.get_outputs(), signature.outputs),
         ):
-            found = {node.name: _ORT_TYPES.get(node.type, node.type) for node in nodes}
+            found = {node.name: DATATYPE_OF_ONNX.get(node.type, node.type) for node in nodes}
             promised = {spec.name: spec.datatype for spec in specs.values()}
             if not promised.items() <= found.items() or (kind == "input" and promised != found):
                 raise ModelNotReady(f"model {self.manifest.model!r}: expected {kind}s {promised}, found {found}")

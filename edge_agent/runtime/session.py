@@ -14,7 +14,7 @@ import numpy as np
 
 from core.errors import InternalError, InvalidModel, InvalidTensor
 from core.manifest import Manifest, Signature
-from core.tensors import NUMPY_DTYPE, Array, Datatype
+from core.tensors import DATATYPE_OF_ONNX, NUMPY_DTYPE, Array, Datatype
 
 # Before its first import, or ONNX Runtime starts a telemetry thread and writes to the user's cache folder.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -22,21 +22,6 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
-_DATATYPE_OF_ORT = {
-    "tensor(bool)": Datatype.BOOL,
-    "tensor(uint8)": Datatype.UINT8,
-    "tensor(uint16)": Datatype.UINT16,
-    "tensor(uint32)": Datatype.UINT32,
-    "tensor(uint64)": Datatype.UINT64,
-    "tensor(int8)": Datatype.INT8,
-    "tensor(int16)": Datatype.INT16,
-    "tensor(int32)": Datatype.INT32,
-    "tensor(int64)": Datatype.INT64,
-    "tensor(float16)": Datatype.FP16,
-    "tensor(float)": Datatype.FP32,
-    "tensor(double)": Datatype.FP64,
-    "tensor(string)": Datatype.BYTES,
-}
 # They have no common base below Exception.
 _ORT_ERRORS = (
     ort_state.EPFail,
@@ -125,7 +110,7 @@ def _open(path: Path, intra_op_threads: int) -> Any:
 
 
 def _check_signature(kind: str, wanted: Sequence[Signature], found: Sequence[Any]) -> None:
-    have = {node.name: _DATATYPE_OF_ORT.get(node.type, node.type) for node in found}
+    have = {node.name: DATATYPE_OF_ONNX.get(node.type, node.type) for node in found}
     for signature in wanted:
         if have.get(signature.name) != signature.datatype:
             got = have.get(signature.name, f"only {sorted(have)}")
