@@ -46,7 +46,7 @@ def test_the_environment_alone_is_enough(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_missing_name_is_said(tmp_path: Path) -> None:
     path = tmp_path / "empty.toml"
     path.write_text("")
-    with pytest.raises(InvalidRequest, match="agent_id: must be set; .*: site: must be set"):
+    with pytest.raises(InvalidRequest, match=r"agent_id: must be set; .*: site: must be set"):
         load_settings(path)
 
 
