@@ -8,13 +8,15 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import orjson
 import uvloop
+from starlette.types import ASGIApp
 
 from controller.api.agents_grpc import FleetServicer
 from controller.api.artifacts_grpc import ArtifactServicer
@@ -78,80 +80,111 @@ async def run(settings: Settings) -> None:
 
 async def serve(settings: Settings, stopping: asyncio.Event) -> None:
     """Serve until `stopping` is set; afterwards every child, thread and connection is gone."""
-    clock, credentials, release = SystemClock(), TransportCredentials.local(), version("nanofleet")
     async with AsyncExitStack() as stack:
-        grpc_server = GrpcServer(
-            parse_address(settings.grpc_bind),
-            credentials,
-            max_sessions=settings.fleet.max_sessions,
-            keepalive_s=settings.fleet.keepalive_s,
-        )
-        stack.push_async_callback(grpc_server.stop)
-        http_server = HttpServer(parse_address(settings.http_bind))
-        stack.callback(http_server.close)
-
-        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        stack.enter_context(folder_lock.held(settings.data_dir / "controller.lock", what="controller"))
-        database = await _opened(settings.database_url, stack)
-        # Spans have a file of their own, so that a burst of them never delays the fleet.
-        trace_database = await _opened(f"sqlite:///{settings.data_dir / 'traces.sqlite'}", stack)
-        blobs = BlobStore(settings.blobs_dir)
-        stack.push_async_callback(blobs.close)
-        registry = _registry(settings, SqlRegistryStore(database), blobs, clock)
-        await registry.prepare()
-        fleet = Fleet(SqlFleetStore(database), registry, clock=clock, max_sessions=settings.fleet.max_sessions)
-
-        forwarder = _forwarder(settings.telemetry.forward_to, grpc_server.address, credentials, stack)
-        traces = Traces(SqlTraceStore(trace_database), max_spans=settings.telemetry.max_spans)
-        intake = Intake(traces, forwarder)
-        stack.push_async_callback(intake.close)
-        tracing = _tracing(settings.telemetry.sample_ratio, intake)
-        stack.push_async_callback(_store_the_rest, tracing, traces, fleet)
-
-        heavy_url = settings.heavy.url or f"http://127.0.0.1:{settings.heavy.port}"
-        heavy = await stack.enter_async_context(HeavyClient(heavy_url, clock=clock))
-        gateway = Gateway(
-            registry, heavy, tracing=tracing, clock=clock, default_timeout_s=settings.heavy.request_timeout_s
-        )
-
-        loops = {"registry": registry.run, "fleet": fleet.run, "traces": traces.run, "heavy-probe": heavy.run}
-        if forwarder is not None:
-            loops["trace-forwarder"] = forwarder.run
-        if settings.heavy.mode == "embedded":
-            loops["heavy"] = LocalHeavy(
-                settings.heavy,
-                data_dir=settings.data_dir,
-                controller=grpc_server.address,
-                readiness=heavy,
-                clock=clock,
-            ).run
-
-        app = create_app(
-            plane=gateway,
-            registry=registry,
-            fleet=fleet,
-            traces=traces,
-            clock=clock,
-            server_name=SERVER_NAME,
-            server_version=release,
-        )
-        await grpc_server.start(
-            fleet=FleetServicer(fleet),
-            artifacts=ArtifactServicer(blobs),
-            inference=OpenInferenceServicer(gateway, server_name=SERVER_NAME, server_version=release, clock=clock),
-            otlp=OtlpServicer(intake),
-        )
+        ports = _open_ports(settings, TransportCredentials.local(), stack)
+        parts = await _make_parts(settings, ports, stack)
+        await _start_faces(ports, parts)
         async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(supervise(name, loop), name=name) for name, loop in loops.items()]
-            serving = tasks.create_task(http_server.run(app), name="http")
-            with _announced(settings.data_dir, grpc=grpc_server.address, http=http_server.address, heavy=heavy_url):
+            running = [tasks.create_task(supervise(name, loop), name=name) for name, loop in parts.loops.items()]
+            serving = tasks.create_task(ports.http.run(parts.app), name="http")
+            with _announced(settings.data_dir, ports, heavy=settings.heavy.address):
                 await stopping.wait()
-            fleet.end_sessions()
-            http_server.stop()
-            await asyncio.gather(grpc_server.stop(), serving)
+            parts.fleet.end_sessions()
+            ports.http.stop()
+            await asyncio.gather(ports.grpc.stop(), serving)
             for task in running:
                 task.cancel()
     _log.info("controller has stopped")
+
+
+@dataclass(frozen=True, slots=True)
+class _Ports:
+    """Bound, not yet answering: a port in use is found out before anything is opened."""
+
+    grpc: GrpcServer
+    http: HttpServer
+    credentials: TransportCredentials
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What the faces call, and the loops that must run meanwhile."""
+
+    blobs: BlobStore
+    fleet: Fleet
+    gateway: Gateway
+    intake: Intake
+    app: ASGIApp
+    loops: Mapping[str, Callable[[], Awaitable[None]]]
+
+
+def _open_ports(settings: Settings, credentials: TransportCredentials, stack: AsyncExitStack) -> _Ports:
+    grpc_server = GrpcServer(
+        parse_address(settings.grpc_bind),
+        credentials,
+        max_sessions=settings.fleet.max_sessions,
+        keepalive_s=settings.fleet.keepalive_s,
+    )
+    stack.push_async_callback(grpc_server.stop)
+    http_server = HttpServer(parse_address(settings.http_bind))
+    stack.callback(http_server.close)
+    return _Ports(grpc_server, http_server, credentials)
+
+
+async def _make_parts(settings: Settings, ports: _Ports, stack: AsyncExitStack) -> _Parts:
+    clock = SystemClock()
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    stack.enter_context(folder_lock.held(settings.data_dir / "controller.lock", what="controller"))
+    database = await _opened(settings.database_url, stack)
+    # Spans have a file of their own, so that a burst of them never delays the fleet.
+    trace_database = await _opened(f"sqlite:///{settings.data_dir / 'traces.sqlite'}", stack)
+    blobs = BlobStore(settings.blobs_dir)
+    stack.push_async_callback(blobs.close)
+    registry = _registry(settings, SqlRegistryStore(database), blobs, clock)
+    await registry.prepare()
+    fleet = Fleet(SqlFleetStore(database), registry, clock=clock, max_sessions=settings.fleet.max_sessions)
+
+    forwarder = _forwarder(settings.telemetry.forward_to, ports, stack)
+    traces = Traces(SqlTraceStore(trace_database), max_spans=settings.telemetry.max_spans)
+    intake = Intake(traces, forwarder)
+    stack.push_async_callback(intake.close)
+    tracing = _tracing(settings.telemetry.sample_ratio, intake)
+    stack.push_async_callback(_store_the_rest, tracing, traces, fleet)
+
+    heavy = await stack.enter_async_context(HeavyClient(settings.heavy.address, clock=clock))
+    timeout_s = settings.heavy.request_timeout_s
+    gateway = Gateway(registry, heavy, tracing=tracing, clock=clock, default_timeout_s=timeout_s)
+    app = create_app(
+        plane=gateway,
+        registry=registry,
+        fleet=fleet,
+        traces=traces,
+        clock=clock,
+        **_server_identity(),
+    )
+    loops = {"registry": registry.run, "fleet": fleet.run, "traces": traces.run, "heavy-probe": heavy.run}
+    if forwarder is not None:
+        loops["trace-forwarder"] = forwarder.run
+    if settings.heavy.mode == "embedded":
+        here, place = ports.grpc.address, settings.data_dir
+        local = LocalHeavy(settings.heavy, data_dir=place, controller=here, readiness=heavy, clock=clock)
+        loops["heavy"] = local.run
+    return _Parts(blobs, fleet, gateway, intake, app, loops)
+
+
+async def _start_faces(ports: _Ports, parts: _Parts) -> None:
+    inference = OpenInferenceServicer(parts.gateway, clock=SystemClock(), **_server_identity())
+    await ports.grpc.start(
+        fleet=FleetServicer(parts.fleet),
+        artifacts=ArtifactServicer(parts.blobs),
+        inference=inference,
+        otlp=OtlpServicer(parts.intake),
+    )
+
+
+def _server_identity() -> dict[str, str]:
+    """Return what the server says of itself in the Open Inference Protocol."""
+    return {"server_name": SERVER_NAME, "server_version": version(SERVER_NAME)}
 
 
 async def _opened(url: str, stack: AsyncExitStack) -> Database:
@@ -178,9 +211,7 @@ def _registry(settings: Settings, store: SqlRegistryStore, blobs: BlobStore, clo
     )
 
 
-def _forwarder(
-    collector: Address | None, own: Address, credentials: TransportCredentials, stack: AsyncExitStack
-) -> Forwarder | None:
+def _forwarder(collector: Address | None, ports: _Ports, stack: AsyncExitStack) -> Forwarder | None:
     if collector is None:
         return None
     if not is_loopback(collector.host):
@@ -188,9 +219,9 @@ def _forwarder(
             f"telemetry.forward_to: expected a collector on this machine, got {collector}; run one here that passes "
             "the spans on: the controller has no credentials for other machines yet"
         )
-    if collector.port == own.port:
+    if collector.port == ports.grpc.address.port:
         raise InvalidRequest(f"telemetry.forward_to: {collector} is this controller itself; name a collector")
-    channel = open_channel(collector, credentials)
+    channel = open_channel(collector, ports.credentials)
     stack.push_async_callback(channel.close)
     return Forwarder(CollectorClient(channel))
 
@@ -212,10 +243,14 @@ async def _store_the_rest(tracing: Tracing, traces: Traces, fleet: Fleet) -> Non
 
 
 @contextmanager
-def _announced(data_dir: Path, *, grpc: Address, http: Address, heavy: str) -> Iterator[None]:
+def _announced(data_dir: Path, ports: _Ports, *, heavy: str) -> Iterator[None]:
     """Say where we listen, in the log and in `data_dir/endpoints.json`, as long as it is true."""
     path = data_dir / ENDPOINTS_FILE
-    endpoints = {"controller_grpc": str(grpc), "controller_http": f"http://{http}", "heavy_http": heavy}
+    endpoints = {
+        "controller_grpc": str(ports.grpc.address),
+        "controller_http": f"http://{ports.http.address}",
+        "heavy_http": heavy,
+    }
     write_atomically(path, orjson.dumps({**endpoints, "pid": os.getpid()}))
     _log.info("controller is ready", extra=endpoints)
     try:

@@ -58,6 +58,11 @@ class HeavySettings(Section):
     request_timeout_s: Seconds = 30.0
     """Seconds that a request without a deadline of its own may take, loading the model included."""
 
+    @property
+    def address(self) -> str:
+        """Where the tier's HTTP face is, whoever runs it."""
+        return self.url or f"http://127.0.0.1:{self.port}"
+
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
         if self.mode == "url" and self.url is None:
