@@ -160,7 +160,8 @@ async def _make_parts(settings: Settings, ports: _Ports, stack: AsyncExitStack) 
         fleet=fleet,
         traces=traces,
         clock=clock,
-        **_server_identity(),
+        server_name=SERVER_NAME,
+        server_version=version(SERVER_NAME),
     )
     loops = {"registry": registry.run, "fleet": fleet.run, "traces": traces.run, "heavy-probe": heavy.run}
     if forwarder is not None:
@@ -173,18 +174,15 @@ async def _make_parts(settings: Settings, ports: _Ports, stack: AsyncExitStack) 
 
 
 async def _start_faces(ports: _Ports, parts: _Parts) -> None:
-    inference = OpenInferenceServicer(parts.gateway, clock=SystemClock(), **_server_identity())
+    inference = OpenInferenceServicer(
+        parts.gateway, server_name=SERVER_NAME, server_version=version(SERVER_NAME), clock=SystemClock()
+    )
     await ports.grpc.start(
         fleet=FleetServicer(parts.fleet),
         artifacts=ArtifactServicer(parts.blobs),
         inference=inference,
         otlp=OtlpServicer(parts.intake),
     )
-
-
-def _server_identity() -> dict[str, str]:
-    """Return what the server says of itself in the Open Inference Protocol."""
-    return {"server_name": SERVER_NAME, "server_version": version(SERVER_NAME)}
 
 
 async def _opened(url: str, stack: AsyncExitStack) -> Database:
