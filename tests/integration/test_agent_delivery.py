@@ -1,8 +1,10 @@
 """A model's way to a real agent process: pushed, fetched, loaded, reported; and what happens when that goes wrong."""
 
+import asyncio
 import random
 from pathlib import Path
 
+from core.addresses import Address
 from core.digest import Digest, digest_of
 from core.fleet_state import NOWHERE, Position, PushResult, SlotPhase
 from protos.artifacts.v1 import artifacts_pb2 as pb
@@ -151,3 +153,13 @@ async def test_an_agent_that_is_told_to_stop_ends_cleanly(tmp_path: Path) -> Non
         assert await agent.stop() == 0
         assert not (agent.state_dir / "endpoints.json").exists()
         assert "Traceback" not in agent.log
+
+
+async def test_an_agent_whose_broker_and_controller_are_away_says_so_and_goes_on_trying(tmp_path: Path) -> None:
+    broker_port = free_port()
+    async with running_agent(tmp_path, controller=Address("127.0.0.1", free_port()), broker_port=broker_port) as agent:
+        async with asyncio.timeout(10):
+            while "trying again" not in (text := await agent.shown_status()) or "Connect call failed" not in text:
+                await asyncio.sleep(0.2)
+        assert f"broker      127.0.0.1:{broker_port} away" in text
+        assert "running as process" in text

@@ -1,4 +1,4 @@
-"""A real agent as a process, without a broker: started, asked over its local gRPC face, killed, started again."""
+"""A real agent as a process: started, asked over its local gRPC face, killed, started again; a broker is optional."""
 
 import asyncio
 import os
@@ -34,7 +34,8 @@ state_dir = "{folder}/state"
 controller = "{controller}"
 grpc_bind = "127.0.0.1:0"
 [mqtt]
-enabled = false
+enabled = {has_broker}
+port = {broker_port}
 [link]
 first_delay_s = 0.0
 reconnect_base_s = 0.05
@@ -47,13 +48,19 @@ retry_cap_s = 0.5
 
 
 class AgentProcess:
-    def __init__(self, folder: Path, *, controller: Address, python: str = sys.executable) -> None:
+    def __init__(self, folder: Path, *, controller: Address, broker_port: int | None = None) -> None:
         self.state_dir = folder / "state"
-        self._python = python
         self._config = folder / "agent.toml"
         self._log = folder / "agent.log"
         self._process: Process | None = None
-        self._config.write_text(CONFIG.format(folder=folder, controller=controller))
+        self._config.write_text(
+            CONFIG.format(
+                folder=folder,
+                controller=controller,
+                has_broker="false" if broker_port is None else "true",
+                broker_port=broker_port or 1883,
+            )
+        )
 
     @property
     def log(self) -> str:
@@ -64,7 +71,7 @@ class AgentProcess:
         (self.state_dir / "endpoints.json").unlink(missing_ok=True)
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                self._python, "-m", "edge_agent", "run", "--config", str(self._config), stdout=log, stderr=log
+                sys.executable, "-m", "edge_agent", "run", "--config", str(self._config), stdout=log, stderr=log
             )
         async with asyncio.timeout(START_TIMEOUT_S):
             while not (self.state_dir / "endpoints.json").exists():
@@ -87,6 +94,13 @@ class AgentProcess:
             os.kill(process.pid, number)
         async with asyncio.timeout(STOP_TIMEOUT_S):
             return await process.wait()
+
+    async def shown_status(self) -> str:
+        """Return what `nanofleet-agent status` prints."""
+        command = [sys.executable, "-m", "edge_agent", "status", "--state-dir", str(self.state_dir)]
+        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        output, _ = await process.communicate()
+        return output.decode()
 
     def status(self) -> AgentStatus:
         return read_status(self.state_dir / "status.json")
@@ -117,9 +131,11 @@ class AgentProcess:
 
 
 @asynccontextmanager
-async def running_agent(folder: Path, *, controller: Address) -> AsyncIterator[AgentProcess]:
+async def running_agent(
+    folder: Path, *, controller: Address, broker_port: int | None = None
+) -> AsyncIterator[AgentProcess]:
     """Yield a running agent whose files are in `folder`; it is gone afterwards."""
-    agent = AgentProcess(folder, controller=controller)
+    agent = AgentProcess(folder, controller=controller, broker_port=broker_port)
     await agent.start()
     try:
         yield agent
