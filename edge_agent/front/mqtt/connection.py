@@ -82,6 +82,7 @@ class BufferedSocket:
         self._read = b""
         self._at = 0
         self._unsent = bytearray()
+        self._owes_ack = False
 
     @property
     def has_read_ahead(self) -> bool:
@@ -91,10 +92,7 @@ class BufferedSocket:
         if self._at >= len(self._read):
             self._read = self._raw.recv(_READ_BYTES)
             self._at = 0
-            if _QUICK_ACK is not None:
-                # A broker that leaves Nagle on (mosquitto by default) keeps the next request back until this arrives,
-                # which takes 40 ms when the kernel waits for something to send along (measured). Not sticky.
-                self._raw.setsockopt(socket.IPPROTO_TCP, _QUICK_ACK, 1)
+            self._owes_ack = True
         start = self._at
         self._at = min(start + size, len(self._read))
         return self._read[start : self._at]
@@ -113,7 +111,20 @@ class BufferedSocket:
             except BlockingIOError:
                 return False
             del self._unsent[:sent]
+            # Whatever is sent acknowledges along what was read.
+            self._owes_ack = False
         return True
+
+    def acknowledge(self) -> None:
+        """Have the kernel acknowledge what was read, unless something was sent since.
+
+        A broker that leaves Nagle on (mosquitto by default) keeps the next request back until then, which takes 40 ms
+        when the kernel waits for something to send along (measured).
+        """
+        if self._owes_ack and _QUICK_ACK is not None:
+            self._owes_ack = False
+            # Not sticky: it is for this once.
+            self._raw.setsockopt(socket.IPPROTO_TCP, _QUICK_ACK, 1)
 
     def fileno(self) -> int:
         return self._raw.fileno()
@@ -355,10 +366,16 @@ class BrokerConnection:
         except Exception as error:
             _log.error("the MQTT client failed by a defect", exc_info=True)
             self.abort(f"internal error: {type(error).__name__}")
+            return
+        self._loop.call_soon(self._loop.call_soon, self._acknowledge)
+
+    def _acknowledge(self) -> None:
+        if self._socket is not None and not self._ended.done():
+            self._socket.acknowledge()
 
     def _on_want_write(self, _client: Client, _user: Any, _connected: Any) -> None:
-        # At the end of this turn, so that everything it has to say leaves in one piece.
-        self._loop.call_soon(self._write)
+        # Two turns later: then the acknowledgement of a request and the reply of a quick model leave in one piece.
+        self._loop.call_soon(self._loop.call_soon, self._write)
 
     def _write(self) -> None:
         if self._ended.done():
