@@ -124,9 +124,10 @@ class Broker:
             await connection.close()
 
     def _note(self, error: str) -> None:
-        level = logging.DEBUG if error == self.last_error else logging.WARNING
-        self.last_error = f"broker {self._settings.host}:{self._settings.port}: {peer_text(error)}"
-        _log.log(level, "broker is away", extra={"reason": peer_text(error)})
+        reason = f"broker {self._settings.host}:{self._settings.port}: {peer_text(error)}"
+        level = logging.DEBUG if reason == self.last_error else logging.WARNING
+        self.last_error = reason
+        _log.log(level, "broker is away", extra={"reason": reason})
 
     def _status(self, state: str) -> bytes:
         return orjson.dumps({"state": state, "epoch": self._epoch, **self._describe()})
