@@ -12,6 +12,7 @@ Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", section 4.2
 calibration, which chose the threshold.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import NamedTuple
@@ -20,6 +21,11 @@ import numpy as np
 
 from core.manifest import Cascade, ScoreKind
 from core.tensors import Array
+
+# A dozen calls into numpy cost more than this many scores in Python (measured: 21 us against 4 us for ten).
+_FEW_SCORES = 40
+# One, and the rounding of half-precision models.
+_MAX_PROBABILITY = 1 + 1e-3
 
 
 class Flaw(StrEnum):
@@ -55,6 +61,8 @@ def judge_scores(scores: Array, *, kind: ScoreKind, temperature: float) -> Seque
     rows = scores.reshape(-1, scores.shape[-1]) if scores.ndim else scores.reshape(1, 1)
     if rows.dtype.kind not in "fiu" or rows.shape[1] < 2:
         return [Verdict(None, Flaw.MALFORMED)] * len(rows)
+    if rows.size <= _FEW_SCORES:
+        return [_judge_row(row, kind, temperature) for row in rows.tolist()]
     return _judge_rows(rows.astype(np.float64), kind, temperature)
 
 
@@ -66,9 +74,23 @@ def weakest(verdicts: Sequence[Verdict]) -> Verdict:
     return min(verdicts, key=lambda verdict: verdict.confidence or 0.0, default=Verdict(None, Flaw.EMPTY))
 
 
+def _judge_row(row: Sequence[float], kind: ScoreKind, temperature: float) -> Verdict:
+    """Judge one row without numpy; the same as `_judge_rows`."""
+    is_malformed = False
+    if not all(map(math.isfinite, row)):
+        return Verdict(None, Flaw.NOT_FINITE)
+    if kind is ScoreKind.PROBABILITIES:
+        is_malformed = min(row) < 0 or max(row) > _MAX_PROBABILITY
+        row = [math.log(share) if share > 0 else -math.inf for share in row]
+    top = max(row)
+    if is_malformed or row.count(top) > 1:
+        return Verdict(None, _flaw(True, is_malformed))
+    return Verdict(1.0 / sum([math.exp((logit - top) / temperature) for logit in row]))
+
+
 def _judge_rows(rows: Array, kind: ScoreKind, temperature: float) -> Sequence[Verdict]:
     if kind is ScoreKind.PROBABILITIES:
-        is_malformed: Array = np.any((rows < 0) | (rows > 1 + 1e-3), axis=1)
+        is_malformed: Array = np.any((rows < 0) | (rows > _MAX_PROBABILITY), axis=1)
         # A probability of zero is a logit of minus infinity, which softmax takes as it is.
         with np.errstate(divide="ignore", invalid="ignore"):
             logits = np.log(rows)

@@ -101,10 +101,14 @@ def test_whatever_the_scores_there_is_one_verdict_per_row_with_either_a_confiden
         assert verdict.confidence is None or 1 / scores.shape[1] * 0.999 <= verdict.confidence <= 1
 
 
-@given(arrays(np.float64, st.tuples(st.integers(1, 4), st.integers(2, 6)), elements=st.floats(-50, 50)))
-def test_a_batch_is_judged_as_its_rows_are(scores: Array) -> None:
-    together = judge_scores(scores, kind=LOGITS, temperature=1.3)
-    apart = [judge_scores(row[np.newaxis], kind=LOGITS, temperature=1.3)[0] for row in scores]
+@given(
+    arrays(np.float32, st.tuples(st.integers(8, 12), st.integers(6, 9)), elements=st.floats(width=32)),
+    st.sampled_from([LOGITS, PROBABILITIES]),
+    st.floats(0.01, 100),
+)
+def test_a_large_batch_is_judged_as_its_rows_are(scores: Array, kind: ScoreKind, temperature: float) -> None:
+    together = judge_scores(scores, kind=kind, temperature=temperature)
+    apart = [judge_scores(row[np.newaxis], kind=kind, temperature=temperature)[0] for row in scores]
     assert [verdict.flaw for verdict in together] == [verdict.flaw for verdict in apart]
     for one, other in zip(together, apart, strict=True):
         assert one.confidence == pytest.approx(other.confidence) if one.confidence else other.confidence is None
