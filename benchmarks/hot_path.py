@@ -111,18 +111,16 @@ def summary(raw: Sequence[Round], levels: Sequence[int]) -> dict[str, object]:
     """Return the ratios per QoS and the worse of them, and the medians that they come from."""
     ratios: dict[str, float] = {}
     figures: dict[str, float] = {}
-    kinds = (
-        ("p50", "p50_ms", "p50_ratio", max),
-        ("rps", "rps", "rps_ratio", min),
-        ("batched", "rps", "rps_ratio_batched", min),
-    )
+    kinds = (("p50", "p50_ms", "p50", max), ("rps", "rps", "rps", min), ("batched", "rps", "rps", min))
     for what, unit, name, worse in kinds:
+        suffix = "_batched" if what == "batched" else ""
         for qos in levels:
             pairs = [(turn[f"{what}_{AGENT}_qos{qos}"][unit], turn[f"{what}_{PEER}_qos{qos}"][unit]) for turn in raw]
-            ratios[f"{name}_qos{qos}"] = round(median(ours / theirs for ours, theirs in pairs), 3)
-            figures[f"agent_{what}_{unit}_qos{qos}"] = round(median(ours for ours, _ in pairs), 3)
-            figures[f"script_{what}_{unit}_qos{qos}"] = round(median(theirs for _, theirs in pairs), 3)
-        ratios[name] = worse(ratios[f"{name}_qos{qos}"] for qos in levels)
+            ratio = round(median(ours / theirs for ours, theirs in pairs), 3)
+            ratios[f"{name}_ratio{suffix}_qos{qos}"] = ratio
+            figures[f"agent_{unit}{suffix}_qos{qos}"] = round(median(ours for ours, _ in pairs), 3)
+            figures[f"script_{unit}{suffix}_qos{qos}"] = round(median(theirs for _, theirs in pairs), 3)
+        ratios[f"{name}_ratio{suffix}"] = worse(ratios[f"{name}_ratio{suffix}_qos{qos}"] for qos in levels)
     return {"benchmark": "hot_path", **ratios, **figures}
 
 
