@@ -1,6 +1,7 @@
 """The broker or the agent goes away and comes back: nothing accepted is lost, nothing is answered late."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +43,33 @@ async def test_a_request_that_expired_while_the_agent_was_away_is_not_answered(b
         async with serving(broker, echo_model()) as front:
             assert await camera.hears_nothing()
             assert front.counters.replied == 0
+
+
+@pytest.mark.parametrize("has_finer_deadline", [False, True])
+async def test_no_request_that_waited_is_answered_after_its_deadline(
+    broker: Mosquitto, has_finer_deadline: bool
+) -> None:
+    async with device(broker) as camera:
+        async with serving(broker, echo_model()):
+            pass
+        sent_s: dict[bytes, float] = {}
+        for number in range(12):
+            sent_s[b"%d" % number] = time.monotonic()
+            if has_finer_deadline:
+                camera.send(body_of(), correlation=b"%d" % number, expiry_s=2, deadline_ms="2000")
+            else:
+                camera.send(body_of(), correlation=b"%d" % number, expiry_s=2)
+            await asyncio.sleep(0.25)
+        async with serving(broker, echo_model()):
+            started_s = time.monotonic()
+            answered = []
+            while time.monotonic() < started_s + 1.0:
+                try:
+                    answered.append((await camera.reply(timeout_s=0.2)).correlation)
+                except TimeoutError:
+                    continue
+    assert answered
+    assert all(started_s - sent_s[correlation] < 2.0 for correlation in answered)
 
 
 async def test_with_the_broker_away_the_agent_says_so_and_comes_back_by_itself(broker: Mosquitto) -> None:

@@ -158,8 +158,8 @@ class Device:
                 properties.UserProperty = [(key.replace("_", "-"), value) for key, value in words.items()]
         self._client.publish(topic, payload, qos, retain, properties)
 
-    async def reply(self) -> Received:
-        async with asyncio.timeout(TIMEOUT_S):
+    async def reply(self, *, timeout_s: float = TIMEOUT_S) -> Received:
+        async with asyncio.timeout(timeout_s):
             return await self._messages.get()
 
     async def hears_nothing(self) -> bool:

@@ -8,6 +8,7 @@ until it is back or their deadline passes; so do QoS 1 replies that it had not a
 
 import asyncio
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
@@ -36,6 +37,8 @@ _log = logging.getLogger(__name__)
 
 # Replies that wait for the broker. Chosen: more than any in-flight bound, so that an outage loses none that has time.
 _MAX_WAITING = 4096
+# How long after a connect messages may be older than the connection. Chosen: the broker sends what it kept at once.
+_BACKLOG_S = 2.0
 
 
 @dataclass(slots=True)
@@ -80,6 +83,8 @@ class MqttFront:
         self._duplicates = Duplicates(max_entries=settings.remembered_replies, max_bytes=settings.remembered_bytes)
         self._in_flight: set[_Exchange] = set()
         self._is_draining = False
+        # Infinite while the connection is not open: the broker sends what it kept before that.
+        self._online_since_s = math.inf
         self._waiting: list[Reply] = []
         self._unacknowledged: dict[int, Reply] = {}
         self._warned: set[DropCause] = set()
@@ -182,6 +187,8 @@ class MqttFront:
         self._in_flight.discard(exchange)
 
     def _serve(self, exchange: "_Exchange") -> None:
+        if exchange.address.is_v5 and exchange.publication.expiry_s is None and self._may_be_backlog(exchange):
+            raise DeadlineExceeded("nothing tells how long the message has waited in the broker")
         envelope = self._wire.open_request(exchange.publication, exchange.address)
         now_s = exchange.open(envelope)
         if envelope.remaining_s <= 0:
@@ -197,6 +204,9 @@ class MqttFront:
         exchange.future = self._plane.ask(request, call, privacy=envelope.privacy, origin=exchange)
         self._in_flight.add(exchange)
         exchange.future.add_done_callback(exchange.settle)
+
+    def _may_be_backlog(self, exchange: "_Exchange") -> bool:
+        return exchange.received_s - self._online_since_s < _BACKLOG_S
 
     def _is_fresh(self, exchange: "_Exchange", now_s: float) -> bool:
         seen = self._duplicates.begin(exchange.key, deadline_s=exchange.deadline_s, now_s=now_s)
@@ -232,11 +242,13 @@ class MqttFront:
 
     def _keep_unacknowledged(self) -> None:
         """The connection is over: what the broker may not have got goes out again over the next one."""
+        self._online_since_s = math.inf
         self.counters.replied -= len(self._unacknowledged)
         self._waiting.extend(self._unacknowledged.values())
         self._unacknowledged.clear()
 
     def _send_waiting(self) -> None:
+        self._online_since_s = self._clock.monotonic_s()
         waiting, self._waiting = self._waiting, []
         for reply in waiting:
             self._send(reply)

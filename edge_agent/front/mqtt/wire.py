@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import orjson
 from google.protobuf.message import DecodeError
 
-from core.errors import InvalidRequest, NanofleetError, TooLarge
+from core.errors import DeadlineExceeded, InvalidRequest, NanofleetError, TooLarge
 from core.open_inference import binary_body, json_body, protobuf_body
 from core.open_inference.messages import (
     BodyLimits,
@@ -245,10 +245,13 @@ def _open_v5(publication: Publication) -> Envelope:
     if not publication.correlation or len(publication.correlation) > MAX_CORRELATION_BYTES:
         got = len(publication.correlation or b"")
         raise InvalidRequest(f"Correlation Data: expected 1 to {MAX_CORRELATION_BYTES} bytes, got {got}")
-    if publication.expiry_s is None:
-        raise InvalidRequest("Message Expiry Interval: expected one on every request, got none")
     words = dict(publication.words)
     deadline_ms = words.get(b"deadline-ms")
+    if publication.expiry_s is None and deadline_ms is not None:
+        # Its device set one with it; mosquitto 2.0 hands a message with zero seconds left on without (measured).
+        raise DeadlineExceeded("the broker counted the Message Expiry Interval down to nothing")
+    if publication.expiry_s is None:
+        raise InvalidRequest("Message Expiry Interval: expected one on every request, got none")
     content_type = _content_type(publication.content_type)
     return Envelope(
         remaining_s(None if deadline_ms is None else _milliseconds(_text(deadline_ms)), publication.expiry_s),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from core.errors import InvalidName, InvalidRequest, InvalidTensor, Overloaded, TooLarge, UnknownModel
+from core.errors import DeadlineExceeded, InvalidName, InvalidRequest, InvalidTensor, Overloaded, TooLarge, UnknownModel
 from core.ids import AgentId, SiteId
 from core.open_inference import binary_body, json_body, protobuf_body
 from core.open_inference.messages import BodyLimits, InferRequest, InferResponse
@@ -267,6 +267,11 @@ def test_several_privacy_classes_that_differ_are_none_that_is_known() -> None:
 def test_a_request_with_a_missing_or_malformed_property_is_refused(publication: Publication, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         opened(publication)
+
+
+def test_a_deadline_whose_expiry_the_broker_has_counted_to_nothing_is_over() -> None:
+    with pytest.raises(DeadlineExceeded):
+        opened(published(expiry_s=None, words={"deadline-ms": "3000"}))
 
 
 def test_a_body_over_the_limit_is_refused_before_it_is_decoded() -> None:
