@@ -17,7 +17,7 @@ from edge_agent.settings import RuntimeSettings
 from protos.inference.v2 import open_inference_pb2 as pb
 from tests.support.edge_front import AGENT, CLIENT, REPLIES, REQUESTS, SITE, body_of, device, serving
 from tests.support.edge_plane import SURE, UNSURE, FakeHeavy, away, cascade_of, echo_model, request_of
-from tests.support.mosquitto import Mosquitto, running_mosquitto
+from tests.support.mosquitto import Mosquitto, program_path, running_mosquitto
 
 SAMPLED = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -33,7 +33,9 @@ async def test_mosquitto_rr_gets_its_answer(broker: Mosquitto) -> None:
     arguments += ["-D", "publish", "message-expiry-interval", "5", "-D", "publish", "correlation-data", "r1"]
     arguments += ["-m", body_of().decode(), "-F", "%P|%D|%p"]
     async with serving(broker, echo_model(cascade=cascade_of())):
-        process = await asyncio.create_subprocess_exec("mosquitto_rr", *arguments, stdout=asyncio.subprocess.PIPE)
+        process = await asyncio.create_subprocess_exec(
+            program_path("mosquitto_rr"), *arguments, stdout=asyncio.subprocess.PIPE
+        )
         output, _ = await process.communicate()
     assert process.returncode == 0
     for word in ("status:200", "tier:edge", "model-version:3", f"agent:{AGENT}", "final:1", "reason:confident"):

@@ -15,6 +15,7 @@ import shutil
 import socket
 import subprocess
 import time
+import unittest
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,11 +105,24 @@ def running_mosquitto(folder: Path, *, persistent: bool = False) -> Iterator[Mos
         broker.kill()
 
 
+class MissingProgram(unittest.SkipTest):
+    """A program that a test needs is not installed: the test is skipped, except in continuous integration."""
+
+
 def mosquitto_path() -> str:
-    """Return where mosquitto is; Debian keeps it in /usr/sbin, which is not on everybody's PATH."""
-    path = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
+    """Return where mosquitto is."""
+    return program_path("mosquitto")
+
+
+def program_path(name: str) -> str:
+    """Return where a program is; Debian keeps servers in /usr/sbin, which is not on everybody's PATH.
+
+    Raises:
+        MissingProgram: it is not installed.
+    """
+    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
     if path is None:
-        raise RuntimeError("expected mosquitto to be installed, found it in no folder of PATH; install mosquitto")
+        raise MissingProgram(f"{name} is not installed (Debian: apt install mosquitto mosquitto-clients)")
     return path
 
 
