@@ -39,6 +39,8 @@ WIDE = (64, 2048, 2048, 10)
 SITE = "bench"
 AGENT = "agent"
 PEER = "script"
+# What the script calls its model in every reply.
+PEER_MODEL = "peer"
 START_S = 1.0
 
 
@@ -77,7 +79,7 @@ def measure(folder: Path, *, rounds: int, seconds: float, levels: Sequence[int])
         for model in (small, wide):
             stack.enter_context(running_script(model, broker))
         time.sleep(START_S)
-        raw = [measure_round(broker, seconds, levels) for _ in range(rounds)]
+        raw = [measure_round(broker, seconds, levels, first=(AGENT, PEER)[turn % 2]) for turn in range(rounds)]
         spans = receiver.spans
     return {**summary(raw, levels), **circumstances(rounds, seconds, spans), "models": [costs(small), costs(wide)]}
 
@@ -85,8 +87,8 @@ def measure(folder: Path, *, rounds: int, seconds: float, levels: Sequence[int])
 Round = dict[str, dict[str, float]]
 
 
-def measure_round(broker: Mosquitto, seconds: float, levels: Sequence[int]) -> Round:
-    """Return the figures of one turn, by `{what}_{who}_qos{n}`."""
+def measure_round(broker: Mosquitto, seconds: float, levels: Sequence[int], *, first: str) -> Round:
+    """Return the figures of one turn, by `{what}_{who}_qos{n}`; `first` is asked first each time."""
     figures: Round = {}
     for qos in levels:
         for what, model, in_flight in (
@@ -94,7 +96,7 @@ def measure_round(broker: Mosquitto, seconds: float, levels: Sequence[int]) -> R
             ("rps", "small", IN_FLIGHT),
             ("batched", "wide", IN_FLIGHT),
         ):
-            for who in (AGENT, PEER):
+            for who in (first, PEER if first == AGENT else AGENT):
                 figures[f"{what}_{who}_qos{qos}"] = ask(broker, who, model, in_flight, qos, seconds)
     return figures
 
@@ -103,6 +105,7 @@ def ask(broker: Mosquitto, who: str, model: str, in_flight: int, qos: int, secon
     topic = f"nf/v1/{SITE}/infer/{who}/{model}"
     command = [sys.executable, "-m", "benchmarks.mqtt_load", "--port", str(broker.port), "--topic", topic]
     command += ["--in-flight", str(in_flight), "--qos", str(qos), "--seconds", str(seconds)]
+    command += ["--answered-by", model if who == AGENT else PEER_MODEL]
     done = subprocess.run(command, check=True, capture_output=True, timeout=60 + 2 * seconds)
     return dict(json.loads(done.stdout))
 
@@ -162,7 +165,8 @@ def running_script(model: BuiltModel, broker: Mosquitto) -> Iterator[None]:
     try:
         yield
     finally:
-        process.terminate()
+        # It keeps nothing that an orderly end would save.
+        process.kill()
         process.wait(10)
 
 

@@ -9,6 +9,7 @@ part of a core and what is measured is the responder. Prints one JSON object: `r
 import argparse
 import json
 import math
+import secrets
 import socket
 import struct
 import time
@@ -24,28 +25,34 @@ REPLIES = f"nf/v1/{SITE}/clients/{CLIENT}/replies"
 DEADLINE_MS = 10_000
 REPLY_TIMEOUT_S = 10.0
 WARM_UP_S = 0.5
+# As long as the correlation data that take its place.
+PLACEHOLDER = b"?" * 16
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--topic", required=True)
+    parser.add_argument("--answered-by", required=True, help="model name that every reply has to bear")
     parser.add_argument("--in-flight", type=int, default=1)
     parser.add_argument("--qos", type=int, choices=(0, 1), default=0)
     parser.add_argument("--seconds", type=float, default=3.0)
     arguments = parser.parse_args()
-    load = Load(arguments.port, arguments.topic.encode(), arguments.qos)
+    load = Load(arguments.port, arguments.topic.encode(), arguments.qos, arguments.answered_by)
     load.run(arguments.in_flight, WARM_UP_S)
     print(json.dumps(load.run(arguments.in_flight, arguments.seconds)))
 
 
 class Load:
-    def __init__(self, port: int, topic: bytes, qos: int) -> None:
+    def __init__(self, port: int, topic: bytes, qos: int, answered_by: str) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=REPLY_TIMEOUT_S)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._qos = qos
         self._received = b""
         self._number = 0
+        # New in every process: an agent answers a request that it has seen from memory.
+        self._run = secrets.token_hex(4).encode()
+        self._answered_by = f'"model_name":"{answered_by}"'.encode()
         self._head, self._tail = request_parts(topic, qos)
         self._connect()
 
@@ -64,7 +71,9 @@ class Load:
                     continue
                 reply = decode_publication(header, packet, has_properties=True)
                 now_s = time.perf_counter()
-                assert b'"outputs"' in reply.payload, reply
+                payload = reply.payload.replace(b'": "', b'":"')
+                assert b'"outputs"' in payload, reply
+                assert self._answered_by in payload, reply
                 assert reply.correlation is not None
                 latencies_s.append(now_s - self._sent_s.pop(reply.correlation))
                 if reply.qos:
@@ -79,10 +88,10 @@ class Load:
 
     def _request(self) -> bytes:
         self._number += 1
-        correlation = b"%08d" % self._number
+        correlation = self._run + b"%08d" % self._number
         self._sent_s[correlation] = time.perf_counter()
         identifier = struct.pack("!H", self._number % 65535 + 1) if self._qos else b""
-        return self._head + identifier + self._tail.replace(b"????????", correlation, 1)
+        return self._head + identifier + self._tail.replace(PLACEHOLDER, correlation, 1)
 
     def _connect(self) -> None:
         body = b"\x00\x04MQTT\x05\x02\x00\x3c\x00" + sized(CLIENT.encode())
@@ -115,7 +124,7 @@ class Load:
 
 
 def request_parts(topic: bytes, qos: int) -> tuple[bytes, bytes]:
-    """Return a PUBLISH before and after its packet identifier; the correlation data are eight question marks."""
+    """Return a PUBLISH before and after its packet identifier; the correlation data are PLACEHOLDER."""
     values = [round(math.sin(index), 4) for index in range(FEATURES)]
     tensor = {"name": "x", "shape": [1, FEATURES], "datatype": "FP32", "data": values}
     payload = json.dumps({"inputs": [tensor]}).encode()
@@ -123,7 +132,7 @@ def request_parts(topic: bytes, qos: int) -> tuple[bytes, bytes]:
         b"\x02" + struct.pack("!I", DEADLINE_MS // 1000)
         + b"\x03" + sized(b"application/json")
         + b"\x08" + sized(REPLIES.encode())
-        + b"\x09" + sized(b"????????")
+        + b"\x09" + sized(PLACEHOLDER)
         + encode_words([("deadline-ms", str(DEADLINE_MS))])
     )  # fmt: skip
     before, after = sized(topic), with_length(properties) + payload

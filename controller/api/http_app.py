@@ -94,17 +94,24 @@ class ByPrefix:
 
 
 class LoopbackOnly:
-    """Refuses a request whose Host is not a loopback name."""
+    """Refuses a request whose Host is not a loopback name, or that a page from elsewhere makes a browser send."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or is_loopback(_host_name(Headers(scope=scope).get("host", ""))):
-            await self._app(scope, receive, send)
-            return
-        error = Forbidden("Host: expected a loopback address or localhost; other names are not served yet")
-        await problem_answer(STATUS[error.code].http, error, {})(scope, receive, send)
+        refusal = _refusal(Headers(scope=scope)) if scope["type"] == "http" else None
+        answer = self._app if refusal is None else problem_answer(STATUS[refusal.code].http, refusal, {})
+        await answer(scope, receive, send)
+
+
+def _refusal(headers: Headers) -> Forbidden | None:
+    if not is_loopback(_host_name(headers.get("host", ""))):
+        return Forbidden("Host: expected a loopback address or localhost; other names are not served yet")
+    origin = headers.get("origin")
+    if origin is not None and not is_loopback(_host_name(origin.partition("://")[2])):
+        return Forbidden("Origin: expected a page from this machine; pages from elsewhere are not served")
+    return None
 
 
 def _host_name(host: str) -> str:

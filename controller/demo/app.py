@@ -32,7 +32,7 @@ from controller.demo.report import Outcome, outcome_of, traced_escalations
 from controller.demo.scenes import Scene, cameras_of, play
 from controller.demo.stack import Agent, Controller
 from core import folder_lock
-from core.errors import InvalidRequest, Unavailable
+from core.errors import Conflict, InvalidRequest, Unavailable
 
 SITES = (("berlin", "gate-1"), ("lisbon", "dock-1"))
 VARIANT = "int8-static"
@@ -40,6 +40,8 @@ MAX_BATCH = 32
 # Wrong answers that the edge may keep, as a share of those it keeps, judged on the calibration pictures.
 MAX_ERROR_RATIO = 0.005
 SERVICES = frozenset({"nanofleet-device", "nanofleet-agent", "nanofleet-controller", "nanofleet-heavy"})
+# Tells a folder that a demo may empty from one that it must not touch.
+MARKER = ".nanofleet-demo"
 NEEDED = ("sklearn", "skl2onnx", "onnxruntime", "paho.mqtt", "ray", "amqtt")
 
 
@@ -61,12 +63,12 @@ def run_demo(*, keep: bool, output: Path, broker: BrokerChoice) -> None:
     Raises:
         Unavailable: a part did not start or ended, or the figures do not keep what nanofleet promises.
         InvalidRequest: the demo's libraries are not installed.
-        Conflict: another demo runs in the same folder.
+        Conflict: another demo runs in the same folder, or the folder holds something that is not a demo's.
     """
     require_libraries()
     console = Console()
-    folder = output.resolve().parent / "demo"
-    with ended_by_sigterm(), alone_in(folder), Parts(folder / "logs") as parts:
+    folder = output.resolve().with_suffix("")
+    with ended_by_signals(), alone_in(folder), Parts(folder / "logs") as parts:
         started_s = time.monotonic()
         stage = set_up(folder, parts, console, broker)
         figures, promises = measure(stage, parts, console)
@@ -225,22 +227,27 @@ def require_libraries() -> None:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Empty the folder and hold it for this demo alone."""
+    """Empty the folder of an earlier demo, or make it, and hold it for this one alone."""
     with folder_lock.held(folder.with_suffix(".lock"), what="demo"):
+        marker = folder / MARKER
+        if folder.exists() and not marker.exists() and any(folder.iterdir()):
+            raise Conflict(f"{folder}: expected a folder of an earlier demo; move it away or choose another --output")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
+        marker.touch()
         yield
 
 
 @contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM unwind the stack as Ctrl-C does, so that every part is stopped."""
+def ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM and a closed terminal unwind the stack as Ctrl-C does, so that every part is stopped."""
 
-    def leave(_number: int, _frame: FrameType | None) -> None:
-        sys.exit(128 + signal.SIGTERM)
+    def leave(number: int, _frame: FrameType | None) -> None:
+        sys.exit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

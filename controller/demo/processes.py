@@ -20,6 +20,8 @@ from core.errors import Unavailable
 
 # A controller stops its heavy tier first: Ray takes three to five seconds (measured).
 STOP_TIMEOUT_S = 25.0
+# After SIGKILL only the kernel is waited for.
+KILL_TIMEOUT_S = 10.0
 POLL_S = 0.05
 LOG_TAIL_LINES = 15
 
@@ -73,15 +75,17 @@ class Part:
         raise Unavailable(f"{self.name}: expected {what} within {timeout_s:g} s; see {self.log}")
 
     def stop(self) -> None:
-        """Ask the part to end, then make it."""
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
+        """Ask the part to end, then make it; nothing of its process group is left, also when this is interrupted."""
+        try:
+            if self.process.poll() is None:
+                self.process.terminate()
                 self.process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-        kill_group(self.process.pid)
+        except subprocess.TimeoutExpired:
+            # It did not end in time; what follows does not ask.
+            pass
+        finally:
+            kill_group(self.process.pid)
+            self.process.wait(KILL_TIMEOUT_S)
 
 
 class Parts:

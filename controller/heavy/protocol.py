@@ -21,6 +21,7 @@ from core.deadline import Deadline
 from core.digest import Digest, parse_digest
 from core.errors import (
     DeadlineExceeded,
+    Forbidden,
     InternalError,
     InvalidRequest,
     NanofleetError,
@@ -81,6 +82,9 @@ async def respond(request: Request, infer: Infer, *, tracing: Tracing, clock: Cl
 
 
 async def _infer(request: Request, infer: Infer, *, tracing: Tracing, clock: Clock) -> Response:
+    if "origin" in request.headers:
+        # Only browsers send it: a page must not reach the tier through the browser of somebody on this machine.
+        raise Forbidden("Origin: expected a request of the gateway, got one of a web page")
     match = _INFER_PATH.fullmatch(request.url.path)
     if match is None or request.method != "POST":
         raise NotFound(f"expected POST /v2/models/{{model}}/infer, got {request.method} {request.url.path[:80]}")

@@ -6,8 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from uuid import uuid4
 
 import psutil
@@ -30,6 +31,15 @@ class Demo:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, start_new_session=True, env={**os.environ, MARK: self._mark}
             )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave no process behind, also when the test failed."""
+        for process in psutil.process_iter():
+            if self._is_ours(process):
+                process.kill()
 
     def finish(self) -> int:
         return self.process.wait(DEMO_TIMEOUT_S)
@@ -68,10 +78,10 @@ def process_name(process: psutil.Process) -> str:
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    demo = Demo(tmp_path_factory.mktemp("demo"))
-    demo.finish()
-    return demo
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    with Demo(tmp_path_factory.mktemp("demo")) as demo:
+        demo.finish()
+        yield demo
 
 
 def test_the_demo_ends_well_and_leaves_no_process(demo: Demo) -> None:
@@ -110,19 +120,30 @@ def test_the_quantized_variant_is_smaller_than_the_original(demo: Demo) -> None:
 
 
 def test_ctrl_c_stops_everything_also_with_the_embedded_broker(tmp_path: Path) -> None:
-    demo = Demo(tmp_path, "--keep", "--broker", "embedded")
-    demo.wait_for("running until Ctrl-C")
-    figures = demo.figures
-    assert figures["broker"] == {"name": "amqtt", "protocols": ["3.1.1"]}
-    assert figures["accuracy"]["cascade"] >= figures["accuracy"]["heavy"] - 0.005
-    demo.process.send_signal(signal.SIGINT)
-    assert demo.finish() == 0, demo.printed
-    assert demo.left_behind() == []
+    with Demo(tmp_path, "--keep", "--broker", "embedded") as demo:
+        demo.wait_for("running until Ctrl-C")
+        figures = demo.figures
+        assert figures["broker"] == {"name": "amqtt", "protocols": ["3.1.1"]}
+        assert figures["accuracy"]["cascade"] >= figures["accuracy"]["heavy"] - 0.005
+        demo.process.send_signal(signal.SIGINT)
+        assert demo.finish() == 0, demo.printed
+        assert demo.left_behind() == []
 
 
-def test_ctrl_c_in_the_middle_stops_everything(tmp_path: Path) -> None:
-    demo = Demo(tmp_path)
-    demo.wait_for("$ nanofleet deploy")
-    demo.process.send_signal(signal.SIGINT)
-    assert demo.finish() != 0
-    assert demo.left_behind() == []
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_in_the_middle_stops_everything(tmp_path: Path, number: signal.Signals) -> None:
+    with Demo(tmp_path) as demo:
+        demo.wait_for("$ nanofleet models publish")
+        demo.process.send_signal(number)
+        assert demo.finish() != 0
+        assert demo.left_behind() == []
+
+
+def test_a_folder_that_is_not_a_demo_s_is_left_alone(tmp_path: Path) -> None:
+    precious = tmp_path / "demo" / "precious.txt"
+    precious.parent.mkdir()
+    precious.touch()
+    with Demo(tmp_path) as demo:
+        assert demo.finish() == 1
+        assert "expected a folder of an earlier demo" in demo.printed
+    assert precious.exists()

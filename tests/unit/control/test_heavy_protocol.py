@@ -151,3 +151,10 @@ async def test_a_failure_has_the_protocols_shape_and_tells_no_inside(
     assert response.status_code == status
     message = response.json()["error"]
     assert (message == str(error)) == isinstance(error, NanofleetError)
+
+
+async def test_a_web_page_cannot_reach_the_tier(replica: Replica) -> None:
+    body, headers = binary_request()
+    response = await replica.send(body, {**headers, "origin": "http://127.0.0.1:8000"})
+    assert response.status_code == 403
+    assert replica.calls == []

@@ -390,6 +390,15 @@ async def test_loopback_host_names_are_served(client: httpx.AsyncClient, host: s
     assert (await client.get("/api/health", headers={"host": host})).status_code == 200
 
 
+@pytest.mark.parametrize("origin", ["https://attacker.example", "http://127.0.0.1.example:7080", "null", ""])
+async def test_a_page_from_elsewhere_is_refused(client: httpx.AsyncClient, origin: str) -> None:
+    assert_problem(await client.get("/api/health", headers={"origin": origin}), 403, "forbidden")
+
+
+async def test_a_page_from_this_machine_is_served(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/api/health", headers={"origin": "http://localhost:7080"})).status_code == 200
+
+
 async def test_openapi_describes_every_endpoint_and_the_shape_of_refusals(client: httpx.AsyncClient) -> None:
     document = (await client.get("/api/openapi.json")).json()
     assert set(document["paths"]) == {
