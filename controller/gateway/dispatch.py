@@ -21,7 +21,7 @@ from core.ids import ModelName, VariantName
 from core.open_inference.messages import InferRequest, InferResponse, ModelIndexEntry, ModelMetadata
 from core.open_inference.service import Call
 from core.open_inference.signature import ModelSignature
-from core.telemetry import Tracing, parent_context, traceparent_of
+from core.telemetry import Tracing, parent_context, parse_traceparent, traceparent_of
 
 # Versions are positive 32-bit numbers; more digits than that name nothing.
 _MAX_VERSION_DIGITS = 10
@@ -92,7 +92,7 @@ class Gateway:
     async def infer(self, request: InferRequest, call: Call) -> InferResponse:
         if not self._tracing.is_sampled(call.traceparent):
             variant = await self._checked(request)
-            return await self._ask(request, variant, call, traceparent=call.traceparent)
+            return await self._ask(request, variant, call, traceparent=_well_formed(call.traceparent))
         return await self._infer_traced(request, call)
 
     async def _checked(self, request: InferRequest) -> Variant:
@@ -164,6 +164,11 @@ class Gateway:
             raise
         finally:
             client.end()
+
+
+def _well_formed(traceparent: str | None) -> str | None:
+    """Return what may go on to the next tier; a malformed value is as good as none (W3C, section 4.3)."""
+    return traceparent if traceparent is not None and parse_traceparent(traceparent) is not None else None
 
 
 def _note_error(span: Span, error: NanofleetError) -> None:

@@ -226,6 +226,13 @@ async def test_an_unsampled_request_hands_its_context_on_and_makes_no_span() -> 
     assert world.heavy.asked[0].traceparent == UNSAMPLED
 
 
+@pytest.mark.parametrize("malformed", ["", "hello", f"{UNSAMPLED}\r\nx-more: 1", f"00-{'0' * 32}-{'0' * 16}-00"])
+async def test_a_malformed_context_does_not_go_on_to_the_tier(malformed: str) -> None:
+    world = World()
+    await world.gateway.infer(request(), Call(traceparent=malformed))
+    assert world.heavy.asked[0].traceparent is None
+
+
 async def test_a_failed_request_is_an_error_on_both_spans() -> None:
     world = World()
     world.heavy.refuse_with = HeavyUnavailable("away")
