@@ -4,7 +4,8 @@ What ends how:
 
     200                                       the answer
     4xx, 5xx in the protocol's error shape    the typed error that it stands for; the tier is well
-    refused, reset, not the protocol's shape  HeavyUnavailable, counted by the breaker
+    any other 4xx but 404                     the same: somebody there has read the request
+    refused, reset, any other answer          HeavyUnavailable, counted by the breaker
     the caller's deadline passes              DeadlineExceeded; the connection is closed, which cancels the work
 
 A caller's deadline says how patient that caller is, not how the tier is, so it does not count. A tier that accepts and
@@ -80,6 +81,8 @@ class HeavyClient:
         self._breaker = Breaker(self._policy.breaker)
         self._session: aiohttp.ClientSession | None = None
         self._ready = asyncio.Event()
+        # Set by the next answered probe, which puts a new one in its place.
+        self._next_answer = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         connector = aiohttp.TCPConnector(
@@ -113,6 +116,10 @@ class HeavyClient:
         """Return when the tier has answered a probe; sets no deadline of its own."""
         await self._ready.wait()
 
+    async def wait_answer(self) -> None:
+        """Return when the tier answers a probe from now on; sets no deadline of its own."""
+        await self._next_answer.wait()
+
     async def run(self) -> None:
         """Probe the tier, for ever."""
         while True:
@@ -140,12 +147,17 @@ class HeavyClient:
             if not self.is_ready:
                 _log.info("heavy tier is ready", extra={"url": self._url})
             self._ready.set()
-            self._breaker.succeeded()
+            self._note_answer()
         elif status == 429:
             # Full, and thus alive.
-            self._breaker.succeeded()
+            self._note_answer()
         else:
             self._note_away(f"status {status} at the probe")
+
+    def _note_answer(self) -> None:
+        self._breaker.succeeded()
+        self._next_answer.set()
+        self._next_answer = asyncio.Event()
 
     def _note_away(self, why: str) -> None:
         self._breaker.failed(self._clock.monotonic_s())
@@ -237,12 +249,16 @@ class HeavyClient:
 
     def _foreign_refusal(self, status: int, text: str) -> NanofleetError:
         """Return the error for what a proxy said and not the server behind it; Ray Serve's is plain text."""
-        if status == 429:
-            self._breaker.succeeded()
-            return Overloaded(f"the heavy tier is full: {text}")
         if status == 408:
+            # A time that has passed is no news of the tier, whoever counted it.
             return DeadlineExceeded(f"the heavy tier gave up: {text}")
-        return self._away(f"status {status}: {text}")
+        # Serve says 404 while its application is not there yet.
+        if status == 404 or not 400 <= status < 500:
+            return self._away(f"status {status}: {text}")
+        self._breaker.succeeded()
+        if status == 429:
+            return Overloaded(f"the heavy tier is full: {text}")
+        return error_from_http(status, f"the heavy tier refused the request with status {status}: {text}")
 
     def _away(self, why: str) -> HeavyUnavailable:
         self._note_away(why)

@@ -102,7 +102,7 @@ def main() -> None:
     os.environ.pop("RAY_ADDRESS", None)
     session_dir = prepare_session_dir(arguments.state_dir, temporary=Path(tempfile.gettempdir()))
     ending = threading.Event()
-    threading.Thread(target=_watch_parent, args=(ending,), name="parent-watch", daemon=True).start()
+    threading.Thread(target=watch_parent, args=(ending,), name="parent-watch", daemon=True).start()
     from controller.heavy import application
 
     try:
@@ -117,10 +117,13 @@ def main() -> None:
         remove_session_dir(session_dir, arguments.state_dir)
 
 
-def _watch_parent(ending: threading.Event) -> None:
+def watch_parent(ending: threading.Event, *, force_after_s: float = _STOP_TIMEOUT_S) -> None:
+    """Set `ending` when the parent is gone, and end this process by force unless it has ended itself soon after."""
     while os.read(sys.stdin.fileno(), 4096):
         pass
     ending.set()
+    # A start that hangs never looks at `ending`, and nobody is left to end it from outside.
+    _force_the_end_after(force_after_s)
 
 
 def _force_the_end_after(seconds: float) -> None:

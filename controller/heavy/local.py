@@ -1,8 +1,9 @@
 """The embedded heavy tier as the controller sees it: a child process, kept running.
 
 Ray takes about ten seconds to start, so the controller does not wait for it: until the first probe succeeds, requests
-for the heavy tier end in HeavyUnavailable, and edge agents keep their own answers. The child ends when this process
-does, however that happens (see `controller.heavy.embedded`).
+for the heavy tier end in HeavyUnavailable, and edge agents keep their own answers. A child that ends is started again,
+and so is one that lives and does not answer the probe: in its start, or later, when what it started has died. The
+child ends when this process does, however that happens (see `controller.heavy.embedded`).
 """
 
 import asyncio
@@ -34,6 +35,9 @@ class ChildPolicy:
 
     # Cold start is 10 s alone on 2 cores (measured); slow disks and busy machines get ten times that.
     start_timeout_s: float = 120.0
+    # From one answered probe to the next. Chosen: Serve replaces a replica that hangs within 15 s, and requests that
+    # fill the tier end at their deadline, by default within 30 s.
+    silent_timeout_s: float = 60.0
     # The child ends by itself within 15 s of being asked, see _STOP_TIMEOUT_S of `controller.heavy.embedded`.
     stop_timeout_s: float = 20.0
     # A child that lived this long was well: the next restart is not delayed by what happened before. Chosen.
@@ -41,10 +45,12 @@ class ChildPolicy:
     restart: BackoffPolicy = field(default_factory=lambda: BackoffPolicy(base_s=1.0, cap_s=30.0))
 
 
-class Readiness(Protocol):
-    """Who knows when the tier answers; the client's probe."""
+class Probe(Protocol):
+    """Who asks the tier again and again whether it is there; the client."""
 
-    async def wait_ready(self) -> None: ...
+    async def wait_answer(self) -> None:
+        """Return at the next answer; one from before the call, perhaps of an earlier child, does not count."""
+        ...
 
 
 class LocalHeavy:
@@ -56,14 +62,14 @@ class LocalHeavy:
         *,
         data_dir: Path,
         controller: Address,
-        readiness: Readiness,
+        readiness: Probe,
         clock: Clock,
         policy: ChildPolicy | None = None,
         command: Sequence[str] = _CHILD,
     ) -> None:
         self._arguments = cluster_arguments(settings, data_dir=data_dir, controller=controller)
         self._log_file = data_dir / "heavy" / "heavy.log"
-        self._readiness = readiness
+        self._probe = readiness
         self._clock = clock
         self._policy = policy or ChildPolicy()
         self._command = command
@@ -91,7 +97,7 @@ class LocalHeavy:
         child = await self._start()
         try:
             async with asyncio.TaskGroup() as group:
-                watch = group.create_task(self._require_ready(child), name="heavy-start")
+                watch = group.create_task(self._require_answers(child), name="heavy-watch")
                 status = await child.wait()
                 watch.cancel()
             return status
@@ -116,13 +122,16 @@ class LocalHeavy:
         _log.info("heavy tier is starting", extra={"pid": child.pid, "url": self.url, "log": str(self._log_file)})
         return child
 
-    async def _require_ready(self, child: asyncio.subprocess.Process) -> None:
-        timeout_s = self._policy.start_timeout_s
+    async def _require_answers(self, child: asyncio.subprocess.Process) -> None:
+        """Stop the child once it owes an answer for too long: the first since its start, or the next."""
+        timeout_s, verdict = self._policy.start_timeout_s, "heavy tier did not become ready"
         try:
-            async with asyncio.timeout(timeout_s):
-                await self._readiness.wait_ready()
+            while True:
+                async with asyncio.timeout(timeout_s):
+                    await self._probe.wait_answer()
+                timeout_s, verdict = self._policy.silent_timeout_s, "heavy tier has stopped answering"
         except TimeoutError:
-            _log.warning("heavy tier did not become ready", extra={"pid": child.pid, "after_s": timeout_s})
+            _log.warning(verdict, extra={"pid": child.pid, "after_s": timeout_s})
             await self._stop(child)
 
     async def _stop(self, child: asyncio.subprocess.Process) -> None:

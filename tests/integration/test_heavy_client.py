@@ -15,7 +15,9 @@ from core.clock import SystemClock
 from core.deadline import Deadline
 from core.digest import digest_of
 from core.errors import (
+    Conflict,
     DeadlineExceeded,
+    Forbidden,
     HeavyUnavailable,
     IntegrityError,
     InvalidRequest,
@@ -136,6 +138,31 @@ async def test_what_a_proxy_says_instead_of_the_server_means_that_the_tier_is_aw
         await ask(client)
 
 
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [(400, InvalidRequest), (403, Forbidden), (409, Conflict), (413, TooLarge), (431, InvalidRequest)],
+)
+async def test_a_request_that_a_proxy_refuses_says_nothing_against_the_tier(
+    client: HeavyClient, server: FakeHeavy, status: int, expected: type[NanofleetError]
+) -> None:
+    server.infer = answer(status, "<html>nginx</html>" + " " * 9000, "text/html")
+    for _ in range(5):
+        with pytest.raises(expected, match=f"status {status}: <html>nginx") as refusal:
+            await ask(client)
+        assert len(str(refusal.value)) < 1000
+    assert len(server.asked) == 5
+
+
+async def test_a_timeout_of_serve_is_a_passed_deadline_and_does_not_count(
+    client: HeavyClient, server: FakeHeavy
+) -> None:
+    server.infer = answer(408, "Request timed out")
+    for _ in range(5):
+        with pytest.raises(DeadlineExceeded, match="gave up"):
+            await ask(client)
+    assert len(server.asked) == 5
+
+
 async def test_a_full_queue_of_serve_is_overload(client: HeavyClient, server: FakeHeavy) -> None:
     server.infer = answer(429, "Request dropped due to backpressure")
     with pytest.raises(Overloaded, match="backpressure"):
@@ -251,6 +278,26 @@ async def test_a_tier_that_goes_and_returns_is_noticed_without_a_request(
         await server.start()
         await until(lambda: client.is_ready)
         await ask(client)
+
+
+async def test_an_answer_from_before_is_not_the_next_one(client: HeavyClient, server: FakeHeavy) -> None:
+    async with probing(client):
+        await until(lambda: client.is_ready)
+        server.ready = server.never
+        await until(lambda: not client.is_ready)
+        waiting = asyncio.create_task(client.wait_answer())
+        before = server.probed
+        await until(lambda: server.probed > before + 1)
+        assert not waiting.done()
+        server.ready = answer(200, "{}")
+        async with asyncio.timeout(SETTLED_S):
+            await waiting
+
+
+async def test_a_full_tier_answers(client: HeavyClient, server: FakeHeavy) -> None:
+    server.ready = answer(429, "Request dropped due to backpressure")
+    async with probing(client), asyncio.timeout(SETTLED_S):
+        await client.wait_answer()
 
 
 async def test_a_tier_that_accepts_and_never_answers_is_found_by_the_probe(

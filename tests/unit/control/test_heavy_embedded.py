@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -71,6 +73,20 @@ def test_the_child_is_told_what_the_settings_say(tmp_path: Path) -> None:
     assert told.application.controller == "127.0.0.1:7443"
     assert (told.application.max_replicas, told.application.max_batch) == (3, 16)
     assert ClusterArguments.model_validate_json(told.model_dump_json()) == told
+
+
+def test_a_start_that_hangs_does_not_outlive_the_parent() -> None:
+    hanging = """
+import threading
+from controller.heavy.embedded import watch_parent
+threading.Thread(target=watch_parent, args=(threading.Event(),), kwargs={"force_after_s": 0.05}, daemon=True).start()
+threading.Event().wait(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", hanging], stdin=subprocess.PIPE) as child:
+        assert child.stdin is not None
+        # What the kernel does when the parent is killed.
+        child.stdin.close()
+        assert child.wait(timeout=30) == 1
 
 
 @pytest.mark.parametrize(
