@@ -15,6 +15,7 @@ Safe to use from several threads; each `ask` blocks its own caller only.
 """
 
 import json
+import logging
 import math
 import socket
 import threading
@@ -36,6 +37,8 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from core.backoff import Backoff, BackoffPolicy
+
+_log = logging.getLogger(__name__)
 
 KEEPALIVE_S = 30
 # How long one turn of the network loop waits for something to do; `close` is noticed after it at the latest.
@@ -192,6 +195,8 @@ class DeviceClient:
         client.on_subscribe = self._on_subscribe
         client.on_message = self._on_message
         client.on_socket_open = disable_nagle
+        # With this set, paho leaves all writing to the thread of the loop, instead of letting every caller's write.
+        client.on_socket_register_write = lambda *_: None
         return client
 
     def _stay_connected(self) -> None:
@@ -210,8 +215,12 @@ class DeviceClient:
         except OSError:
             return False
         self._mqtt = client
-        while not self._closing.is_set() and client.loop(LOOP_S) is MQTTErrorCode.MQTT_ERR_SUCCESS:
-            pass
+        try:
+            while not self._closing.is_set() and client.loop(LOOP_S) is MQTTErrorCode.MQTT_ERR_SUCCESS:
+                pass
+        except Exception:
+            # The root of this thread: without it nobody would connect again.
+            _log.exception("the MQTT connection failed by a defect; a new one follows")
         return True
 
     def _on_connect(

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,14 @@ def test_an_mqtt_311_request_carries_its_deadline_in_the_body(broker: Mosquitto,
     with device_at(broker, Protocol.MQTT_311) as device:
         device.ask("digits", REQUEST, agent="gate", deadline_s=2.5, properties={"privacy": "site"})
     assert json.loads(answering.requests[0].payload)["parameters"] == {"deadline_ms": 2500, "privacy": "site"}
+
+
+def test_many_threads_share_one_device(broker: Mosquitto, answering: PlayedAgent) -> None:
+    # Larger than a socket takes at once, so that packets written by two threads would mix.
+    large = {"inputs": [{**REQUEST["inputs"][0], "data": [0.5] * 200_000}]}
+    with device_at(broker) as device, ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(device.ask, "digits", large, agent="gate", deadline_s=30) for _ in range(24)]
+        assert [future.result().status for future in asked] == [200] * 24
 
 
 def test_a_second_reply_to_one_request_is_counted_and_not_delivered(broker: Mosquitto) -> None:
