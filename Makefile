@@ -46,7 +46,11 @@ bench: setup ## Run the benchmarks; prints one JSON object each
 protos: setup ## Regenerate the code of protos/**/*.proto
 	$(BIN)/python -m protos.generate
 
+COMPILE = uv pip compile --generate-hashes --universal --python-version 3.11 --no-header --no-annotate --quiet
+
 locks: ## Resolve the pinned dependencies again (needs uv)
-	uv pip compile pyproject.toml --generate-hashes --universal --python-version 3.11 --no-header --no-annotate --quiet --extra dev --output-file $(LOCKS)/dev.lock
-	uv pip compile pyproject.toml --generate-hashes --universal --python-version 3.11 --no-header --no-annotate --quiet --extra agent --output-file $(LOCKS)/agent.lock
-	uv pip compile pyproject.toml --generate-hashes --universal --python-version 3.11 --no-header --no-annotate --quiet --extra controller --extra heavy --output-file $(LOCKS)/controller.lock
+	$(COMPILE) pyproject.toml --extra dev --output-file $(LOCKS)/dev.lock
+	$(COMPILE) pyproject.toml --extra agent --output-file $(LOCKS)/agent.lock
+	$(COMPILE) pyproject.toml --extra controller --extra heavy --output-file $(LOCKS)/controller.lock
+	$(COMPILE) $(LOCKS)/conformance.in --output-file $(LOCKS)/conformance.lock
+	$(COMPILE) $(LOCKS)/protoc.in --output-file $(LOCKS)/protoc.lock
