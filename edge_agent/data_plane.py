@@ -8,6 +8,7 @@ Whoever cancels the future leaves: the batcher skips the request, an escalation 
 """
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,7 +17,7 @@ from opentelemetry.trace import SpanKind
 
 from core.clock import Clock
 from core.deadline import Deadline
-from core.errors import DeadlineExceeded, Forbidden, HeavyUnavailable, NanofleetError
+from core.errors import DeadlineExceeded, Forbidden, HeavyUnavailable, InternalError, NanofleetError
 from core.open_inference.messages import InferRequest, InferResponse, ModelIndexEntry, ModelMetadata, ParameterValue
 from core.open_inference.service import Call
 from core.telemetry import Tracing
@@ -25,6 +26,8 @@ from edge_agent.cascade.policy import Choice, Decision, Privacy, Reason, Tier, d
 from edge_agent.request_trace import Attribute, Origin, RequestTrace
 from edge_agent.runtime.batcher import NEVER, Ran
 from edge_agent.runtime.pool import LoadedModel, ModelPool
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +210,16 @@ class _Request:
 
     async def escalate(self, ran: Ran, decision: Decision) -> None:
         """Ask the heavy tier and settle the future, whatever comes of it."""
+        try:
+            await self._escalate(ran, decision)
+        except asyncio.CancelledError:
+            self.fail(HeavyUnavailable("the agent is stopping; try again later"))
+            raise
+        except Exception as error:
+            _log.error("a request failed unexpectedly", extra={"model": self.model.manifest.model}, exc_info=True)
+            self.fail(InternalError(f"model {self.model.manifest.model}: no answer: {type(error).__name__}"))
+
+    async def _escalate(self, ran: Ran, decision: Decision) -> None:
         assert self.model.cascade is not None
         assert ran.verdict is not None
         request = InferRequest(
@@ -217,11 +230,10 @@ class _Request:
         )
         try:
             response = await self._plane.ask_heavy(request, self._call, self.trace)
-        except NanofleetError:
+        except Exception as error:
+            if not isinstance(error, NanofleetError):
+                _log.error("an escalation failed unexpectedly", extra={"model": request.model_name}, exc_info=True)
             self._answer_at_edge(ran, fall_back(ran.verdict, Reason.HEAVY_UNAVAILABLE))
-        except asyncio.CancelledError:
-            self.fail(HeavyUnavailable("the agent is stopping; try again later"))
-            raise
         else:
             self._finish(Answer(response, Tier.HEAVY, decision.reason, ran.verdict.confidence, self._traceparent))
 

@@ -17,7 +17,7 @@ from core.errors import HeavyUnavailable, NanofleetError, Unavailable
 from core.open_inference import protobuf_body
 from core.open_inference.messages import DEFAULT_LIMITS, BodyLimits, InferRequest, InferResponse
 from core.status import error_from_grpc
-from core.telemetry import TRACEPARENT
+from core.telemetry import TRACEPARENT, parse_traceparent
 from edge_agent.settings import OffloadSettings
 from protos.inference.v2 import open_inference_pb2_grpc as services
 
@@ -88,22 +88,33 @@ class Offload:
         return deadline.remaining_s(self._clock.monotonic_s()) - self._settings.reply_reserve_s
 
     async def _call(self, request: InferRequest, *, timeout_s: float, traceparent: str | None) -> InferResponse:
-        metadata = () if traceparent is None else ((TRACEPARENT, traceparent),)
-        call = self._stub.ModelInfer(protobuf_body.encode_request(request), timeout=timeout_s, metadata=metadata)
+        """Make the call and tell the breaker, exactly once, what it says of the tier."""
         try:
-            message = await call
-            response = protobuf_body.decode_response(message, limits=self._limits)
-        except asyncio.CancelledError:
-            call.cancel()
-            self._breaker.abandoned()
-            raise
+            response = await self._exchange(request, timeout_s=timeout_s, traceparent=traceparent)
         except grpc.aio.AioRpcError as error:
             raise self._failure(error) from error
-        except NanofleetError as error:
+        except HeavyUnavailable:
             self._breaker.failed(self._clock.monotonic_s())
-            raise HeavyUnavailable(f"heavy tier: sent an answer that does not parse: {error}") from error
+            raise
+        except BaseException:
+            # The caller left, or a fault on this side: no news of the tier, but a probe has ended.
+            self._breaker.abandoned()
+            raise
         self._breaker.succeeded()
         return response
+
+    async def _exchange(self, request: InferRequest, *, timeout_s: float, traceparent: str | None) -> InferResponse:
+        message = protobuf_body.encode_request(request)
+        call = self._stub.ModelInfer(message, timeout=timeout_s, metadata=_metadata(traceparent))
+        try:
+            answer = await call
+        except asyncio.CancelledError:
+            call.cancel()
+            raise
+        try:
+            return protobuf_body.decode_response(answer, limits=self._limits)
+        except NanofleetError as error:
+            raise HeavyUnavailable(f"heavy tier: sent an answer that does not parse: {error}") from error
 
     def _failure(self, error: grpc.aio.AioRpcError) -> NanofleetError:
         details = error.details() or error.code().name
@@ -113,3 +124,11 @@ class Offload:
         self._breaker.succeeded()
         refusal = error_from_grpc(error.code(), f"heavy tier: {details[:200]}")
         return HeavyUnavailable(str(refusal)) if isinstance(refusal, Unavailable) else refusal
+
+
+def _metadata(traceparent: str | None) -> tuple[tuple[str, str], ...]:
+    # It came from a device: a malformed one links nothing, and gRPC fails on metadata that is not printable ASCII,
+    # which the free end that later versions of the format may have need not be.
+    if traceparent is None or parse_traceparent(traceparent) is None:
+        return ()
+    return ((TRACEPARENT, traceparent),) if traceparent.isascii() and traceparent.isprintable() else ()

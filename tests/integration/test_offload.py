@@ -137,6 +137,32 @@ async def test_a_tier_that_does_not_answer_in_time_is_unavailable_before_the_dea
     await front.stop(0)
 
 
+@pytest.mark.parametrize("end", ["-\N{SNOWMAN}", "-\r", "\n", "0"])
+async def test_a_trace_that_grpc_or_its_format_refuses_is_left_out(
+    plane: EchoPlane, offload: Offload, end: str
+) -> None:
+    response = await offload.ask(REQUEST, deadline=within(5), traceparent="cc" + TRACEPARENT[2:] + end)
+    assert response.id == "7"
+    assert plane.calls[0].traceparent is None
+
+
+async def test_a_fault_on_this_side_gives_back_the_slot_and_the_probe(plane: EchoPlane) -> None:
+    front, address = await serve(plane)
+    channel = open_channel(address, TransportCredentials.local())
+    policy = BreakerPolicy(failures_to_open=1, open_s=0)
+    offload = Offload(channel, OffloadSettings(max_in_flight=1), clock=CLOCK, breaker=policy)
+    plane.refuse_with = ModelNotReady("loading")
+    with pytest.raises(HeavyUnavailable, match="loading"):
+        await offload.ask(REQUEST, deadline=within(5))
+    plane.refuse_with = None
+    with pytest.raises(UnicodeEncodeError):
+        await offload.ask(request_of(SURE, model="echo", request_id="\ud800"), deadline=within(5))
+    assert offload.state is BreakerState.HALF_OPEN
+    assert (await offload.ask(REQUEST, deadline=within(5))).id == "7"
+    await channel.close()
+    await front.stop(0)
+
+
 async def test_a_caller_who_leaves_cancels_the_call_on_the_other_end() -> None:
     plane = SlowPlane()
     front, address = await serve(plane)

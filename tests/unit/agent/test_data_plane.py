@@ -91,6 +91,21 @@ async def test_a_request_that_the_heavy_tier_refuses_is_answered_at_the_edge() -
     assert (await plane.answer(request_of(UNSURE), call_with(5))).tier is Tier.EDGE
 
 
+async def test_a_defect_in_the_escalation_is_logged_and_the_edge_answers(caplog: pytest.LogCaptureFixture) -> None:
+    class Defective(FakeHeavy):
+        async def ask(
+            self, request: InferRequest, *, deadline: Deadline | None = None, traceparent: str | None = None
+        ) -> InferResponse:
+            raise ZeroDivisionError
+
+    plane = await plane_with(echo_model(cascade=cascade_of()), heavy=Defective())
+    async with asyncio.timeout(5):
+        answer = await plane.answer(request_of(UNSURE), call_with(5))
+    assert (answer.tier, answer.reason) == (Tier.EDGE, Reason.HEAVY_UNAVAILABLE)
+    [record] = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert record.exc_info is not None
+
+
 async def test_private_data_stay_here() -> None:
     heavy = FakeHeavy()
     plane = await plane_with(echo_model(cascade=cascade_of()), heavy=heavy)
