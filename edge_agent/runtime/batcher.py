@@ -141,7 +141,7 @@ class Batcher:
         while self._queue:
             waiter = self._pop().waiter
             if waiter.is_waiting():
-                waiter.fail(ModelNotReady(f"model {self._name}: was unloaded; try again later"))
+                self._fail(waiter, ModelNotReady(f"model {self._name}: was unloaded; try again later"))
         self._executor.shutdown(wait=False)
 
     def _schedule(self) -> None:
@@ -159,8 +159,10 @@ class Batcher:
         if not batch:
             self._tell_idle()
         elif self._expected_s(sum([job.rows for job in batch])) <= MAX_INLINE_S:
-            self._settle(batch, self._compute(batch))
-            self._schedule_rest()
+            try:
+                self._settle(batch, self._compute(batch))
+            finally:
+                self._schedule_rest()
         else:
             self._is_running = True
             run = self._loop.run_in_executor(self._executor, self._compute, batch)
@@ -168,8 +170,10 @@ class Batcher:
 
     def _finish(self, batch: Sequence[_Job], run: "asyncio.Future[Sequence[Ran | NanofleetError]]") -> None:
         self._is_running = False
-        self._settle(batch, run.result())
-        self._schedule_rest()
+        try:
+            self._settle(batch, run.result())
+        finally:
+            self._schedule_rest()
 
     def _schedule_rest(self) -> None:
         if self._queue:
@@ -197,7 +201,9 @@ class Batcher:
             if not job.waiter.is_waiting():
                 self._pop()
             elif job.deadline_s <= now_s:
-                self._pop().waiter.fail(DeadlineExceeded(f"model {self._name}: the deadline passed in the queue"))
+                self._fail(
+                    self._pop().waiter, DeadlineExceeded(f"model {self._name}: the deadline passed in the queue")
+                )
             elif not batch or (job.kind == batch[0].kind and rows + job.rows <= self._max_batch):
                 batch.append(self._pop())
                 rows += job.rows
@@ -218,9 +224,21 @@ class Batcher:
             if not job.waiter.is_waiting():
                 continue
             if isinstance(result, NanofleetError):
-                job.waiter.fail(result)
-            else:
+                self._fail(job.waiter, result)
+                continue
+            try:
                 job.waiter.settle(result)
+            except Exception as error:
+                _log.error("a waiter failed on its result", extra={"model": self._name}, exc_info=True)
+                if job.waiter.is_waiting():
+                    self._fail(job.waiter, InternalError(f"model {self._name}: no answer: {type(error).__name__}"))
+
+    def _fail(self, waiter: Waiter, error: NanofleetError) -> None:
+        # A defect of one waiter must not reach those behind it.
+        try:
+            waiter.fail(error)
+        except Exception:
+            _log.error("a waiter failed on its error", extra={"model": self._name}, exc_info=True)
 
     def _compute(self, batch: Sequence[_Job]) -> Sequence[Ran | NanofleetError]:
         """Run a batch; called in the loop or on the model's thread. Never raises."""

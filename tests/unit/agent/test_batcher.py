@@ -186,6 +186,36 @@ async def test_a_defect_in_a_run_is_an_error_of_its_batch_and_the_next_batch_run
     assert (await ask(batcher, row(2))).outputs[0] == row(2)
 
 
+@pytest.mark.parametrize("run_time", [RunTime(0, 0), SLOW], ids=["in the loop", "on the thread"])
+async def test_a_defect_in_one_caller_does_not_reach_the_rest_of_its_batch_or_the_queue(run_time: RunTime) -> None:
+    class Defective(Caller):
+        def settle(self, ran: Ran) -> None:
+            raise ZeroDivisionError
+
+    batcher = Batcher(Doubler(), name="m", clock=SystemClock(), max_batch=3, run_time=run_time)
+    first = Defective()
+    batcher.submit([row(1)], first)
+    middle, last, next_batch = (ask(batcher, row(number)) for number in (2, 3, 4))
+    async with asyncio.timeout(5):
+        assert [(await future).outputs[0] for future in (middle, last, next_batch)] == [row(4), row(6), row(8)]
+    with pytest.raises(InternalError, match="ZeroDivisionError"):
+        await first.future
+
+
+async def test_a_caller_that_fails_on_its_error_too_does_not_reach_the_rest_of_its_batch() -> None:
+    class Defective(Caller):
+        def settle(self, ran: Ran) -> None:
+            raise ZeroDivisionError
+
+        def fail(self, error: NanofleetError) -> None:
+            raise ZeroDivisionError
+
+    batcher = Batcher(Doubler(), name="m", clock=SystemClock(), max_batch=2)
+    batcher.submit([row(1)], Defective())
+    async with asyncio.timeout(5):
+        assert (await ask(batcher, row(2))).outputs[0] == row(4)
+
+
 async def test_outputs_without_a_row_per_request_are_not_divided_among_them() -> None:
     batcher = Batcher(lambda inputs: [inputs[0].sum(axis=0)], name="m", clock=SystemClock(), max_batch=8)
     ran = await asyncio.gather(ask(batcher, row(1, 2, 3)), ask(batcher, row(4, 5, 6)))
