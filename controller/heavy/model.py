@@ -1,5 +1,6 @@
 """One model in a replica's memory: an ONNX Runtime session and what its manifest promises."""
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,10 @@ from core.tensors import DATATYPE_OF_ONNX, NUMPY_DTYPE, Array, Datatype, Tensor
 # Telemetry is on by default from 1.29 on and is decided at the first import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
+
+_log = logging.getLogger(__name__)
+
+_EXPIRED = "the deadline passed before the model ran"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,7 @@ class HostedModel:
         except Exception as error:
             raise ModelNotReady(f"model {manifest.model!r}: ONNX Runtime cannot load it: {str(error)[:500]}") from error
         self._require_as_promised()
+        self._has_failed_batch = False
 
     def _require_as_promised(self) -> None:
         session, signature = self._session, self.signature
@@ -77,9 +83,7 @@ class HostedModel:
 
     def run(self, jobs: Sequence[Job], clock: Clock) -> list[Answer | NanofleetError]:
         """Answer jobs of this model in as few runs as their shapes allow; blocks. What has expired is not run."""
-        results: list[Answer | NanofleetError] = [DeadlineExceeded("the deadline passed before the model ran")] * len(
-            jobs
-        )
+        results: list[Answer | NanofleetError] = [DeadlineExceeded(_EXPIRED)] * len(jobs)
         groups = plan_groups([job.feed for job in jobs], max_rows=self.manifest.batching.max_batch)
         for group in groups:
             now_s = clock.monotonic_s()
@@ -89,18 +93,38 @@ class HostedModel:
         return results
 
     def _run_group(self, jobs: Sequence[Job], clock: Clock) -> Sequence[Answer | NanofleetError]:
+        """Run jobs together; when that fails, run each alone, so that only those fail that are at fault."""
         if not jobs:
             return []
+        try:
+            return self._run_together(jobs, clock)
+        except NanofleetError as error:
+            if len(jobs) == 1:
+                return [error]
+            self._note_failed_batch(error)
+        return [self._run_alone(job, clock) for job in jobs]
+
+    def _run_alone(self, job: Job, clock: Clock) -> Answer | NanofleetError:
+        if _is_expired(job, clock.monotonic_s()):
+            return DeadlineExceeded(_EXPIRED)
+        (answer,) = self._run_group([job], clock)
+        return answer
+
+    def _note_failed_batch(self, error: NanofleetError) -> None:
+        # Once per model: any client can make a batch fail as often as it likes.
+        if not self._has_failed_batch:
+            self._has_failed_batch = True
+            _log.warning("a batch failed; its requests run alone", extra={"model": self.manifest.model}, exc_info=error)
+
+    def _run_together(self, jobs: Sequence[Job], clock: Clock) -> list[Answer | NanofleetError]:
         names = [name for name in self.signature.outputs if any(name in job.wanted for job in jobs)]
         started_ns = _now_ns(clock)
         try:
             arrays = self._session.run(names, self._ort_feed(stack([job.feed for job in jobs])))
-            parts = take_apart(dict(zip(names, arrays, strict=True)), [rows_of(job.feed) for job in jobs])
-        except NanofleetError as error:
-            return [error] * len(jobs)
         # As above: no common base.
         except Exception as error:
-            return [InternalError(f"model {self.manifest.model!r}: the run failed: {str(error)[:500]}")] * len(jobs)
+            raise InternalError(f"model {self.manifest.model!r}: the run failed: {str(error)[:500]}") from error
+        parts = take_apart(dict(zip(names, arrays, strict=True)), [rows_of(job.feed) for job in jobs])
         ended_ns = _now_ns(clock)
         return [
             Answer(
