@@ -18,7 +18,7 @@ from typing import IO, ParamSpec, TypeVar
 
 from core.atomic_files import publish_file
 from core.digest import Digest, Hasher, digest_of_file, hex_of, parse_digest
-from core.errors import NotFound, TooLarge
+from core.errors import NotFound, TooLarge, Unavailable
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -70,12 +70,17 @@ class BlobStore:
         Raises:
             TooLarge: more than `max_bytes` came.
             IntegrityError: the bytes have another digest.
+            Unavailable: the disk is full or fails otherwise.
         """
         target = self.path(digest)
         async with self.scratch() as folder:
             temporary = folder / "upload"
-            with await self._in_thread(temporary.open, "wb") as file:
+            file = await self._in_thread(temporary.open, "wb")
+            try:
                 hasher = await self._receive(blocks, file, max_bytes)
+            finally:
+                # In a thread and shielded: closing writes what is buffered, and a full disk fails it.
+                await asyncio.shield(self._in_thread(file.close))
             hasher.require(digest)
             return await self._in_thread(_publish, temporary, target)
 
@@ -147,7 +152,18 @@ class BlobStore:
         return hasher
 
     async def _in_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: call(*args, **kwargs))
+        """Run `call` on a thread of the store.
+
+        Raises:
+            FileNotFoundError: as `call` raised it; what it means is the caller's to say.
+            Unavailable: the disk is full or fails otherwise.
+        """
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: call(*args, **kwargs))
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise Unavailable(f"disk: {error.strerror or error}; free some space and try again") from error
 
     def _prepare(self) -> None:
         self._blobs.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,9 @@ _log = logging.getLogger(__name__)
 
 _INTERRUPTED = Problem(ErrorCode.UNAVAILABLE, "interrupted by a restart; publish again")
 
+# Chosen: more than fail before somebody notices a full disk; the older ones are of no interest then.
+MAX_UNSTORED = 32
+
 
 class Progress(Protocol):
     async def __call__(self, stage: str, done_ratio: float) -> None:
@@ -69,6 +72,8 @@ class Publications:
         # Those that are not over yet: at most `max_queued` and the running one, which bounds the queue as well.
         self._queue: asyncio.Queue[_Job] = asyncio.Queue(max_queued + 1)
         self._live: dict[str, Publication] = {}
+        # Those that are over, but whose rows still say RUNNING because the store did not take the end; oldest first.
+        self._unstored: dict[str, Publication] = {}
         self._changed = asyncio.Condition()
 
     async def prepare(self) -> None:
@@ -97,16 +102,21 @@ class Publications:
         return publication
 
     async def get(self, publication_id: str) -> Publication:
-        return self._live.get(publication_id) or await self._store.publication(publication_id)
+        return self._held(publication_id) or await self._store.publication(publication_id)
 
     async def next_change(self, seen: Publication, *, timeout_s: float) -> Publication:
         """Wait until the publication is no longer as `seen`, or for `timeout_s`; return how it is then."""
         try:
-            async with asyncio.timeout(timeout_s), self._changed:
-                await self._changed.wait_for(lambda: self._live.get(seen.id) != seen)
+            async with asyncio.timeout(timeout_s):
+                async with self._changed:
+                    await self._changed.wait_for(lambda: self._held(seen.id) != seen)
+                found = await self.get(seen.id)
+                if found == seen:
+                    # It is only in the store, where nothing changes it before the next start.
+                    await asyncio.Event().wait()
+                return found
         except TimeoutError:
             return seen
-        return await self.get(seen.id)
 
     async def run(self) -> None:
         """Work the queue off, for ever; cancelling it stops the running publication and its child process."""
@@ -151,10 +161,19 @@ class Publications:
         failed = replace(publication, state=PublicationState.FAILED, problem=problem, updated_at=self._clock.now())
         try:
             await self._store.update_publication(failed)
-        except NanofleetError:
+        except Exception:  # whatever it is: a publication that is over must not stay live
             # The row stays RUNNING; the next start marks it FAILED.
             _log.warning("publication's end was not stored", extra={"publication": failed.id}, exc_info=True)
+            self._hold_unstored(failed)
         return failed
+
+    def _held(self, publication_id: str) -> Publication | None:
+        return self._live.get(publication_id) or self._unstored.get(publication_id)
+
+    def _hold_unstored(self, publication: Publication) -> None:
+        if len(self._unstored) >= MAX_UNSTORED:
+            del self._unstored[next(iter(self._unstored))]
+        self._unstored[publication.id] = publication
 
     async def _announce(self, publication: Publication) -> None:
         async with self._changed:

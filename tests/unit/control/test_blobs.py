@@ -9,7 +9,7 @@ import pytest
 
 from controller.registry.blobs import BLOCK_BYTES, BlobStore
 from core.digest import Digest, digest_of
-from core.errors import IntegrityError, InvalidRequest, NotFound, TooLarge
+from core.errors import IntegrityError, InvalidRequest, NotFound, TooLarge, Unavailable
 
 CONTENT = bytes(range(256)) * 5000
 
@@ -152,3 +152,18 @@ async def test_what_is_not_there_is_not_found(blobs: BlobStore, tmp_path: Path) 
 async def test_no_digest_leads_out_of_the_store(blobs: BlobStore, digest: str) -> None:
     with pytest.raises(InvalidRequest):
         blobs.path(Digest(digest))
+
+
+async def test_a_full_disk_is_unavailable_and_says_what_to_do(blobs: BlobStore) -> None:
+    digest = await blobs.put_bytes(CONTENT)
+
+    with pytest.raises(Unavailable, match="disk: No space left on device; free some space and try again"):
+        await blobs.copy(digest, Path("/dev/full"))
+
+
+async def test_a_broken_folder_is_unavailable(blobs: BlobStore, tmp_path: Path) -> None:
+    (tmp_path / "blobs" / "tmp").rmdir()
+    (tmp_path / "blobs" / "tmp").write_bytes(b"")
+
+    with pytest.raises(Unavailable, match="disk: Not a directory"):
+        await blobs.put_stream(digest_of(CONTENT), stream(CONTENT), max_bytes=len(CONTENT))

@@ -1,5 +1,6 @@
 """Publishing as a job: queued, run one at a time, recorded or failed, and cut short by a stop."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +16,25 @@ from controller.registry.model import (
     PublicationState,
     PublishRequest,
 )
+from controller.registry.publications import MAX_UNSTORED
 from core.digest import Digest, digest_of
-from core.errors import InvalidModel, InvalidName, InvalidRequest, NanofleetError, NotFound, Overloaded, UnknownModel
+from core.errors import (
+    InvalidModel,
+    InvalidName,
+    InvalidRequest,
+    NanofleetError,
+    NotFound,
+    Overloaded,
+    Unavailable,
+    UnknownModel,
+)
 from core.ids import ModelName, VariantName
 from core.manifest import ScoreKind, parse_manifest
 from core.tensors import Datatype, TensorSpec
 from tests.support.fake_workshop import INSPECTED, FakeWorkshop
 from tests.support.registries import RunningRegistry, running_registry
 from tests.support.registry_store import MemoryRegistryStore
+from tests.support.registry_values import made_publication
 
 METER = ModelName("meter")
 
@@ -161,6 +173,55 @@ async def test_a_failure_is_recorded_and_the_next_publication_runs(
     assert (failed.state, failed.stage) == (PublicationState.FAILED, "check")
     assert (failed.problem.code, failed.problem.message) == (code, message)
     assert (done.state, done.version) == (PublicationState.DONE, 1)
+
+
+class FullStore(MemoryRegistryStore):
+    """Takes new publications and then nothing more, as on a disk that is full."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self._error = error
+
+    async def update_publication(self, publication: Publication) -> None:
+        raise self._error
+
+
+STORE_ERRORS = [Unavailable("database: full; try again later"), RuntimeError("a defect")]
+
+
+@pytest.mark.parametrize("error", STORE_ERRORS)
+async def test_an_end_that_cannot_be_stored_is_remembered(tmp_path: Path, error: Exception) -> None:
+    async with running_registry(tmp_path, store=FullStore(error), max_queued=0) as running:
+        for _ in range(2):  # the first must not hold the only place for ever
+            started = await running.registry.start_publication(METER, await running.request())
+            failed = await running.finished(started)
+            assert failed.state is PublicationState.FAILED
+            assert await running.registry.publication(started.id) == failed
+
+
+async def test_ends_that_cannot_be_stored_are_bounded_and_the_oldest_goes(tmp_path: Path) -> None:
+    async with running_registry(tmp_path, store=FullStore(STORE_ERRORS[0]), max_queued=0) as running:
+        request = await running.request()
+        ids = []
+        for _ in range(MAX_UNSTORED + 1):
+            ended = await running.finished(await running.registry.start_publication(METER, request))
+            ids.append(ended.id)
+        oldest, *_, newest = [await running.registry.publication(ended_id) for ended_id in ids]
+
+    assert (oldest.state, newest.state) == (PublicationState.RUNNING, PublicationState.FAILED)
+
+
+async def test_a_row_left_running_is_waited_for_and_not_polled(tmp_path: Path) -> None:
+    store = MemoryRegistryStore()
+    async with running_registry(tmp_path, store=store) as running:
+        left = made_publication("left-behind", METER)
+        await store.add_publication(left)
+        waiter = asyncio.create_task(running.registry.next_change(left, timeout_s=60))
+        done, _ = await asyncio.wait([waiter], timeout=0.05)
+        waiter.cancel()
+        await asyncio.wait([waiter])
+
+    assert not done
 
 
 async def test_no_more_than_allowed_may_wait(running: RunningRegistry, workshop: FakeWorkshop) -> None:
