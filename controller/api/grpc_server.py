@@ -10,10 +10,9 @@ from controller.api.otlp_grpc import OtlpServicer
 from core.addresses import Address
 from core.errors import Unavailable
 from core.grpc_transport import SERVER_OPTIONS, TransportCredentials
-from core.open_inference.grpc_face import OpenInferenceServicer
+from core.open_inference.grpc_face import OpenInferenceServicer, add_open_inference
 from protos.artifacts.v1.artifacts_pb2_grpc import add_ArtifactServiceServicer_to_server
 from protos.fleet.v1.fleet_pb2_grpc import add_FleetServiceServicer_to_server
-from protos.inference.v2.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 
 # Chosen: calls in progress beside the sessions, so that agents on their streams cannot lock everybody else out.
 MAX_OTHER_CALLS = 2048
@@ -51,7 +50,7 @@ class GrpcServer:
     ) -> None:
         add_FleetServiceServicer_to_server(fleet, self._server)
         add_ArtifactServiceServicer_to_server(artifacts, self._server)
-        add_GRPCInferenceServiceServicer_to_server(inference, self._server)
+        add_open_inference(inference, self._server)
         # The stubs of these two come without annotations.
         add_TraceServiceServicer_to_server(otlp, self._server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

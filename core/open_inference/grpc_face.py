@@ -2,6 +2,8 @@
 
 Every call goes: decode → plane → encode. An error of our tree becomes its status of `core.status`; anything else is a
 defect of ours, logged here with its traceback and answered as INTERNAL without a word of its inside.
+
+Register it with `add_open_inference`: the bytes of ModelInfer are to be bounded before anything parses them.
 """
 
 # ruff: noqa: N802 (the methods are named by the protocol)
@@ -24,6 +26,7 @@ from protos.inference.v2 import open_inference_pb2_grpc as pb_grpc
 
 _log = logging.getLogger(__name__)
 
+_SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 _TRACESTATE = "tracestate"
 # W3C Trace Context, section 3.3.1.5: at least 512 characters are to be handed on; more need not be.
 _MAX_TRACESTATE_CHARS = 512
@@ -68,7 +71,10 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: _Context) -> pb.ModelMetadataResponse:
         return await self._answer(context, self._metadata(request))
 
-    async def ModelInfer(self, request: pb.ModelInferRequest, context: _Context) -> pb.ModelInferResponse:
+    # Bytes, where the stubs say a message: see add_open_inference.
+    async def ModelInfer(  # type: ignore[override]
+        self, request: bytes, context: _Context
+    ) -> pb.ModelInferResponse:
         return await self._answer(context, self._infer(request, context))
 
     async def RepositoryIndex(
@@ -91,7 +97,8 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
             ]
         )
 
-    async def _infer(self, message: pb.ModelInferRequest, context: _Context) -> pb.ModelInferResponse:
+    async def _infer(self, body: bytes, context: _Context) -> pb.ModelInferResponse:
+        message = protobuf_body.parse_received_request(body, limits=self._limits)
         request = protobuf_body.decode_request(message, limits=self._limits)
         response = await self._plane.infer(request, self._call(request, context))
         return protobuf_body.encode_response(response, raw=request.binary_output)
@@ -127,6 +134,16 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
             self._defects.record(error)
             refusal = InternalError("internal error; the server's log has the cause")
         return await context.abort(STATUS[refusal.code].grpc, str(refusal)[:_MAX_DETAILS_CHARS])
+
+
+def add_open_inference(servicer: OpenInferenceServicer, server: grpc.aio.Server) -> None:
+    """Register `servicer` so that ModelInfer gets the bytes that came; every other RPC as the stubs have it."""
+    infer: grpc.RpcMethodHandler[bytes, pb.ModelInferResponse] = grpc.unary_unary_rpc_method_handler(
+        servicer.ModelInfer, response_serializer=pb.ModelInferResponse.SerializeToString
+    )
+    pb_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
+    # Registered methods come before the generic handlers of the stubs, and the last of a name counts.
+    server.add_registered_method_handlers(_SERVICE, {"ModelInfer": infer})
 
 
 class _Defects:

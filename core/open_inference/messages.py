@@ -87,6 +87,7 @@ class BodyLimits:
     max_json_depth: int = 16
     # A value takes 2 bytes of body but up to 72 of memory, a member of an object 5 but 150. More elements than this
     # belong into a binary body.
+    # Also the fields of one protobuf body: packed or raw elements are one, every other element is one of its own.
     max_json_values: int = 1 << 20
     max_json_members: int = 1 << 16
     # Per request; bounds every set of parameters.

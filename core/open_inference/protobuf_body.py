@@ -35,6 +35,7 @@ from core.open_inference.messages import (
     Parameters,
     RequestedOutput,
 )
+from core.open_inference.protobuf_bounds import REQUEST, RESPONSE, require_bounds
 from core.open_inference.raw_elements import array_from_raw, raw_of
 from core.tensors import NUMPY_DTYPE, Array, Datatype, Tensor, TensorSpec
 from protos.inference.v2 import open_inference_pb2 as pb
@@ -61,11 +62,17 @@ def parse_request(body: bytes, *, limits: BodyLimits = DEFAULT_LIMITS) -> pb.Mod
     """Return the message in an `application/protobuf` body.
 
     Raises:
-        TooLarge: more bytes than the limits allow.
+        TooLarge: more bytes, tensors, parameters or fields than the limits allow.
         InvalidRequest: not such a message.
     """
     require_size(len(body), limits)
+    return parse_received_request(body, limits=limits)
+
+
+def parse_received_request(body: bytes, *, limits: BodyLimits = DEFAULT_LIMITS) -> pb.ModelInferRequest:
+    """Do as `parse_request` with a body whose size the transport has bounded, the heads of its tensors included."""
     try:
+        require_bounds(body, REQUEST, limits=limits)
         return pb.ModelInferRequest.FromString(body)
     except DecodeError as error:
         raise InvalidRequest("body: expected a ModelInferRequest message") from error
@@ -75,6 +82,7 @@ def parse_response(body: bytes, *, limits: BodyLimits = DEFAULT_LIMITS) -> pb.Mo
     """Return the message in an `application/protobuf` body; raises like `parse_request`."""
     require_size(len(body), limits)
     try:
+        require_bounds(body, RESPONSE, limits=limits)
         return pb.ModelInferResponse.FromString(body)
     except DecodeError as error:
         raise InvalidRequest("body: expected a ModelInferResponse message") from error

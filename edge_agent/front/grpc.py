@@ -7,9 +7,8 @@ from core.addresses import Address
 from core.clock import Clock
 from core.errors import Unavailable
 from core.grpc_transport import SERVER_OPTIONS, TransportCredentials
-from core.open_inference.grpc_face import OpenInferenceServicer
+from core.open_inference.grpc_face import OpenInferenceServicer, add_open_inference
 from core.open_inference.service import DataPlane
-from protos.inference.v2 import open_inference_pb2_grpc as services
 
 SERVER_NAME = "nanofleet-agent"
 
@@ -22,7 +21,7 @@ class GrpcFront:
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
         self._health = health.aio.HealthServicer()
         servicer = OpenInferenceServicer(plane, server_name=SERVER_NAME, server_version=version, clock=clock)
-        services.add_GRPCInferenceServiceServicer_to_server(servicer, self._server)
+        add_open_inference(servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._credentials = credentials
 

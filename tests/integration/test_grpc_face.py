@@ -12,7 +12,7 @@ from core.clock import SystemClock
 from core.errors import InternalError, UnknownModel
 from core.grpc_transport import SERVER_OPTIONS, TransportCredentials, open_channel
 from core.open_inference import protobuf_body
-from core.open_inference.grpc_face import OpenInferenceServicer
+from core.open_inference.grpc_face import OpenInferenceServicer, add_open_inference
 from core.open_inference.messages import InferRequest
 from core.tensors import Datatype, Tensor
 from protos.inference.v2 import open_inference_pb2 as pb
@@ -30,7 +30,7 @@ async def stub(plane: EchoPlane) -> AsyncIterator["pb_grpc.GRPCInferenceServiceA
     credentials = TransportCredentials.local()
     server = grpc.aio.server(options=SERVER_OPTIONS)
     face = OpenInferenceServicer(plane, server_name="test", server_version="1", clock=SystemClock())
-    pb_grpc.add_GRPCInferenceServiceServicer_to_server(face, server)
+    add_open_inference(face, server)
     port = server.add_secure_port("127.0.0.1:0", credentials.server)
     await server.start()
     channel = open_channel(Address("127.0.0.1", port), credentials)
@@ -82,6 +82,15 @@ async def test_refusals_arrive_with_status_and_text(
         await stub.ModelInfer(request_of(2))
     assert caught.value.code() is code
     assert (caught.value.details() or "").startswith(details)
+
+
+async def test_a_body_of_empty_tensors_is_refused_by_their_number(
+    plane: EchoPlane, stub: "pb_grpc.GRPCInferenceServiceAsyncStub"
+) -> None:
+    message = pb.ModelInferRequest(model_name="echo", inputs=[pb.ModelInferRequest.InferInputTensor()] * 65)
+    with pytest.raises(grpc.aio.AioRpcError, match="inputs: expected at most 64, got 65"):
+        await stub.ModelInfer(message)
+    assert not plane.requests
 
 
 async def test_a_body_over_four_mebibytes_passes_and_one_over_the_limit_is_refused(

@@ -19,12 +19,11 @@ from core.addresses import Address
 from core.clock import SystemClock
 from core.errors import DeadlineExceeded, UnknownModel
 from core.grpc_transport import SERVER_OPTIONS, TransportCredentials
-from core.open_inference.grpc_face import OpenInferenceServicer
+from core.open_inference.grpc_face import OpenInferenceServicer, add_open_inference
 from core.open_inference.messages import InferRequest, InferResponse, ModelIndexEntry, ModelMetadata
 from core.open_inference.service import Call
 from core.open_inference.signature import ModelSignature
 from core.tensors import NUMPY_DTYPE, Array, Datatype, Tensor, TensorSpec
-from protos.inference.v2.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from tests.support import conformance_models as models
 
 # Before the first import of onnxruntime, which otherwise reports to its maker.
@@ -142,7 +141,7 @@ def running_faces(plane: OnnxPlane) -> Iterator[Faces]:
         http_server = HttpServer(Address("127.0.0.1", 0))
         servicer = OpenInferenceServicer(plane, server_name="nanofleet", server_version="0.1.0", clock=clock)
         grpc_server = grpc.aio.server(options=SERVER_OPTIONS)
-        add_GRPCInferenceServiceServicer_to_server(servicer, grpc_server)
+        add_open_inference(servicer, grpc_server)
         port = grpc_server.add_secure_port("127.0.0.1:0", TransportCredentials.local().server)
         await grpc_server.start()
         serving = asyncio.create_task(http_server.run(app))

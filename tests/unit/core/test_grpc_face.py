@@ -65,18 +65,20 @@ def infer_message(**more: Any) -> pb.ModelInferRequest:
 
 async def refusal(plane: EchoPlane, message: pb.ModelInferRequest, context: FakeContext | None = None) -> Aborted:
     with pytest.raises(Aborted) as caught:
-        await servicer(plane).ModelInfer(message, context or FakeContext())
+        await servicer(plane).ModelInfer(message.SerializeToString(), context or FakeContext())
     return caught.value
 
 
 async def call_of(context: FakeContext, **more: Any) -> Call:
     plane = EchoPlane()
-    await servicer(plane, clock=HeldClock(monotonic_s=100.0)).ModelInfer(infer_message(**more), context)
+    await servicer(plane, clock=HeldClock(monotonic_s=100.0)).ModelInfer(
+        infer_message(**more).SerializeToString(), context
+    )
     return plane.calls[0]
 
 
 async def test_a_raw_request_is_answered_raw() -> None:
-    response = await servicer(EchoPlane()).ModelInfer(infer_message(id="7"), FakeContext())
+    response = await servicer(EchoPlane()).ModelInfer(infer_message(id="7").SerializeToString(), FakeContext())
     assert (response.id, response.outputs[0].name, list(response.outputs[0].shape)) == ("7", "x", [1, 2])
     assert response.raw_output_contents == [np.array([1, 2], np.float32).tobytes()]
 
@@ -85,7 +87,7 @@ async def test_a_typed_request_is_answered_typed() -> None:
     message = infer_message()
     del message.raw_input_contents[:]
     message.inputs[0].contents.fp32_contents.extend([1, 2])
-    response = await servicer(EchoPlane()).ModelInfer(message, FakeContext())
+    response = await servicer(EchoPlane()).ModelInfer(message.SerializeToString(), FakeContext())
     assert list(response.outputs[0].contents.fp32_contents) == [1, 2]
     assert not response.raw_output_contents
 
@@ -140,6 +142,12 @@ async def test_a_malformed_tensor_is_an_invalid_argument() -> None:
     assert (await refusal(EchoPlane(), message)).code is grpc.StatusCode.INVALID_ARGUMENT
 
 
+async def test_bytes_that_are_no_message_are_an_invalid_argument() -> None:
+    with pytest.raises(Aborted) as caught:
+        await servicer(EchoPlane()).ModelInfer(b"\xff\xff", FakeContext())
+    assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+
+
 async def test_a_defect_is_hidden_from_the_public_and_logged_with_its_traceback_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -149,7 +157,7 @@ async def test_a_defect_is_hidden_from_the_public_and_logged_with_its_traceback_
     with caplog.at_level(logging.DEBUG):
         for _ in range(2):
             with pytest.raises(Aborted) as caught:
-                await face.ModelInfer(infer_message(), FakeContext())
+                await face.ModelInfer(infer_message().SerializeToString(), FakeContext())
             assert caught.value.code is grpc.StatusCode.INTERNAL
             assert "hunter2" not in caught.value.details
     assert [record.levelno for record in caplog.records] == [logging.ERROR, logging.DEBUG]
