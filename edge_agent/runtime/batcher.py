@@ -5,7 +5,8 @@
 - Nobody waits for a fuller batch, unless `max_wait_s` says so. A batch is what arrived within one turn of the loop (a
   broker connection reads many packets per turn) or, when the model is slow, what gathered while the previous batch ran.
 - A quick model runs in the loop: handing 13 us of work to a thread costs more than the work (about 60 us, measured).
-  A slow one runs on the model's own thread, one batch at a time.
+  A slow one runs on the model's own thread, one batch at a time; so does, from then on, one that was measured as quick
+  and is not.
 - Who has left or whose deadline has passed when the batch is taken is not run.
 - When a joint run fails, its requests are run again one by one, so that only the faulty ones fail.
 
@@ -34,6 +35,8 @@ _log = logging.getLogger(__name__)
 
 # A run in the loop delays every other request by its length; beyond this the hand-over to a thread is the lesser cost.
 MAX_INLINE_S = 300e-6
+# Too slow once may be the scheduler's doing, and the hand-over costs a quick model most of its speed.
+SLOW_RUNS_TO_LEAVE_LOOP = 3
 NEVER = math.inf
 
 
@@ -86,15 +89,19 @@ class Batcher:
         max_batch: int = 1,
         max_wait_s: float = 0.0,
         run_time: RunTime = RunTime(0.0, 0.0),  # noqa: B008  (immutable)
+        may_run_inline: bool = True,
         judge: JudgeOutputs | None = None,
         bounds: QueueBounds | None = None,
     ) -> None:
+        """`may_run_inline` False: the rows of a request do not tell how long it runs, so never run it in the loop."""
         self._run = run
         self._name = name
         self._now_s = clock.monotonic_s
         self._max_batch = max_batch
         self._max_wait_s = max_wait_s
         self._run_time = run_time
+        self._may_run_inline = may_run_inline
+        self._slow_runs = 0
         self._judge = judge
         self._bounds = bounds or QueueBounds()
         self._loop = asyncio.get_running_loop()
@@ -158,15 +165,29 @@ class Batcher:
         batch = self._take()
         if not batch:
             self._tell_idle()
-        elif self._expected_s(sum([job.rows for job in batch])) <= MAX_INLINE_S:
+        elif self._may_run_inline and self._expected_s(sum([job.rows for job in batch])) <= MAX_INLINE_S:
+            results = self._compute(batch)
+            self._watch(results[-1])
             try:
-                self._settle(batch, self._compute(batch))
+                self._settle(batch, results)
             finally:
                 self._schedule_rest()
         else:
             self._is_running = True
             run = self._loop.run_in_executor(self._executor, self._compute, batch)
             run.add_done_callback(partial(self._finish, batch))
+
+    def _watch(self, result: Ran | NanofleetError) -> None:
+        """Move the model to its thread when it keeps the loop for too long, time after time."""
+        if not isinstance(result, Ran):
+            return
+        if result.finished_s - result.started_s <= MAX_INLINE_S:
+            self._slow_runs = 0
+            return
+        self._slow_runs += 1
+        if self._slow_runs == SLOW_RUNS_TO_LEAVE_LOOP:
+            self._may_run_inline = False
+            _log.info("a model runs on its thread from now on: slower than measured", extra={"model": self._name})
 
     def _finish(self, batch: Sequence[_Job], run: "asyncio.Future[Sequence[Ran | NanofleetError]]") -> None:
         self._is_running = False

@@ -52,6 +52,7 @@ class LoadedModel:
             max_batch=joint_rows(manifest, settings),
             max_wait_s=settings.max_batch_wait_s,
             run_time=run_time,
+            may_run_inline=not _varies_within_a_row(manifest),
             judge=_judge_of(manifest),
             bounds=QueueBounds(max_requests=settings.max_queue),
         )
@@ -196,6 +197,11 @@ class ModelPool:
 def joint_rows(manifest: Manifest, settings: RuntimeSettings) -> int:
     """Return how many rows may share a run: the lower of what the model and this agent allow."""
     return min(manifest.batching.max_batch, settings.max_batch)
+
+
+def _varies_within_a_row(manifest: Manifest) -> bool:
+    # Such a model is warmed up with the smallest row there is, which says nothing of the largest.
+    return any(-1 in signature.shape[1:] for signature in manifest.inputs)
 
 
 def _judge_of(manifest: Manifest) -> JudgeOutputs | None:

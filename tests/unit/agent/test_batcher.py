@@ -1,6 +1,7 @@
 """The dynamic batcher: who shares a run, who is left out, and who bears an error."""
 
 import asyncio
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from core.clock import SystemClock
 from core.errors import DeadlineExceeded, InternalError, InvalidTensor, ModelNotReady, NanofleetError, Overloaded
 from core.tensors import Array
-from edge_agent.runtime.batcher import NEVER, Batcher, QueueBounds, Ran
+from edge_agent.runtime.batcher import MAX_INLINE_S, NEVER, SLOW_RUNS_TO_LEAVE_LOOP, Batcher, QueueBounds, Ran
 from edge_agent.runtime.session import RunTime
 
 SLOW = RunTime(1.0, 1.0)
@@ -214,6 +215,48 @@ async def test_a_caller_that_fails_on_its_error_too_does_not_reach_the_rest_of_i
     batcher.submit([row(1)], Defective())
     async with asyncio.timeout(5):
         assert (await ask(batcher, row(2))).outputs[0] == row(4)
+
+
+class Timed:
+    """A model whose runs take what `takes_s` says, on a fake clock; remembers which were in the loop."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.takes_s = 0.0
+        self.in_loop: list[bool] = []
+
+    def __call__(self, inputs: Sequence[Array]) -> Sequence[Array]:
+        self.in_loop.append(threading.current_thread() is threading.main_thread())
+        self.clock.at_s += self.takes_s
+        return inputs
+
+    async def asked(self, batcher: Batcher, *, times: int, takes_s: float) -> None:
+        self.takes_s = takes_s
+        for _ in range(times):
+            await ask(batcher, row(1))
+
+
+async def test_a_model_that_keeps_being_slower_than_measured_leaves_the_loop_for_good() -> None:
+    model = Timed()
+    batcher = Batcher(model, name="m", clock=model.clock)
+    await model.asked(batcher, times=SLOW_RUNS_TO_LEAVE_LOOP, takes_s=2 * MAX_INLINE_S)
+    await model.asked(batcher, times=2, takes_s=0.0)
+    assert model.in_loop == [True] * SLOW_RUNS_TO_LEAVE_LOOP + [False] * 2
+
+
+async def test_a_run_that_is_slow_now_and_then_does_not_move_a_quick_model() -> None:
+    model = Timed()
+    batcher = Batcher(model, name="m", clock=model.clock)
+    for _ in range(SLOW_RUNS_TO_LEAVE_LOOP):
+        await model.asked(batcher, times=1, takes_s=2 * MAX_INLINE_S)
+        await model.asked(batcher, times=1, takes_s=0.0)
+    assert all(model.in_loop)
+
+
+async def test_a_model_that_may_not_run_in_the_loop_never_does() -> None:
+    model = Timed()
+    await model.asked(Batcher(model, name="m", clock=model.clock, may_run_inline=False), times=1, takes_s=0.0)
+    assert model.in_loop == [False]
 
 
 async def test_outputs_without_a_row_per_request_are_not_divided_among_them() -> None:

@@ -1,6 +1,7 @@
 """The pool of running models: loading, switching under load, unloading."""
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -70,6 +71,26 @@ def slow_model(*, version: int) -> LoadedModel:
         settings=RuntimeSettings(),
         clock=SystemClock(),
     )
+
+
+@pytest.mark.parametrize(("shape", "is_in_loop"), [((-1, 3), True), ((-1, -1), False)])
+async def test_a_model_whose_rows_vary_in_size_never_runs_in_the_loop(
+    shape: tuple[int, ...], *, is_in_loop: bool
+) -> None:
+    threads = []
+
+    def run(inputs: Sequence[Array]) -> Sequence[Array]:
+        threads.append(threading.current_thread())
+        return inputs
+
+    takes = (Signature(name="x", datatype=Datatype.FP32, shape=shape),)
+    manifest = echo_manifest().model_copy(update={"inputs": takes})
+    quick = RunTime(0.0, 0.0)
+    model = LoadedModel(
+        manifest, manifest.digest(), run, run_time=quick, settings=RuntimeSettings(), clock=SystemClock()
+    )
+    await (await plane_with(model)).answer(request_of())
+    assert (threads == [threading.main_thread()]) is is_in_loop
 
 
 async def test_a_file_that_is_no_model_leaves_the_running_one_alone(tmp_path: Path) -> None:
