@@ -230,6 +230,8 @@ class _Request:
         )
         try:
             response = await self._plane.ask_heavy(request, self._call, self.trace)
+        except DeadlineExceeded:
+            self._answer_at_edge(ran, fall_back(ran.verdict, Reason.DEADLINE))
         except Exception as error:
             if not isinstance(error, NanofleetError):
                 _log.error("an escalation failed unexpectedly", extra={"model": request.model_name}, exc_info=True)

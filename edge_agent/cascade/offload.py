@@ -6,6 +6,7 @@ few callers spend their time finding out.
 """
 
 import asyncio
+import logging
 
 import grpc
 import grpc.aio
@@ -13,14 +14,20 @@ import grpc.aio
 from core.breaker import Breaker, BreakerPolicy, BreakerState
 from core.clock import Clock
 from core.deadline import Deadline
-from core.errors import HeavyUnavailable, NanofleetError, Unavailable
+from core.errors import DeadlineExceeded, HeavyUnavailable, NanofleetError, Overloaded, Unavailable
 from core.open_inference import protobuf_body
 from core.open_inference.messages import DEFAULT_LIMITS, BodyLimits, InferRequest, InferResponse
 from core.status import error_from_grpc
 from core.telemetry import TRACEPARENT, parse_traceparent
+from edge_agent.cascade.policy import MIN_OFFLOAD_S
 from edge_agent.settings import OffloadSettings
 from protos.inference.v2 import open_inference_pb2_grpc as services
 
+_log = logging.getLogger(__name__)
+
+# Chosen: a large model that needs longer than this is of no use to most callers. A call that was given less and came
+# too late says how impatient its caller is; counted, a few such devices would open the breaker for all.
+_FAIR_S = 1.0
 # What says that the tier is away or broken, in contrast to a fault of this one request.
 _TIER_FAULTS = frozenset(
     {
@@ -51,6 +58,8 @@ class Offload:
         self._limits = limits
         self._breaker = Breaker(breaker or BreakerPolicy())
         self._in_flight = 0
+        # Bounded by the cascades of the models that ran here, times the codes of gRPC.
+        self._warned: set[tuple[str, grpc.StatusCode]] = set()
 
     @property
     def state(self) -> BreakerState:
@@ -62,20 +71,19 @@ class Offload:
         """Return the heavy tier's answer.
 
         Raises:
+            DeadlineExceeded: too little time is left to ask; it was not asked.
             HeavyUnavailable: away, too slow for the deadline, or refused by the breaker or the bound.
             NanofleetError: the heavy tier refused this request; the narrowest class of its status.
         """
         timeout_s = self._timeout_s(deadline)
-        self._admit(timeout_s)
+        self._admit()
         self._in_flight += 1
         try:
             return await self._call(request, timeout_s=timeout_s, traceparent=traceparent)
         finally:
             self._in_flight -= 1
 
-    def _admit(self, timeout_s: float) -> None:
-        if timeout_s <= 0:
-            raise HeavyUnavailable("heavy tier: too little time is left to ask it; allow more")
+    def _admit(self) -> None:
         if self._in_flight >= self._settings.max_in_flight:
             raise HeavyUnavailable(f"expected at most {self._settings.max_in_flight} escalations at once; try again")
         if not self._breaker.permits(self._clock.monotonic_s()):
@@ -85,14 +93,17 @@ class Offload:
         if deadline is None:
             return self._settings.default_timeout_s
         # Kept back, so that the edge answer is still in time when the heavy tier is not.
-        return deadline.remaining_s(self._clock.monotonic_s()) - self._settings.reply_reserve_s
+        timeout_s = deadline.remaining_s(self._clock.monotonic_s()) - self._settings.reply_reserve_s
+        if timeout_s < MIN_OFFLOAD_S:
+            raise DeadlineExceeded("heavy tier: too little time is left to ask it; allow more")
+        return timeout_s
 
     async def _call(self, request: InferRequest, *, timeout_s: float, traceparent: str | None) -> InferResponse:
         """Make the call and tell the breaker, exactly once, what it says of the tier."""
         try:
             response = await self._exchange(request, timeout_s=timeout_s, traceparent=traceparent)
         except grpc.aio.AioRpcError as error:
-            raise self._failure(error) from error
+            raise self._failure(error, model=request.model_name, timeout_s=timeout_s) from error
         except HeavyUnavailable:
             self._breaker.failed(self._clock.monotonic_s())
             raise
@@ -116,14 +127,31 @@ class Offload:
         except NanofleetError as error:
             raise HeavyUnavailable(f"heavy tier: sent an answer that does not parse: {error}") from error
 
-    def _failure(self, error: grpc.aio.AioRpcError) -> NanofleetError:
-        details = error.details() or error.code().name
-        if error.code() in _TIER_FAULTS:
+    def _failure(self, error: grpc.aio.AioRpcError, *, model: str, timeout_s: float) -> NanofleetError:
+        code, text = error.code(), f"heavy tier: {(error.details() or error.code().name)[:200]}"
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED and timeout_s < min(_FAIR_S, self._settings.default_timeout_s):
+            self._breaker.abandoned()
+            return HeavyUnavailable(text)
+        if code in _TIER_FAULTS:
             self._breaker.failed(self._clock.monotonic_s())
-            return HeavyUnavailable(f"heavy tier: {details[:200]}")
+            return HeavyUnavailable(text)
         self._breaker.succeeded()
-        refusal = error_from_grpc(error.code(), f"heavy tier: {details[:200]}")
-        return HeavyUnavailable(str(refusal)) if isinstance(refusal, Unavailable) else refusal
+        refusal = error_from_grpc(code, text)
+        if isinstance(refusal, Unavailable):
+            return HeavyUnavailable(str(refusal))
+        if not isinstance(refusal, Overloaded):
+            self._warn_once(model, code, text)
+        return refusal
+
+    def _warn_once(self, model: str, code: grpc.StatusCode, text: str) -> None:
+        # The edge answers in its place, so that a misconfigured cascade would go unnoticed.
+        if (model, code) in self._warned:
+            return
+        self._warned.add((model, code))
+        _log.warning(
+            "the heavy tier refuses what is escalated to it; check the cascade's escalate_to and its inputs",
+            extra={"model": model, "code": code.name, "error": text},
+        )
 
 
 def _metadata(traceparent: str | None) -> tuple[tuple[str, str], ...]:

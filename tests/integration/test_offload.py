@@ -11,12 +11,13 @@ from core.addresses import Address
 from core.breaker import BreakerPolicy, BreakerState
 from core.clock import SystemClock
 from core.deadline import Deadline
-from core.errors import HeavyUnavailable, InvalidTensor, ModelNotReady, UnknownModel
+from core.errors import DeadlineExceeded, HeavyUnavailable, InvalidTensor, ModelNotReady, Overloaded, UnknownModel
 from core.grpc_transport import TransportCredentials, open_channel
 from core.open_inference import protobuf_body
 from core.open_inference.messages import InferRequest, InferResponse
 from core.open_inference.service import Call
 from edge_agent.cascade.offload import Offload
+from edge_agent.cascade.policy import MIN_OFFLOAD_S
 from edge_agent.front.grpc import GrpcFront
 from edge_agent.settings import OffloadSettings
 from protos.inference.v2 import open_inference_pb2_grpc as services
@@ -88,9 +89,12 @@ async def test_the_heavy_tier_gets_the_remaining_time_without_what_the_reply_nee
     assert 4 < deadline.remaining_s(CLOCK.monotonic_s()) < 4.98 + 0.05
 
 
-async def test_with_no_time_left_it_is_not_asked(plane: EchoPlane, offload: Offload) -> None:
-    with pytest.raises(HeavyUnavailable, match="too little time"):
-        await offload.ask(REQUEST, deadline=within(0.01))
+@pytest.mark.parametrize("beyond_reserve_s", [-0.01, MIN_OFFLOAD_S / 2])
+async def test_with_too_little_time_left_it_is_not_asked(
+    plane: EchoPlane, offload: Offload, beyond_reserve_s: float
+) -> None:
+    with pytest.raises(DeadlineExceeded, match="too little time"):
+        await offload.ask(REQUEST, deadline=within(OffloadSettings().reply_reserve_s + beyond_reserve_s))
     assert plane.requests == []
 
 
@@ -103,6 +107,20 @@ async def test_a_refusal_of_the_request_is_told_and_does_not_open_the_breaker(
         with pytest.raises(type(error).__mro__[1], match=str(error)):
             await offload.ask(REQUEST, deadline=within(5))
     assert offload.state is BreakerState.CLOSED
+
+
+async def test_a_refusal_is_told_to_the_operator_once_per_model_and_code(
+    plane: EchoPlane, offload: Offload, caplog: pytest.LogCaptureFixture
+) -> None:
+    for error in (UnknownModel("no such"), InvalidTensor("wrong shape"), UnknownModel("no such"), Overloaded("busy")):
+        plane.refuse_with = error
+        with pytest.raises(type(error).__mro__[1]):
+            await offload.ask(REQUEST, deadline=within(5))
+    warnings = [record for record in caplog.records if record.name == "edge_agent.cascade.offload"]
+    assert [(record.levelname, vars(record)["model"], vars(record)["code"]) for record in warnings] == [
+        ("WARNING", "echo", "NOT_FOUND"),
+        ("WARNING", "echo", "INVALID_ARGUMENT"),
+    ]
 
 
 async def test_a_model_that_is_not_ready_there_is_the_heavy_tier_being_unavailable(
@@ -159,6 +177,24 @@ async def test_a_fault_on_this_side_gives_back_the_slot_and_the_probe(plane: Ech
         await offload.ask(request_of(SURE, model="echo", request_id="\ud800"), deadline=within(5))
     assert offload.state is BreakerState.HALF_OPEN
     assert (await offload.ask(REQUEST, deadline=within(5))).id == "7"
+    await channel.close()
+    await front.stop(0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "state"), [(0.1, BreakerState.CLOSED), (None, BreakerState.OPEN)], ids=["impatient", "fair"]
+)
+async def test_only_a_call_with_a_fair_time_opens_the_breaker_by_being_late(
+    seconds: float | None, state: BreakerState
+) -> None:
+    front, address = await serve(SlowPlane())
+    channel = open_channel(address, TransportCredentials.local())
+    settings, policy = OffloadSettings(default_timeout_s=0.2), BreakerPolicy(failures_to_open=2, open_s=60)
+    offload = Offload(channel, settings, clock=CLOCK, breaker=policy)
+    for _ in range(2):
+        with pytest.raises(HeavyUnavailable):
+            await offload.ask(REQUEST, deadline=None if seconds is None else within(seconds))
+    assert offload.state is state
     await channel.close()
     await front.stop(0)
 

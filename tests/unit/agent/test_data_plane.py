@@ -91,6 +91,13 @@ async def test_a_request_that_the_heavy_tier_refuses_is_answered_at_the_edge() -
     assert (await plane.answer(request_of(UNSURE), call_with(5))).tier is Tier.EDGE
 
 
+async def test_with_too_little_time_for_the_heavy_tier_the_edge_answers_for_that_reason() -> None:
+    heavy = FakeHeavy(DeadlineExceeded("heavy tier: too little time is left to ask it"))
+    plane = await plane_with(echo_model(cascade=cascade_of()), heavy=heavy)
+    answer = await plane.answer(request_of(UNSURE), call_with(5))
+    assert (answer.tier, answer.reason) == (Tier.EDGE, Reason.DEADLINE)
+
+
 async def test_a_defect_in_the_escalation_is_logged_and_the_edge_answers(caplog: pytest.LogCaptureFixture) -> None:
     class Defective(FakeHeavy):
         async def ask(
