@@ -220,7 +220,7 @@ class DeploymentBody(_Body):
     target: Annotated[str, Field(max_length=64)] = ""
     """Name of the site or agent; empty for the fleet."""
     model: Name
-    version: Annotated[int, Field(ge=1)] | None = None
+    version: Annotated[int, Field(ge=1, le=1 << 31)] | None = None
     """None: the latest, as it is now."""
     variant: Name
 

@@ -21,6 +21,8 @@ State = Literal["waiting", "fetching", "loading", "ready", "failed", "offline"]
 SETTLED: frozenset[State] = frozenset({"ready", "failed", "offline"})
 # Chosen: as many bars as fit a small terminal; larger fleets get one bar in all.
 MAX_BARS = 16
+# As many as the largest version that the controller takes has.
+MAX_VERSION_DIGITS = 10
 # A slot that is fetched still has to be loaded and warmed up.
 _FETCHED_RATIO = 0.9
 
@@ -140,7 +142,8 @@ def _body(model: str, variant: str, *, site: str | None, agent: str | None, flee
         raise typer.BadParameter("expected exactly one of --site, --agent and --fleet")
     [(kind, target)] = named
     name, separator, version = model.partition(":")
-    if separator and not (version.isascii() and version.isdecimal() and int(version) > 0):
+    # The length first: Python refuses to read a number of thousands of digits.
+    if separator and not (version.isascii() and version.isdecimal() and len(version) <= MAX_VERSION_DIGITS):
         raise typer.BadParameter(f"expected MODEL or MODEL:VERSION with a number, got {model!r}")
     with usage_errors():
         return views.DeploymentBody(

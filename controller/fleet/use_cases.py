@@ -5,18 +5,21 @@ agent says it has applied: after a restore from an older copy, an agent refuses 
 (delivery.md, "Several controllers").
 """
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
 from controller.fleet.heard import Heard, apply_heard
-from controller.fleet.model import Agent, Deployed, Deployment
+from controller.fleet.model import WHOLE_FLEET, Agent, Deployed, Deployment, Target
 from controller.fleet.resolution import resolve
 from controller.fleet.store import FleetRecords
 from core.errors import Conflict
 from core.fleet_state import NOWHERE, AgentHello, DesiredState, Position, ReportedState
 from core.fleet_wire import MAX_SLOTS
-from core.ids import AgentId
+from core.ids import AgentId, ModelName
+
+_log = logging.getLogger(__name__)
 
 # Restores from a backup will raise it; until then every controller is at the first.
 EPOCH = 1
@@ -25,11 +28,12 @@ EPOCH = 1
 def greet(records: FleetRecords, hello: AgentHello, *, now: datetime) -> Agent:
     """Record a hello; a first one, or one from another site, resolves what the agent shall run.
 
-    An agent that is ahead of us keeps what it has: we know less than it does, so we only watch.
+    An agent that is ahead of us keeps what it has: we know less than it does, so we only watch. So does one that would
+    get more models than it may have: refusing its hello would help nobody.
     """
     agent = _introduced(records.agent(hello.agent_id), hello, now)
     if not agent.is_ahead:
-        agent = _settled(agent, records.deployments(), now=now)
+        agent = _settled_or_kept(agent, records.deployments(), now=now)
     records.save_agents([agent])
     return agent
 
@@ -39,10 +43,11 @@ def deploy(records: FleetRecords, deployment: Deployment, *, now: datetime) -> D
 
     Raises:
         UnknownModel: the registry does not hold the variant.
-        Conflict: an agent would have more models than one desired state may hold.
+        Conflict: an agent, or any that may come, would have more models than one desired state may hold.
     """
     records.save_deployment(deployment)
     deployments = records.deployments()
+    _require_room(deployment.target, deployments)
     covered = [agent for agent in records.agents() if deployment.target.covers(agent.agent_id, agent.site)]
     settled = [_settled(agent, deployments, now=now) for agent in covered]
     records.save_agents(after for before, after in zip(covered, settled, strict=True) if after is not before)
@@ -80,6 +85,36 @@ def _introduced(known: Agent | None, hello: AgentHello, now: datetime) -> Agent:
     )
 
 
+def _settled_or_kept(agent: Agent, deployments: Sequence[Deployment], *, now: datetime) -> Agent:
+    try:
+        return _settled(agent, deployments, now=now)
+    except Conflict as error:
+        _log.warning(
+            "agent keeps its last desired state", extra={"agent": agent.agent_id, "site": agent.site}, exc_info=error
+        )
+        return agent
+
+
+def _require_room(target: Target, deployments: Sequence[Deployment]) -> None:
+    """Raise Conflict when what an agent of `target` certainly gets is too much, whether or not one has come yet.
+
+    A fleet's deployments reach every site and every agent that was named, a site's reach agents that nobody has seen.
+    """
+    by_target: dict[Target, set[ModelName]] = {}
+    for deployment in deployments:
+        by_target.setdefault(deployment.target, set()).add(deployment.slot.model)
+    everywhere = by_target.get(WHOLE_FLEET, set())
+    reached = by_target if target == WHOLE_FLEET else (target,)
+    for each in reached:
+        place = each.kind if each == WHOLE_FLEET else f"{each.kind} {each.name}"
+        _require_at_most_max_slots(place, len(everywhere | by_target[each]))
+
+
+def _require_at_most_max_slots(place: str, count: int) -> None:
+    if count > MAX_SLOTS:
+        raise Conflict(f"{place}: expected at most {MAX_SLOTS} models, got {count}; deploy fewer to it and the fleet")
+
+
 def _settled(agent: Agent, deployments: Iterable[Deployment], *, now: datetime) -> Agent:
     """Return the agent with the slots that are its due, at the next position; itself when it has them already.
 
@@ -88,10 +123,7 @@ def _settled(agent: Agent, deployments: Iterable[Deployment], *, now: datetime) 
     slots = resolve(deployments, agent.agent_id, agent.site)
     if slots == agent.desired.slots and not agent.is_ahead:
         return agent
-    if len(slots) > MAX_SLOTS:
-        raise Conflict(
-            f"agent {agent.agent_id}: expected at most {MAX_SLOTS} models, got {len(slots)}; deploy fewer to its site"
-        )
+    _require_at_most_max_slots(f"agent {agent.agent_id}", len(slots))
     epoch, generation = max(agent.desired.position, agent.reported.applied, Position(EPOCH, 0))
     desired = DesiredState(agent.agent_id, Position(epoch, generation + 1), now, slots)
     return replace(agent, desired=desired, rejection=None)

@@ -1,41 +1,78 @@
 """What every store of the fleet promises; run on each of them."""
 
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from controller.fleet.model import WHOLE_FLEET
+from controller.fleet import use_cases
+from controller.fleet.model import WHOLE_FLEET, Deployed, Target
 from controller.fleet.store import FleetRecords, FleetStore
-from controller.registry.model import PublicationState
+from controller.registry.model import ModelVersion, PublicationState
 from controller.storage.database import Database
 from controller.storage.fleet import SqlFleetStore
 from controller.storage.registry import SqlRegistryStore
 from core.errors import Conflict, UnknownModel
 from core.fleet_state import Position, Problem, ReportedState, Slot, SlotPhase, SlotReport
-from core.ids import AgentId
+from core.fleet_wire import MAX_SLOTS
+from core.ids import AgentId, ModelName
 from tests.support.fleet_store import MemoryFleetStore
-from tests.support.fleet_values import CAM, CAT, INT8, METER, NORTH, at_agent, at_site, made_agent, made_deployment
+from tests.support.fleet_values import (
+    CAM,
+    CAT,
+    INT8,
+    METER,
+    NOON,
+    NORTH,
+    at_agent,
+    at_site,
+    made_agent,
+    made_deployment,
+    made_hello,
+)
 from tests.support.registry_values import made_publication, made_version
 
 VERSIONS = (made_version(METER, 1, INT8), made_version(METER, 2, INT8), made_version(CAT, 1))
+# As many models as a desired state may hold.
+FILLING = tuple(made_version(ModelName(f"model-{number:03}"), 1) for number in range(MAX_SLOTS))
 METER_1, METER_2, CAT_1 = (
     Slot(variant.model, variant.version, variant.variant, variant.manifest_digest)
     for variant in (version.variants[-1] for version in VERSIONS)
+)
+
+MANY = tuple(
+    Slot(variant.model, variant.version, variant.variant, variant.manifest_digest)
+    for variant in (version.variants[-1] for version in FILLING)
 )
 
 
 @pytest.fixture(params=["memory", "sql"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[FleetStore]:
     """A store without agents, beside a registry that holds VERSIONS."""
-    if request.param == "memory":
-        yield MemoryFleetStore(published=(METER_1, METER_2, CAT_1))
+    async with store_beside(VERSIONS, request.param, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(params=["memory", "sql"])
+async def roomy(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[FleetStore]:
+    """A store beside a registry of more models than one agent may have: FILLING and VERSIONS."""
+    async with store_beside((*VERSIONS, *FILLING), request.param, tmp_path) as made:
+        yield made
+
+
+@asynccontextmanager
+async def store_beside(published: Sequence[ModelVersion], kind: str, folder: Path) -> AsyncIterator[FleetStore]:
+    if kind == "memory":
+        yield MemoryFleetStore(published=(METER_1, METER_2, CAT_1, *MANY))
         return
-    database = Database(f"sqlite:///{tmp_path / 'test.sqlite'}")
+    database = Database(f"sqlite:///{folder / 'test.sqlite'}")
     await database.migrate()
     registry = SqlRegistryStore(database)
-    for version in VERSIONS:
+    for version in published:
         publication = made_publication(f"{version.model}-{version.version}", version.model)
         await registry.add_publication(publication)
         await registry.record_version(version, replace(publication, state=PublicationState.DONE))
@@ -151,3 +188,55 @@ async def test_a_use_case_sees_what_it_saved(store: FleetStore) -> None:
         return records.agent(CAM)
 
     assert await store.run(save_and_look) == made_agent()
+
+
+# ---- more models than a desired state holds -------------------------------------------------------------------
+
+
+def save_all(records: FleetRecords, target: Target, slots: Sequence[Slot] = MANY) -> None:
+    for slot in slots:
+        records.save_deployment(made_deployment(target, slot))
+
+
+@pytest.mark.parametrize("target", [WHOLE_FLEET, at_site(NORTH), at_agent(CAM)])
+async def test_a_target_without_agents_is_not_given_more_models_than_an_agent_may_have(
+    roomy: FleetStore, target: Target
+) -> None:
+    await roomy.run(lambda records: save_all(records, target))
+
+    with pytest.raises(Conflict, match="expected at most 256 models, got 257"):
+        await roomy.run(lambda records: use_cases.deploy(records, made_deployment(target, METER_1), now=NOON))
+
+    assert len(await roomy.read(lambda records: list(records.deployments()))) == MAX_SLOTS
+
+
+async def test_a_model_for_the_fleet_is_refused_when_a_site_has_no_room_for_it(roomy: FleetStore) -> None:
+    await roomy.run(lambda records: save_all(records, at_site(NORTH)))
+
+    with pytest.raises(Conflict, match="site north: expected at most 256 models, got 257"):
+        await roomy.run(lambda records: use_cases.deploy(records, made_deployment(WHOLE_FLEET, METER_1), now=NOON))
+
+
+async def test_a_newer_version_of_a_model_needs_no_room(roomy: FleetStore) -> None:
+    await roomy.run(lambda records: save_all(records, at_site(NORTH), MANY[1:]))
+
+    for slot in (METER_1, METER_2):
+        deployment = made_deployment(at_site(NORTH), slot)
+        assert await roomy.run(partial(use_cases.deploy, deployment=deployment, now=NOON)) == Deployed(deployment, {})
+
+
+async def test_an_agent_with_too_many_models_is_greeted_and_keeps_its_last_state(
+    roomy: FleetStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = made_agent(site=NORTH)
+    await roomy.run(lambda records: records.save_agents([known]))
+    # Each fits; together they are one too many for this agent.
+    await roomy.run(lambda records: save_all(records, at_site(NORTH)))
+    await roomy.run(lambda records: records.save_deployment(made_deployment(at_agent(CAM), METER_1)))
+
+    with caplog.at_level(logging.WARNING):
+        greeted = await roomy.run(lambda records: use_cases.greet(records, made_hello(), now=NOON))
+
+    assert greeted.desired == known.desired
+    assert "agent keeps its last desired state" in caplog.text
+    assert await roomy.read(lambda records: records.agent(CAM)) == greeted

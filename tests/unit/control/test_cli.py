@@ -197,6 +197,8 @@ def test_deploy_need_not_wait(run: Run, controller: RunningController) -> None:
         ("nano", "--variant", "original", "--fleet", "--site", "berlin"),
         ("nano:latest", "--variant", "original", "--fleet"),
         ("nano:0", "--variant", "original", "--fleet"),
+        ("nano:2147483649", "--variant", "original", "--fleet"),
+        ("nano:" + "9" * 5000, "--variant", "original", "--fleet"),
         ("na/no", "--variant", "original", "--fleet"),
         ("nano", "--fleet"),
     ],

@@ -300,6 +300,8 @@ async def test_waiting_longer_than_allowed_is_refused(client: httpx.AsyncClient)
         ({"target": "a/b"}, 400, "invalid_request"),
         ({"model": "ghost"}, 404, "not_found"),
         ({"version": 7}, 404, "not_found"),
+        ({"version": 1 << 31}, 404, "not_found"),
+        ({"version": 1 << 63}, 400, "invalid_request"),
         ({"variant": "int4"}, 404, "not_found"),
     ],
 )
