@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from core.deadline import Deadline
+from core.open_inference.messages import InferRequest, InferResponse
 from edge_agent.front.mqtt.broker import BrokerState
 from tests.support.edge_front import AGENT, SITE, TIMEOUT_S, body_of, device, serving, until
 from tests.support.edge_models import make_mlp
-from tests.support.edge_plane import SlowModel, echo_model
+from tests.support.edge_plane import UNSURE, FakeHeavy, SlowModel, cascade_of, echo_model
 from tests.support.mosquitto import Mosquitto, running_mosquitto
 from tests.support.offline_agent import offline_agent
 
@@ -116,6 +118,39 @@ async def test_an_agent_that_stops_finishes_what_it_has_and_refuses_the_rest(bro
         model.release()
         assert (await camera.reply()).correlation == b"accepted"
         await draining
+
+
+class HeldHeavy(FakeHeavy):
+    """A heavy tier that answers all its requests at once, at `release`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.release = asyncio.Event()
+
+    async def ask(
+        self, request: InferRequest, *, deadline: Deadline | None = None, traceparent: str | None = None
+    ) -> InferResponse:
+        await self.release.wait()
+        return await super().ask(request, deadline=deadline, traceparent=traceparent)
+
+
+async def test_a_stop_loses_no_reply_that_waits_for_the_broker_to_take_more(broker: Mosquitto) -> None:
+    """Mosquitto takes 20 QoS 1 messages ahead of their acknowledgement; 64 answers become ready at once."""
+    status = f"nf/v1/{SITE}/agents/{AGENT}/status"
+    heavy = HeldHeavy()
+    async with device(broker) as camera:
+        async with serving(broker, echo_model(cascade=cascade_of()), heavy=heavy) as front:
+            for number in range(64):
+                camera.send(body_of(UNSURE), correlation=b"%d" % number, expiry_s=60)
+            async with asyncio.timeout(TIMEOUT_S):
+                while front.in_flight < 64:
+                    await asyncio.sleep(0.01)
+            heavy.release.set()
+            await front.drain()
+        replies = [await camera.reply() for _ in range(64)]
+    assert {reply.correlation for reply in replies} == {b"%d" % number for number in range(64)}
+    async with device(broker, topic=status) as watcher:
+        assert (await watcher.reply()).body["state"] == "offline"
 
 
 async def test_the_broker_tells_the_others_when_an_agent_dies(broker: Mosquitto, tmp_path: Path) -> None:

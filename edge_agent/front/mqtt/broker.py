@@ -120,8 +120,7 @@ class Broker:
 
     async def _leave(self, connection: BrokerConnection) -> None:
         if connection.state is ConnectionState.ONLINE:
-            connection.publish(self._status_topic, self._status("offline"), qos=1, retain=True)
-            await connection.close()
+            await connection.close(self._status("offline"))
 
     def _note(self, error: str) -> None:
         reason = f"broker {self._settings.host}:{self._settings.port}: {peer_text(error)}"

@@ -27,6 +27,8 @@ from edge_agent.front.mqtt.publication import Publication
 
 # Chosen: a few round trips over a slow link; the kernel's own limit on a silent host is two minutes.
 OPEN_TIMEOUT_S = 10.0
+# Chosen: a few round trips for what is queued ahead of the goodbye; the Will says the same when it is over.
+FAREWELL_TIMEOUT_S = 5.0
 # How long the broker keeps the requests of an absent agent; each also has its own expiry.
 SESSION_EXPIRY_S = 3600
 _HOUSEKEEPING_S = 1.0
@@ -84,6 +86,8 @@ class BrokerConnection:
         self._loop = asyncio.get_running_loop()
         self._subscribed: asyncio.Future[None] = self._loop.create_future()
         self._ended: asyncio.Future[str] = self._loop.create_future()
+        self._farewell: asyncio.Future[None] = self._loop.create_future()
+        self._farewell_id: int | None = None
         self._socket: BufferedSocket | None = None
         self._client: LoopClient | None = None
         self._housekeeping: asyncio.TimerHandle | None = None
@@ -121,16 +125,21 @@ class BrokerConnection:
         packed = None if properties is None else PackedProperties(properties)
         return self._client.publish(topic, payload, qos, retain, packed).mid
 
-    async def close(self) -> None:
-        """Say goodbye, so that the broker drops the Will, and end the connection."""
-        reason = "closed"
+    async def close(self, farewell: bytes) -> None:
+        """Publish `farewell` in the place of the Will and end the connection.
+
+        Only a broker that has taken it is said goodbye to: that makes it drop the Will, which else says the same.
+        """
+        reason = "the broker did not take the farewell"
         if self._client is not None and self.state is ConnectionState.ONLINE:
-            self._client.disconnect()
-            try:
-                async with asyncio.timeout(OPEN_TIMEOUT_S):
-                    await self.ended()
-            except TimeoutError:
-                reason = "the broker did not take the goodbye"
+            self._farewell_id = self.publish(self._will.topic, farewell, qos=1, retain=True)
+            await asyncio.wait(
+                [self._farewell, self._ended], timeout=FAREWELL_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
+            )
+            if self._farewell.done() and not self._ended.done():
+                self._client.disconnect()
+                await asyncio.wait([self._ended], timeout=FAREWELL_TIMEOUT_S)
+                reason = "closed"
         self.abort(reason)
 
     def abort(self, reason: str) -> None:
@@ -167,7 +176,7 @@ class BrokerConnection:
             client_id=settings.client_id,
             is_v5=settings.is_v5,
             receive=self._receive,
-            acknowledged=self._acknowledged,
+            acknowledged=self._on_acknowledged,
         )
         client.on_connect = self._on_connect
         client.on_subscribe = self._on_subscribe
@@ -198,6 +207,11 @@ class BrokerConnection:
         assert isinstance(client, LoopClient)
         client.limit_in_flight(getattr(properties, "ReceiveMaximum", 65535))
         client.subscribe(list(self._settings.filters))
+
+    def _on_acknowledged(self, packet_id: int) -> None:
+        if packet_id == self._farewell_id and not self._farewell.done():
+            self._farewell.set_result(None)
+        self._acknowledged(packet_id)
 
     def _on_subscribe(
         self, _client: Client, _user: Any, _mid: int, reasons: list[ReasonCode], _properties: Properties | None

@@ -87,6 +87,8 @@ class MqttFront:
         self._online_since_s = math.inf
         self._waiting: list[Reply] = []
         self._unacknowledged: dict[int, Reply] = {}
+        self._all_acknowledged = asyncio.Event()
+        self._all_acknowledged.set()
         self._warned: set[DropCause] = set()
         self._broker = Broker(
             _connection_settings(settings, self._topics, agent),
@@ -132,10 +134,16 @@ class MqttFront:
         }
 
     async def drain(self) -> None:
-        """Take no more requests and return when none is in flight any more; the caller sets the limit."""
+        """Take no more requests and return when all that were taken are answered; the caller sets the limit.
+
+        The broker has taken the QoS 1 replies then: those over its Receive Maximum still wait on our side of the
+        connection, and a goodbye would discard them.
+        """
         self._is_draining = True
         while self._in_flight:
             await asyncio.wait([exchange.future for exchange in self._in_flight if exchange.future is not None])
+        # Once is enough: what comes now is refused, and refusals must not keep a busy agent from stopping.
+        await self._all_acknowledged.wait()
 
     def receive(self, publication: Publication) -> None:
         """Take one message; never raises."""
@@ -236,9 +244,12 @@ class MqttFront:
         self.counters.replied += 1
         if reply.qos:
             self._unacknowledged[packet_id] = reply
+            self._all_acknowledged.clear()
 
     def _acknowledged(self, packet_id: int) -> None:
         self._unacknowledged.pop(packet_id, None)
+        if not self._unacknowledged:
+            self._all_acknowledged.set()
 
     def _keep_unacknowledged(self) -> None:
         """The connection is over: what the broker may not have got goes out again over the next one."""
@@ -246,6 +257,7 @@ class MqttFront:
         self.counters.replied -= len(self._unacknowledged)
         self._waiting.extend(self._unacknowledged.values())
         self._unacknowledged.clear()
+        self._all_acknowledged.set()
 
     def _send_waiting(self) -> None:
         self._online_since_s = self._clock.monotonic_s()
