@@ -1,7 +1,7 @@
 """The models on a replica's disk: fetched from the controller, verified, published whole or not at all.
 
     <root>/models/<hex of the manifest digest>/manifest.json, files/…      complete and durable, by rename
-    <root>/incoming/…                                                      in progress; never read
+    <root>/incoming/…                     in progress, each with a lock beside it; never read
 
 Replicas of one node share the folder: whoever renames first wins, the other throws its copy away. What lies on the
 disk is verified again each time it is loaded, so damage costs a new fetch, never a wrong answer. Everything here
@@ -9,16 +9,21 @@ blocks; it runs in the thread that loads models.
 """
 
 import os
+import secrets
 import shutil
-import tempfile
+import time
 from contextlib import closing
 from pathlib import Path
 
 from controller.heavy.artifacts import Artifacts
+from core import folder_lock
 from core.atomic_files import sync_folder
 from core.digest import Digest, Hasher, digest_of_file, hex_of
 from core.errors import IntegrityError, TooLarge
 from core.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest
+
+# Chosen: a lock file exists for an instant before it is held; nothing so young is looked at.
+SWEEP_AFTER_S = 60.0
 
 
 class ModelStore:
@@ -48,13 +53,28 @@ class ModelStore:
 
     def _fetch(self, digest: Digest, folder: Path) -> Manifest:
         self._incoming.mkdir(parents=True, exist_ok=True)
-        incoming = Path(tempfile.mkdtemp(dir=self._incoming, prefix=f"{hex_of(digest)[:12]}-"))
-        try:
-            manifest = self._fetch_into(incoming, digest)
-            _publish(incoming, folder)
-        finally:
-            shutil.rmtree(incoming, ignore_errors=True)
+        self._sweep()
+        incoming = self._incoming / f"{hex_of(digest)[:12]}-{secrets.token_hex(8)}"
+        lock = _lock_of(incoming)
+        # The lock is there before the folder and goes after it, so a folder without a lock is nobody's.
+        with folder_lock.held(lock, what="fetch"):
+            try:
+                incoming.mkdir()
+                manifest = self._fetch_into(incoming, digest)
+                _publish(incoming, folder)
+            finally:
+                shutil.rmtree(incoming, ignore_errors=True)
+                lock.unlink()
         return manifest
+
+    def _sweep(self) -> None:
+        """Delete what replicas that were killed while fetching left behind."""
+        young_s = time.time() - SWEEP_AFTER_S
+        for entry in list(self._incoming.iterdir()):
+            folder = entry.with_suffix("")
+            if _last_used(entry) < young_s and not folder_lock.is_held(_lock_of(folder)):
+                shutil.rmtree(folder, ignore_errors=True)
+                _lock_of(folder).unlink(missing_ok=True)
 
     def _fetch_into(self, incoming: Path, digest: Digest) -> Manifest:
         self._fetch_blob(digest, incoming / "manifest.json", max_bytes=MAX_MANIFEST_BYTES)
@@ -62,7 +82,7 @@ class ModelStore:
         if manifest.size_bytes > self._budget_bytes:
             raise TooLarge(
                 f"model {manifest.model!r}: expected at most {self._budget_bytes} bytes, got {manifest.size_bytes}; "
-                "raise cache_budget_bytes of the heavy tier"
+                "publish a smaller model"
             )
         for file in manifest.files:
             self._fetch_blob(Digest(file.digest), incoming / "files" / file.path, max_bytes=file.size_bytes)
@@ -91,6 +111,10 @@ class ModelStore:
             if folder != keep:
                 shutil.rmtree(folder, ignore_errors=True)
                 held_bytes -= size_bytes
+
+
+def _lock_of(incoming: Path) -> Path:
+    return incoming.with_suffix(".lock")
 
 
 def _verified(folder: Path, digest: Digest) -> Manifest | None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from controller.heavy.store import ModelStore
+from core import folder_lock
 from core.digest import Digest, digest_of, hex_of
 from core.errors import IntegrityError, InvalidManifest, TooLarge, UnknownModel
 from tests.support.heavy_tier import MemoryBlobs, publish
@@ -116,6 +117,38 @@ def test_a_replica_that_comes_second_uses_what_the_first_has_published(tmp_path:
     _, folder = store_in(tmp_path, Overtaken(tmp_path, artifacts)).obtain(digest)
     assert (folder / "model.onnx").read_bytes() == ONNX
     assert list((tmp_path / "incoming").iterdir()) == []
+
+
+def left_behind(root: Path) -> tuple[Path, Path]:
+    """Make what a fetch that began long ago has on the disk: its folder and its lock file."""
+    folder, lock = root / "incoming" / "0123-ab", root / "incoming" / "0123-ab.lock"
+    (folder / "files").mkdir(parents=True)
+    (folder / "files" / "model.onnx").write_bytes(b"half")
+    lock.touch()
+    for path in (folder, lock):
+        os.utime(path, (0, 0))
+    return folder, lock
+
+
+def test_what_a_killed_replica_left_half_fetched_goes_with_the_next_fetch(tmp_path: Path, artifacts: Artifacts) -> None:
+    left_behind(tmp_path)
+    store_in(tmp_path, artifacts).obtain(publish(artifacts.blobs, ONNX))
+    assert list((tmp_path / "incoming").iterdir()) == []
+
+
+def test_a_half_fetched_folder_without_a_lock_goes_as_well(tmp_path: Path, artifacts: Artifacts) -> None:
+    _, lock = left_behind(tmp_path)
+    lock.unlink()
+    store_in(tmp_path, artifacts).obtain(publish(artifacts.blobs, ONNX))
+    assert list((tmp_path / "incoming").iterdir()) == []
+
+
+def test_what_another_replica_is_fetching_stays(tmp_path: Path, artifacts: Artifacts) -> None:
+    folder, lock = left_behind(tmp_path)
+    with folder_lock.held(lock, what="fetch"):
+        os.utime(lock, (0, 0))
+        store_in(tmp_path, artifacts).obtain(publish(artifacts.blobs, ONNX))
+        assert (folder / "files" / "model.onnx").read_bytes() == b"half"
 
 
 class Overtaken(Artifacts):
