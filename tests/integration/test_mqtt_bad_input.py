@@ -3,11 +3,14 @@
 import asyncio
 import logging
 from collections.abc import Iterator
+from typing import cast
 
 import pytest
 
+from core.deadline import Deadline
+from core.open_inference.messages import InferRequest, InferResponse
 from tests.support.edge_front import CLIENT, REPLIES, REQUESTS, SITE, Device, Received, body_of, device, serving
-from tests.support.edge_plane import SlowModel, echo_model
+from tests.support.edge_plane import UNSURE, FakeHeavy, SlowModel, cascade_of, echo_model
 from tests.support.mosquitto import Mosquitto, running_mosquitto
 
 INT_BODY = b'{"inputs": [{"name": "x", "shape": [1, 3], "datatype": "INT64", "data": [1, 2, 3]}]}'
@@ -18,6 +21,19 @@ NO_MODEL = f"nf/v1/{SITE}/infer/gate-1/letters"
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mosquitto]:
     with running_mosquitto(tmp_path_factory.mktemp("broker")) as running:
         yield running
+
+
+class FakeHeavyWith(FakeHeavy):
+    """A heavy tier that gives one answer to everything."""
+
+    def __init__(self, answer: InferResponse) -> None:
+        super().__init__()
+        self._answer = answer
+
+    async def ask(
+        self, request: InferRequest, *, deadline: Deadline | None = None, traceparent: str | None = None
+    ) -> InferResponse:
+        return self._answer
 
 
 async def answers_still(camera: Device) -> bool:
@@ -90,6 +106,23 @@ async def test_an_unknown_privacy_class_is_refused(broker: Mosquitto) -> None:
     async with serving(broker, echo_model()), device(broker) as camera:
         camera.send(body_of(), privacy="public")
         assert (await camera.reply()).words["status"] == "403"
+
+
+async def test_a_defect_behind_the_plane_is_logged_once_and_refused(
+    broker: Mosquitto, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An answer that has no form on the wire: its version is no text."""
+    answer = InferResponse("large", cast("str", None), ())
+    async with (
+        serving(broker, echo_model(cascade=cascade_of()), heavy=FakeHeavyWith(answer)) as front,
+        device(broker) as camera,
+    ):
+        camera.send(body_of(UNSURE))
+        reply = await camera.reply()
+        assert (reply.words["status"], reply.words["reason"]) == ("500", "internal")
+        assert await answers_still(camera)
+        assert (front.counters.refused, front.in_flight) == (1, 0)
+    assert len([one for one in caplog.records if "defect" in one.message]) == 1
 
 
 async def test_an_expired_request_is_dropped_and_counted(broker: Mosquitto) -> None:

@@ -133,9 +133,8 @@ class BrokerConnection:
         reason = "the broker did not take the farewell"
         if self._client is not None and self.state is ConnectionState.ONLINE:
             self._farewell_id = self.publish(self._will.topic, farewell, qos=1, retain=True)
-            await asyncio.wait(
-                [self._farewell, self._ended], timeout=FAREWELL_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
-            )
+            either: list[asyncio.Future[Any]] = [self._farewell, self._ended]
+            await asyncio.wait(either, timeout=FAREWELL_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
             if self._farewell.done() and not self._ended.done():
                 self._client.disconnect()
                 await asyncio.wait([self._ended], timeout=FAREWELL_TIMEOUT_S)

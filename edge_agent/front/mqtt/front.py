@@ -156,30 +156,36 @@ class MqttFront:
         exchange = _Exchange(self, publication, address, self._clock.monotonic_s())
         try:
             self._serve(exchange)
-        except NanofleetError as error:
-            self.refuse(exchange, error)
-        except Exception:
-            _log.error("a request failed by a defect", extra={"model": address.model}, exc_info=True)
-            self.refuse(exchange, InternalError("internal error; the agent's log has the cause"))
+        except Exception as error:
+            self._refuse(exchange, error)
 
-    def answer(self, exchange: "_Exchange", answer: Answer) -> None:
-        try:
-            reply = self._wire.encode_answer(
-                exchange.address,
-                exchange.request,
-                exchange.content_type,
-                answer,
-                qos=exchange.qos,
-                deadline_s=exchange.deadline_s,
-            )
-        except NanofleetError as error:
-            self.refuse(exchange, error)
+    def settle(self, exchange: "_Exchange", future: "asyncio.Future[Answer]") -> None:
+        """Reply with what has become of a request that was under way; never raises."""
+        self._in_flight.discard(exchange)
+        if future.cancelled():
             return
+        try:
+            self._answer(exchange, future.result())
+        except Exception as error:
+            self._refuse(exchange, error)
+
+    def _answer(self, exchange: "_Exchange", answer: Answer) -> None:
+        reply = self._wire.encode_answer(
+            exchange.address,
+            exchange.request,
+            exchange.content_type,
+            answer,
+            qos=exchange.qos,
+            deadline_s=exchange.deadline_s,
+        )
         if exchange.qos:
             self._duplicates.finish(exchange.key, reply, now_s=self._clock.monotonic_s())
         self._send(reply)
 
-    def refuse(self, exchange: "_Exchange", error: NanofleetError) -> None:
+    def _refuse(self, exchange: "_Exchange", error: Exception) -> None:
+        if not isinstance(error, NanofleetError):
+            _log.error("a request failed by a defect", extra={"model": exchange.address.model}, exc_info=error)
+            error = InternalError("internal error; the agent's log has the cause")
         if isinstance(error, DeadlineExceeded):
             self.counters.expired += 1
             return
@@ -190,9 +196,6 @@ class MqttFront:
         elif exchange.is_noted:
             self._duplicates.finish(exchange.key, reply, now_s=self._clock.monotonic_s())
         self._send(reply)
-
-    def left(self, exchange: "_Exchange") -> None:
-        self._in_flight.discard(exchange)
 
     def _serve(self, exchange: "_Exchange") -> None:
         if exchange.address.is_v5 and exchange.publication.expiry_s is None and self._may_be_backlog(exchange):
@@ -330,16 +333,7 @@ class _Exchange:
         return Call(Deadline(self.deadline_s), envelope.traceparent, envelope.tracestate)
 
     def settle(self, future: "asyncio.Future[Answer]") -> None:
-        self._front.left(self)
-        if future.cancelled():
-            return
-        error = future.exception()
-        if error is None:
-            self._front.answer(self, future.result())
-        elif isinstance(error, NanofleetError):
-            self._front.refuse(self, error)
-        else:
-            raise error
+        self._front.settle(self, future)
 
     def span_attributes(self) -> Mapping[str, Attribute]:
         return {

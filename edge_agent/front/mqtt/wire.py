@@ -25,6 +25,7 @@ from core.open_inference.messages import (
     timeout_s,
 )
 from core.status import STATUS
+from core.telemetry import parse_traceparent
 from edge_agent.data_plane import Answer
 from edge_agent.front.mqtt.publication import (
     Publication,
@@ -197,8 +198,8 @@ class Wire:
         remaining_s = DEFAULT_DEADLINE_S if deadline_ms is None else _milliseconds(str(deadline_ms)) / 1000
         return Envelope(
             within_timeout(remaining_s, request),
-            traceparent=_parameter(request, "traceparent", (str,)),
-            tracestate=_parameter(request, "tracestate", (str,)),
+            traceparent=_traceparent(_parameter(request, "traceparent", (str,))),
+            tracestate=_tracestate(_parameter(request, "tracestate", (str,))),
             request=request,
         )
 
@@ -257,8 +258,8 @@ def _open_v5(publication: Publication) -> Envelope:
         remaining_s(None if deadline_ms is None else _milliseconds(_text(deadline_ms)), publication.expiry_s),
         content_type,
         _header_length(words) if content_type == BINARY else 0,
-        _optional_text(words.get(b"traceparent")),
-        _optional_text(words.get(b"tracestate")),
+        _traceparent(_optional_text(words.get(b"traceparent"))),
+        _tracestate(_optional_text(words.get(b"tracestate"))),
         _privacy(publication.words),
     )
 
@@ -292,7 +293,20 @@ def _privacy(words: Sequence[tuple[bytes, bytes]]) -> str | None:
 
 
 def _optional_text(value: bytes | None) -> str | None:
-    return None if value is None else _text(value)[:_MAX_CONTEXT_CHARS]
+    return None if value is None else _text(value)
+
+
+def _traceparent(text: str | None) -> str | None:
+    # A malformed one is no reason to refuse (Trace Context, section 3.2.2), but it goes to no other process either.
+    if text is None or len(text) > _MAX_CONTEXT_CHARS or parse_traceparent(text) is None:
+        return None
+    return text
+
+
+def _tracestate(text: str | None) -> str | None:
+    if text is None or len(text) > _MAX_CONTEXT_CHARS or not (text.isascii() and text.isprintable()):
+        return None
+    return text
 
 
 def _text(value: bytes) -> str:

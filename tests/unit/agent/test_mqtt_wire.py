@@ -242,6 +242,22 @@ def test_the_properties_of_a_request_are_its_envelope() -> None:
     assert envelope == Envelope(1.5, JSON, 0, TRACEPARENT, "a=b", "site")
 
 
+MALFORMED_TRACES = ["", "hello", TRACEPARENT + "\n", TRACEPARENT.replace("b7ad", "zzzz"), "00-" + "0" * 600]
+MALFORMED_STATES = ["a=b\n", "a=\u00e9", "a=" + "b" * 600]
+
+
+@pytest.mark.parametrize("text", MALFORMED_TRACES)
+def test_a_malformed_traceparent_is_left_out_in_both_forms(text: str) -> None:
+    assert opened(published(words={"traceparent": text})).traceparent is None
+    assert opened(published_v311({"traceparent": text})).traceparent is None
+
+
+@pytest.mark.parametrize("text", MALFORMED_STATES)
+def test_a_malformed_tracestate_is_left_out_in_both_forms(text: str) -> None:
+    assert opened(published(words={"traceparent": TRACEPARENT, "tracestate": text})).tracestate is None
+    assert opened(published_v311({"traceparent": TRACEPARENT, "tracestate": text})).tracestate is None
+
+
 def test_without_a_content_type_a_body_is_json() -> None:
     assert opened(published(content_type=b"")).content_type == JSON
 
