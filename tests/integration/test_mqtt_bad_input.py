@@ -3,12 +3,15 @@
 import asyncio
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import cast
 
+import numpy as np
 import pytest
 
 from core.deadline import Deadline
 from core.open_inference.messages import InferRequest, InferResponse
+from core.tensors import Datatype, Tensor
 from tests.support.edge_front import CLIENT, REPLIES, REQUESTS, SITE, Device, Received, body_of, device, serving
 from tests.support.edge_plane import UNSURE, FakeHeavy, SlowModel, cascade_of, echo_model
 from tests.support.mosquitto import Mosquitto, running_mosquitto
@@ -106,6 +109,23 @@ async def test_an_unknown_privacy_class_is_refused(broker: Mosquitto) -> None:
     async with serving(broker, echo_model()), device(broker) as camera:
         camera.send(body_of(), privacy="public")
         assert (await camera.reply()).words["status"] == "403"
+
+
+async def test_a_reply_that_the_broker_does_not_take_is_refused_as_too_large(tmp_path: Path) -> None:
+    own = Mosquitto(tmp_path)
+    with (tmp_path / "mosquitto.conf").open("a") as config:
+        config.write("\nmax_packet_size 2000\n")
+    own.start()
+    try:
+        scores = Tensor("scores", Datatype.FP32, np.zeros((1, 1000), dtype=np.float32))
+        heavy = FakeHeavyWith(InferResponse("large", "7", (scores,)))
+        async with serving(own, echo_model(cascade=cascade_of()), heavy=heavy) as front, device(own) as camera:
+            camera.send(body_of(UNSURE))
+            reply = await camera.reply()
+            assert (reply.words["status"], front.last_error) == ("413", None)
+            assert await answers_still(camera)
+    finally:
+        own.stop()
 
 
 async def test_a_defect_behind_the_plane_is_logged_once_and_refused(

@@ -15,7 +15,13 @@ from core.backoff import Backoff, BackoffPolicy
 from core.clock import Clock
 from core.errors import Unavailable
 from core.logs import peer_text
-from edge_agent.front.mqtt.connection import BrokerConnection, ConnectionSettings, ConnectionState, Will
+from edge_agent.front.mqtt.connection import (
+    UNLIMITED_PACKET_BYTES,
+    BrokerConnection,
+    ConnectionSettings,
+    ConnectionState,
+    Will,
+)
 from edge_agent.front.mqtt.publication import Publication
 
 _log = logging.getLogger(__name__)
@@ -50,6 +56,8 @@ class Broker:
     ) -> None:
         self.state = BrokerState.STOPPED
         self.last_error: str | None = None
+        # What the broker takes, as it said last.
+        self.max_packet_bytes = UNLIMITED_PACKET_BYTES
         self._settings = settings
         self._status_topic = status_topic
         self._describe = describe
@@ -110,6 +118,7 @@ class Broker:
         started_s = self._clock.monotonic_s()
         self.state = BrokerState.ONLINE
         self.last_error = None
+        self.max_packet_bytes = connection.max_packet_bytes
         _log.info("broker is connected", extra={"host": self._settings.host, "port": self._settings.port})
         self.announce()
         self._opened()

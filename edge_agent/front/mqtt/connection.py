@@ -32,6 +32,8 @@ FAREWELL_TIMEOUT_S = 5.0
 # How long the broker keeps the requests of an absent agent; each also has its own expiry.
 SESSION_EXPIRY_S = 3600
 _HOUSEKEEPING_S = 1.0
+# The largest remaining length with its header (MQTT 5.0, section 2.1.4).
+UNLIMITED_PACKET_BYTES = 268_435_460
 
 
 _log = logging.getLogger(__name__)
@@ -79,6 +81,8 @@ class BrokerConnection:
         acknowledged: Callable[[int], None],
     ) -> None:
         self.state = ConnectionState.DIALLING
+        # What the broker takes; it says so when it accepts the connection.
+        self.max_packet_bytes = UNLIMITED_PACKET_BYTES
         self._settings = settings
         self._will = will
         self._receive = receive
@@ -205,6 +209,7 @@ class BrokerConnection:
             return
         assert isinstance(client, LoopClient)
         client.limit_in_flight(getattr(properties, "ReceiveMaximum", 65535))
+        self.max_packet_bytes = getattr(properties, "MaximumPacketSize", UNLIMITED_PACKET_BYTES)
         client.subscribe(list(self._settings.filters))
 
     def _on_acknowledged(self, packet_id: int) -> None:

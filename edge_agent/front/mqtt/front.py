@@ -17,7 +17,7 @@ from opentelemetry.trace import SpanKind
 from core.backoff import BackoffPolicy
 from core.clock import Clock
 from core.deadline import Deadline
-from core.errors import DeadlineExceeded, InternalError, NanofleetError, Overloaded, Unavailable
+from core.errors import DeadlineExceeded, InternalError, NanofleetError, Overloaded, TooLarge, Unavailable
 from core.ids import AgentId, SiteId
 from core.logs import peer_text
 from core.open_inference.messages import BodyLimits, InferRequest
@@ -37,6 +37,8 @@ _log = logging.getLogger(__name__)
 
 # Replies that wait for the broker. Chosen: more than any in-flight bound, so that an outage loses none that has time.
 _MAX_WAITING = 4096
+# How often a reply that was not acknowledged goes out again: one that makes the broker hang up must not do so for ever.
+_MAX_RESENT = 1
 # How long after a connect messages may be older than the connection. Chosen: the broker sends what it kept at once.
 _BACKLOG_S = 2.0
 
@@ -178,6 +180,11 @@ class MqttFront:
             qos=exchange.qos,
             deadline_s=exchange.deadline_s,
         )
+        if reply.packet_bytes > self._broker.max_packet_bytes:
+            raise TooLarge(
+                f"reply: expected at most {self._broker.max_packet_bytes} bytes, as the broker takes, "
+                f"got {reply.packet_bytes}; ask for fewer outputs or in a binary encoding"
+            )
         if exchange.qos:
             self._duplicates.finish(exchange.key, reply, now_s=self._clock.monotonic_s())
         self._send(reply)
@@ -258,7 +265,11 @@ class MqttFront:
         """The connection is over: what the broker may not have got goes out again over the next one."""
         self._online_since_s = math.inf
         self.counters.replied -= len(self._unacknowledged)
-        self._waiting.extend(self._unacknowledged.values())
+        for reply in self._unacknowledged.values():
+            if reply.attempts < _MAX_RESENT:
+                self._waiting.append(reply._replace(attempts=reply.attempts + 1))
+            else:
+                self.counters.late += 1
         self._unacknowledged.clear()
         self._all_acknowledged.set()
 

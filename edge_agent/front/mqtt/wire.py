@@ -15,6 +15,7 @@ import orjson
 from google.protobuf.message import DecodeError
 
 from core.errors import DeadlineExceeded, InvalidRequest, NanofleetError, TooLarge
+from core.logs import peer_text
 from core.open_inference import binary_body, json_body, protobuf_body
 from core.open_inference.messages import (
     BodyLimits,
@@ -51,9 +52,10 @@ DEFAULT_DEADLINE_S = 10.0
 MAX_DEADLINE_MS = 86_400_000
 # What a client that is asked to come back later should wait at least; chosen: a few queue lengths of a small model.
 RETRY_AFTER_MS = 50
-_MAX_MESSAGE_CHARS = 300
 _MAX_CONTEXT_CHARS = 512
 _MAX_REMEMBERED = 1024
+# Header and length 5, topic length 2, packet id 2, properties' length 4, expiry 5.
+_PACKET_OVERHEAD_BYTES = 18
 
 
 class Address(NamedTuple):
@@ -88,6 +90,8 @@ class Reply(NamedTuple):
     qos: int
     properties: bytes | None
     deadline_s: float
+    # Connections that ended before the broker acknowledged it.
+    attempts: int = 0
 
     def properties_at(self, now_s: float) -> bytes | None:
         if self.properties is None:
@@ -95,6 +99,11 @@ class Reply(NamedTuple):
         # Rounded up: the broker must not drop a reply that is still of use; the device knows its own deadline.
         expiry_s = min(max(1, math.ceil(self.deadline_s - now_s)), 0xFFFFFFFF)
         return with_length(encode_expiry(expiry_s) + self.properties)
+
+    @property
+    def packet_bytes(self) -> int:
+        """An upper bound of its size on the wire."""
+        return len(self.payload) + len(self.properties or b"") + len(self.topic.encode()) + _PACKET_OVERHEAD_BYTES
 
     @property
     def size_bytes(self) -> int:
@@ -180,7 +189,8 @@ class Wire:
     def encode_refusal(self, address: Address, error: NanofleetError, *, qos: int, deadline_s: float) -> Reply:
         """Return the reply that carries `error`."""
         status = STATUS[error.code].http
-        message = str(error)[:_MAX_MESSAGE_CHARS]
+        # Bounded and printable: a broker may end the connection over a control character in a property.
+        message = peer_text(str(error))
         words = {"status": str(status), "agent": self._agent, "final": "1", "reason": error.code.value}
         if error.retryable:
             words["retry-after-ms"] = str(RETRY_AFTER_MS)
@@ -211,7 +221,7 @@ class Wire:
                 {
                     "status": "200",
                     "tier": answer.tier.value,
-                    "model-version": answer.response.model_version,
+                    "model-version": peer_text(answer.response.model_version),
                     "agent": self._agent,
                     "final": "1",
                     "reason": answer.reason.value,

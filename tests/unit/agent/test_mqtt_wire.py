@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import orjson
@@ -436,6 +437,16 @@ def test_an_overload_says_when_to_come_back() -> None:
 def test_a_message_from_a_peer_is_cut_in_a_refusal() -> None:
     words = words_of(wire().encode_refusal(V5, InvalidName("x" * 100_000), qos=1, deadline_s=9))
     assert len(words["status-message"]) <= 300
+
+
+def test_texts_from_peers_are_printable_in_properties() -> None:
+    refusal = wire().encode_refusal(V5, InvalidName("a\x00b\x1bc\ud800"), qos=1, deadline_s=9)
+    assert words_of(refusal)["status-message"] == "a?b?c?"
+    response = InferResponse("digits", "3\n\x7f" + "x" * 1000, RESPONSE.outputs)
+    reply = wire().encode_answer(V5, REQUEST, JSON, replace(ANSWER, response=response), qos=1, deadline_s=9)
+    version = words_of(reply)["model-version"]
+    assert version.startswith("3??xxx")
+    assert len(version) <= 256
 
 
 # PUBLISH packets
