@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import orjson
-from google.protobuf.message import DecodeError
 
 from core.errors import DeadlineExceeded, InvalidRequest, NanofleetError, TooLarge
 from core.logs import peer_text
@@ -37,7 +36,6 @@ from edge_agent.front.mqtt.publication import (
     with_length,
 )
 from edge_agent.front.mqtt.topics import DropCause, Topics, Undeliverable
-from protos.inference.v2 import open_inference_pb2 as pb
 
 JSON = "application/json"
 BINARY = "application/octet-stream"
@@ -331,11 +329,7 @@ def _parameter(request: InferRequest, name: str, types: tuple[type, ...]) -> Any
 
 
 def _decode_protobuf(payload: bytes, address: Address, limits: BodyLimits) -> InferRequest:
-    message = pb.ModelInferRequest()
-    try:
-        message.ParseFromString(payload)
-    except DecodeError as error:
-        raise InvalidRequest("body: expected a ModelInferRequest, got bytes that do not parse") from error
+    message = protobuf_body.parse_request(payload, limits=limits)
     if message.model_name and message.model_name != address.model:
         raise InvalidRequest(f"model_name: expected {address.model!r} as in the topic, got {message.model_name[:80]!r}")
     message.model_name = address.model
