@@ -10,7 +10,7 @@ import pytest
 from core.clock import SystemClock
 from core.errors import DeadlineExceeded, InternalError, InvalidTensor, ModelNotReady, NanofleetError, Overloaded
 from core.tensors import Array
-from edge_agent.runtime.batcher import MAX_INLINE_S, NEVER, SLOW_RUNS_TO_LEAVE_LOOP, Batcher, QueueBounds, Ran
+from edge_agent.runtime.batcher import NEVER, SLOW_RUNS_TO_LEAVE_LOOP, SLOW_S, Batcher, QueueBounds, Ran
 from edge_agent.runtime.session import RunTime
 
 SLOW = RunTime(1.0, 1.0)
@@ -239,7 +239,7 @@ class Timed:
 async def test_a_model_that_keeps_being_slower_than_measured_leaves_the_loop_for_good() -> None:
     model = Timed()
     batcher = Batcher(model, name="m", clock=model.clock)
-    await model.asked(batcher, times=SLOW_RUNS_TO_LEAVE_LOOP, takes_s=2 * MAX_INLINE_S)
+    await model.asked(batcher, times=SLOW_RUNS_TO_LEAVE_LOOP, takes_s=2 * SLOW_S)
     await model.asked(batcher, times=2, takes_s=0.0)
     assert model.in_loop == [True] * SLOW_RUNS_TO_LEAVE_LOOP + [False] * 2
 
@@ -248,7 +248,7 @@ async def test_a_run_that_is_slow_now_and_then_does_not_move_a_quick_model() -> 
     model = Timed()
     batcher = Batcher(model, name="m", clock=model.clock)
     for _ in range(SLOW_RUNS_TO_LEAVE_LOOP):
-        await model.asked(batcher, times=1, takes_s=2 * MAX_INLINE_S)
+        await model.asked(batcher, times=1, takes_s=2 * SLOW_S)
         await model.asked(batcher, times=1, takes_s=0.0)
     assert all(model.in_loop)
 
