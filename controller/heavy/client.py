@@ -80,7 +80,7 @@ class HeavyClient:
         self._limits = limits
         self._breaker = Breaker(self._policy.breaker)
         self._session: aiohttp.ClientSession | None = None
-        self._ready = asyncio.Event()
+        self._was_ready = False
         # Set by the next answered probe, which puts a new one in its place.
         self._next_answer = asyncio.Event()
 
@@ -110,11 +110,7 @@ class HeavyClient:
     @property
     def is_ready(self) -> bool:
         """Whether the last probe succeeded and nothing has shown otherwise since."""
-        return self._ready.is_set() and self._breaker.state is BreakerState.CLOSED
-
-    async def wait_ready(self) -> None:
-        """Return when the tier has answered a probe; sets no deadline of its own."""
-        await self._ready.wait()
+        return self._was_ready and self._breaker.state is BreakerState.CLOSED
 
     async def wait_answer(self) -> None:
         """Return when the tier answers a probe from now on; sets no deadline of its own."""
@@ -146,7 +142,7 @@ class HeavyClient:
         if status == 200:
             if not self.is_ready:
                 _log.info("heavy tier is ready", extra={"url": self._url})
-            self._ready.set()
+            self._was_ready = True
             self._note_answer()
         elif status == 429:
             # Full, and thus alive.
@@ -163,9 +159,9 @@ class HeavyClient:
         self._breaker.failed(self._clock.monotonic_s())
         if self._breaker.state is not BreakerState.OPEN:
             return
-        if self._ready.is_set():
+        if self._was_ready:
             _log.warning("heavy tier is away", extra={"url": self._url, "why": why})
-        self._ready.clear()
+        self._was_ready = False
 
     # ---- inference ----------------------------------------------------------------------------------------------
 

@@ -264,7 +264,7 @@ async def test_impatient_callers_do_not_open_the_breaker(client: HeavyClient, se
 async def test_the_tier_is_ready_once_a_probe_was_answered(client: HeavyClient) -> None:
     assert not client.is_ready
     async with probing(client), asyncio.timeout(SETTLED_S):
-        await client.wait_ready()
+        await client.wait_answer()
         assert client.is_ready
 
 

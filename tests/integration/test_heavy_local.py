@@ -73,7 +73,7 @@ async def tier(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Tier]:
         tasks = [asyncio.create_task(client.run()), asyncio.create_task(local.run())]
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
-                await client.wait_ready()
+                await client.wait_answer()
             session = heavy_child(os.getpid()).pid
             yield Tier(blobs, collector, client)
         finally:

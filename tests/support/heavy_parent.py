@@ -24,7 +24,7 @@ async def main(data_dir: Path, port: int) -> None:
         local = LocalHeavy(settings, data_dir=data_dir, controller=controller, readiness=client, clock=clock)
         group.create_task(client.run())
         group.create_task(local.run())
-        await client.wait_ready()
+        await client.wait_answer()
         print(local.url, flush=True)
 
 
