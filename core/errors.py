@@ -11,7 +11,11 @@
     │   └── UnknownAgent
     ├── TooLarge                  over a stated bound
     ├── Conflict                  it exists already with other content
+    ├── Unauthenticated           the caller did not say who it is, or not credibly
     ├── Forbidden                 policy does not allow it
+    │   ├── Untrusted             a signature, certificate or signed statement does not hold
+    │   └── Quarantined           it failed on this machine before
+    ├── DiskFull                  there is no room for it on this machine
     ├── Overloaded                a bounded queue is full; try again later
     ├── Unavailable               a part that is needed is away; try again later
     │   ├── ModelNotReady         known, but not loaded yet or not loadable
@@ -33,7 +37,9 @@ class ErrorCode(StrEnum):
     NOT_FOUND = "not_found"
     TOO_LARGE = "too_large"
     CONFLICT = "conflict"
+    UNAUTHENTICATED = "unauthenticated"
     FORBIDDEN = "forbidden"
+    DISK_FULL = "disk_full"
     OVERLOADED = "overloaded"
     UNAVAILABLE = "unavailable"
     DEADLINE_EXCEEDED = "deadline_exceeded"
@@ -88,8 +94,25 @@ class Conflict(NanofleetError):
     code = ErrorCode.CONFLICT
 
 
+class Unauthenticated(NanofleetError):
+    code = ErrorCode.UNAUTHENTICATED
+
+
 class Forbidden(NanofleetError):
     code = ErrorCode.FORBIDDEN
+
+
+class Untrusted(Forbidden):
+    pass
+
+
+class Quarantined(Forbidden):
+    pass
+
+
+class DiskFull(NanofleetError):
+    code = ErrorCode.DISK_FULL
+    retryable = True
 
 
 class Overloaded(NanofleetError):

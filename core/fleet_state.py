@@ -35,11 +35,53 @@ class DesiredState:
     position: Position
     issued_at: datetime
     slots: tuple[Slot, ...]
+    # Set when it is signed; past it nothing new is installed by this state.
+    expires_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MetadataFile:
+    """A file of the catalogue's metadata, as TUF names it: `timestamp.json`, `3.snapshot.json`."""
+
+    name: str
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SignedAssignment:
+    """A desired state on its way: bytes, the director's Ed25519 signature over them, and catalogue metadata beside it.
+
+    The signature is over `ASSIGNMENT_CONTEXT + payload`; `key_id` is the SHA-256 of the raw public key in hexadecimal.
+    """
+
+    payload: bytes
+    signature: bytes
+    key_id: str
+    catalogue: tuple[MetadataFile, ...] = ()
+
+
+# Signed together with the payload, so that the signature is good for nothing else.
+ASSIGNMENT_CONTEXT = b"nanofleet assignment v1\n"
+
+
+class CatalogueVersions(NamedTuple):
+    """The newest catalogue metadata that a machine holds; 0 stands for none."""
+
+    root: int
+    timestamp: int
+
+
+NO_CATALOGUE = CatalogueVersions(0, 0)
 
 
 class SlotPhase(Enum):
+    """Where a slot stands. FAILED and WAITING come with a problem; PROBATION serves already."""
+
     FETCHING = "fetching"
+    WAITING = "waiting"
+    SELF_TEST = "self_test"
     LOADING = "loading"
+    PROBATION = "probation"
     READY = "ready"
     FAILED = "failed"
 
@@ -53,12 +95,30 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
+class Transfer:
+    """What bringing a variant in cost: encoded bytes received, bytes they stand for, chunks by how they came.
+
+    `brought_bytes` includes chunks that were in the store already (`same_chunks`); what the deltas saved is
+    `brought_bytes - wire_bytes`.
+    """
+
+    wire_bytes: int = 0
+    brought_bytes: int = 0
+    rate_bytes_per_s: int = 0
+    same_chunks: int = 0
+    raw_chunks: int = 0
+    zstd_chunks: int = 0
+    difference_chunks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class SlotReport:
     slot: Slot
     phase: SlotPhase
     stored_bytes: int
     total_bytes: int
     problem: Problem | None = None
+    transfer: Transfer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +137,13 @@ class AgentHello:
     boot_id: str
     applied: Position
     tags: tuple[str, ...]
+    catalogue: CatalogueVersions = NO_CATALOGUE
+    # Variants wholly in its store, by manifest: what differences can be taken from.
+    held_manifests: tuple[Digest, ...] = ()
+    # Its link costs money: whole chunks only with a person's word.
+    is_metered: bool = False
+    # SHA-256 of the trust bundle that it uses.
+    trust_bundle_sha256: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

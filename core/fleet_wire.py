@@ -5,24 +5,37 @@ Decoding checks everything a peer can send: names, digests, bounds. What does no
 
 from datetime import UTC, datetime
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from core.digest import parse_digest
 from core.errors import InvalidName, InvalidRequest
 from core.fleet_state import (
     AgentHello,
+    CatalogueVersions,
     DesiredState,
+    MetadataFile,
     Position,
     Problem,
     PushResult,
     ReportedState,
+    SignedAssignment,
     Slot,
     SlotPhase,
     SlotReport,
+    Transfer,
 )
 from core.ids import ANY_AGENT, AgentId, ModelName, SiteId, VariantName, checked_name
+from protos.catalogue.v1 import catalogue_pb2
 from protos.fleet.v1 import fleet_pb2 as pb
 
 MAX_SLOTS = 256
 MAX_TAGS = 64
+MAX_HELD_MANIFESTS = 64
+# As promised in fleet.proto.
+MAX_METADATA_FILES = 64
+MAX_METADATA_BYTES = 8 << 20
+# Derived: 256 slots of three names and a digest stay below half of it.
+MAX_ASSIGNMENT_BYTES = 1 << 18
 # Peer text is kept for people to read, not for storage without end.
 MAX_TEXT_CHARS = 512
 # What fits into a signed 64-bit column; unsigned ones travel.
@@ -30,7 +43,10 @@ MAX_NUMBER = (1 << 63) - 1
 
 _PHASE_TO_WIRE = {
     SlotPhase.FETCHING: pb.SLOT_PHASE_FETCHING,
+    SlotPhase.WAITING: pb.SLOT_PHASE_WAITING,
+    SlotPhase.SELF_TEST: pb.SLOT_PHASE_SELF_TEST,
     SlotPhase.LOADING: pb.SLOT_PHASE_LOADING,
+    SlotPhase.PROBATION: pb.SLOT_PHASE_PROBATION,
     SlotPhase.READY: pb.SLOT_PHASE_READY,
     SlotPhase.FAILED: pb.SLOT_PHASE_FAILED,
 }
@@ -67,6 +83,8 @@ def encode_desired(state: DesiredState) -> pb.DesiredState:
         slots=[encode_slot(slot) for slot in state.slots],
     )
     message.issued_at.FromDatetime(state.issued_at)
+    if state.expires_at is not None:
+        message.expires_at.FromDatetime(state.expires_at)
     return message
 
 
@@ -76,7 +94,34 @@ def decode_desired(message: pb.DesiredState) -> DesiredState:
     if len({slot.model for slot in slots}) != len(slots):
         raise InvalidRequest("desired state: expected every model in one slot only")
     return DesiredState(
-        _decode_agent(message.agent_id), decode_position(message.position), _decode_instant(message), slots
+        _decode_agent(message.agent_id),
+        decode_position(message.position),
+        _decode_instant("issued_at", message.issued_at),
+        slots,
+        _decode_instant("expires_at", message.expires_at) if message.HasField("expires_at") else None,
+    )
+
+
+def encode_assignment(signed: SignedAssignment) -> pb.SignedAssignment:
+    return pb.SignedAssignment(
+        payload=signed.payload,
+        signature=signed.signature,
+        key_id=signed.key_id,
+        catalogue=[catalogue_pb2.MetadataFile(name=file.name, content=file.content) for file in signed.catalogue],
+    )
+
+
+def decode_assignment(message: pb.SignedAssignment) -> SignedAssignment:
+    """Return the assignment as it came: bounded, nothing of it verified."""
+    _require_at_most(MAX_ASSIGNMENT_BYTES, len(message.payload), "assignment: payload bytes")
+    _require_at_most(MAX_METADATA_FILES, len(message.catalogue), "assignment: metadata files")
+    total_bytes = sum(len(file.content) for file in message.catalogue)
+    _require_at_most(MAX_METADATA_BYTES, total_bytes, "assignment: metadata bytes")
+    return SignedAssignment(
+        message.payload,
+        message.signature,
+        message.key_id[:MAX_TEXT_CHARS],
+        tuple(MetadataFile(file.name[:MAX_TEXT_CHARS], file.content) for file in message.catalogue),
     )
 
 
@@ -88,11 +133,17 @@ def encode_hello(hello: AgentHello) -> pb.Hello:
         boot_id=hello.boot_id,
         applied=encode_position(hello.applied),
         tags=hello.tags,
+        catalogue=pb.CatalogueVersions(root=hello.catalogue.root, timestamp=hello.catalogue.timestamp),
+        held_manifests=hello.held_manifests,
+        metered=hello.is_metered,
+        trust_bundle_sha256=hello.trust_bundle_sha256,
     )
 
 
 def decode_hello(message: pb.Hello) -> AgentHello:
     _require_at_most(MAX_TAGS, len(message.tags), "tags")
+    _require_at_most(MAX_HELD_MANIFESTS, len(message.held_manifests), "held manifests")
+    _require_at_most(32, len(message.trust_bundle_sha256), "trust_bundle_sha256: bytes")
     return AgentHello(
         _decode_agent(message.agent_id),
         SiteId(checked_name(message.site, kind="site")),
@@ -100,6 +151,13 @@ def decode_hello(message: pb.Hello) -> AgentHello:
         message.boot_id[:MAX_TEXT_CHARS],
         decode_position(message.applied),
         tuple(tag[:MAX_TEXT_CHARS] for tag in message.tags),
+        CatalogueVersions(
+            _checked_number("catalogue root", message.catalogue.root),
+            _checked_number("catalogue timestamp", message.catalogue.timestamp),
+        ),
+        tuple(parse_digest(digest) for digest in message.held_manifests),
+        message.metered,
+        message.trust_bundle_sha256,
     )
 
 
@@ -138,6 +196,7 @@ def _encode_slot_report(report: SlotReport) -> pb.SlotReport:
         stored_bytes=report.stored_bytes,
         total_bytes=report.total_bytes,
         problem=None if report.problem is None else _encode_problem(report.problem),
+        transfer=None if report.transfer is None else _encode_transfer(report.transfer),
     )
 
 
@@ -152,6 +211,31 @@ def _decode_slot_report(message: pb.SlotReport) -> SlotReport:
         _checked_number("stored_bytes", message.stored_bytes),
         _checked_number("total_bytes", message.total_bytes),
         problem,
+        _decode_transfer(message.transfer) if message.HasField("transfer") else None,
+    )
+
+
+def _encode_transfer(transfer: Transfer) -> pb.Transfer:
+    return pb.Transfer(
+        wire_bytes=transfer.wire_bytes,
+        brought_bytes=transfer.brought_bytes,
+        rate_bytes_per_s=transfer.rate_bytes_per_s,
+        same_chunks=transfer.same_chunks,
+        raw_chunks=transfer.raw_chunks,
+        zstd_chunks=transfer.zstd_chunks,
+        difference_chunks=transfer.difference_chunks,
+    )
+
+
+def _decode_transfer(message: pb.Transfer) -> Transfer:
+    return Transfer(
+        _checked_number("wire_bytes", message.wire_bytes),
+        _checked_number("brought_bytes", message.brought_bytes),
+        _checked_number("rate_bytes_per_s", message.rate_bytes_per_s),
+        message.same_chunks,
+        message.raw_chunks,
+        message.zstd_chunks,
+        message.difference_chunks,
     )
 
 
@@ -170,11 +254,11 @@ def _decode_agent(text: str) -> AgentId:
     return agent_id
 
 
-def _decode_instant(message: pb.DesiredState) -> datetime:
+def _decode_instant(what: str, instant: Timestamp) -> datetime:
     try:
-        return message.issued_at.ToDatetime(tzinfo=UTC)
+        return instant.ToDatetime(tzinfo=UTC)
     except (ValueError, OverflowError) as error:
-        raise InvalidRequest(f"issued_at: expected an instant of the years 1 to 9999, got {error}") from error
+        raise InvalidRequest(f"{what}: expected an instant of the years 1 to 9999, got {error}") from error
 
 
 def _checked_number(what: str, number: int) -> int:

@@ -1,7 +1,8 @@
 """How gRPC is set up on both ends: message bounds, keepalive, credentials.
 
-Credentials come from the composition roots. `TransportCredentials.local()` proves only that the peer is on this
-machine: gRPC itself refuses any other peer, and no port may be bound beyond loopback.
+Credentials come from the composition roots. Between machines both ends show a certificate of the fleet's authority
+(`TlsIdentity`). On an agent's local face, bound to loopback, `TransportCredentials.local()` proves only that the peer is
+on this machine: gRPC itself refuses any other.
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import grpc
 import grpc.aio
 
 from core.addresses import Address
+from core.spiffe import CONTROLLER_DNS_NAME
 
 # Bound on one message in either direction: a request body of 16 MiB and its envelope.
 MAX_MESSAGE_BYTES = 17 << 20
@@ -53,6 +55,28 @@ class TransportCredentials:
         return cls(grpc.local_channel_credentials(), grpc.local_server_credentials())
 
 
-def open_channel(target: Address, credentials: TransportCredentials) -> grpc.aio.Channel:
-    """Return the one channel to `target` that this process keeps for its life; the caller closes it."""
+@dataclass(frozen=True, slots=True)
+class TlsIdentity:
+    """What a process of the fleet proves its identity with, and whom it believes; all three in PEM."""
+
+    certificate_chain: bytes
+    private_key: bytes
+    trust_bundle: bytes
+
+    def channel_credentials(self) -> grpc.ChannelCredentials:
+        return grpc.ssl_channel_credentials(self.trust_bundle, self.private_key, self.certificate_chain)
+
+
+# For channels with the credentials of a TlsIdentity: agents dial any address, and the peer must be the controller.
+MUTUAL_TLS_OPTIONS = [("grpc.ssl_target_name_override", CONTROLLER_DNS_NAME)]
+
+
+def open_channel(target: Address, credentials: TransportCredentials | TlsIdentity) -> grpc.aio.Channel:
+    """Return the one channel to `target` that this process keeps for its life; the caller closes it.
+
+    With a TlsIdentity the peer must be the fleet's controller, whatever its address.
+    """
+    if isinstance(credentials, TlsIdentity):
+        options = [*CHANNEL_OPTIONS, *MUTUAL_TLS_OPTIONS]
+        return grpc.aio.secure_channel(str(target), credentials.channel_credentials(), options=options)
     return grpc.aio.secure_channel(str(target), credentials.channel, options=CHANNEL_OPTIONS)

@@ -16,8 +16,9 @@ from core.errors import InvalidManifest
 from core.ids import Name
 from core.tensors import Datatype, TensorSpec
 
-# Chosen: a manifest with thousands of files stays far below it, a hostile one cannot fill memory.
-MAX_MANIFEST_BYTES = 1 << 20
+# Derived: about 60 bytes a chunk, so it holds for models of 64 GiB; a hostile one cannot fill memory.
+MAX_MANIFEST_BYTES = 4 << 20
+MAX_CHUNK_BYTES = 1 << 20
 # A variable dimension is -1; the bound keeps a product of dimensions inside 64 bits.
 Dimension = Annotated[int, Field(ge=-1, le=1 << 31)]
 DigestText = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
@@ -27,14 +28,38 @@ FilePath = Annotated[
 ]
 
 
+Tag = Annotated[str, Field(min_length=1, max_length=128)]
+
+
+def _is_absent(value: object) -> bool:
+    """Leave fields that came later out of the canonical bytes when they say nothing: old digests stay as they are."""
+    return value is None or value == ()
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+# Size in bytes, and the SHA-256 in base64url without padding: the shortest form that JSON carries.
+Chunk = tuple[
+    Annotated[int, Field(ge=1, le=MAX_CHUNK_BYTES)], Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{43}$")]
+]
+
+
 class File(_Part):
+    """A file of the variant. Its chunks, in order, are what travels to agents; see `core.chunks`."""
+
     path: FilePath
     digest: DigestText
     size_bytes: Annotated[int, Field(ge=0, le=1 << 40)]
+    # Empty when the file is empty, and in variants that are never delivered to agents.
+    chunks: Annotated[tuple[Chunk, ...], Field(max_length=1 << 16, exclude_if=_is_absent)] = ()
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        if self.chunks and (total_bytes := sum(size for size, _ in self.chunks)) != self.size_bytes:
+            raise ValueError(f"expected chunks of {self.size_bytes} bytes in all, got {total_bytes}")
+        return self
 
 
 class Signature(_Part):
@@ -76,6 +101,21 @@ class Batching(_Part):
     max_batch: Annotated[int, Field(ge=1, le=1024)] = 1
 
 
+class SelfTest(_Part):
+    """Golden inputs and the outputs that the publisher got; an agent asks them before it lets a variant serve.
+
+    `file` is an .npz with `input.<name>` and `output.<name>`, (samples, …) each: one run with a batch of all samples,
+    or one run per sample when the variant does not batch. Outputs are equal when |got - want| <= atol + rtol * |want|.
+    """
+
+    file: FilePath
+    rtol: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+    atol: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    # Bounds on one run after warm-up (95th percentile) and on the process; None: not judged.
+    max_latency_p95_ms: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    max_rss_bytes: Annotated[int, Field(gt=0)] | None = None
+
+
 class Lineage(_Part):
     """How the variant was made; `parent` is the manifest digest of the variant it was made from."""
 
@@ -97,6 +137,16 @@ class Manifest(_Part):
     batching: Batching = Batching()
     cascade: Cascade | None = None
     lineage: Lineage
+    # Grows with every release of the model; an agent installs nothing below the floor that the catalogue states, and
+    # nothing without one.
+    release_counter: Annotated[int, Field(ge=1, le=1 << 31)] | None = Field(default=None, exclude_if=_is_absent)
+    # Tags that an agent must have, for example "arch:x86_64".
+    requires: Annotated[tuple[Tag, ...], Field(max_length=32, exclude_if=_is_absent)] = ()
+    self_test: SelfTest | None = Field(default=None, exclude_if=_is_absent)
+    # Share of right answers on the publisher's held-out data, where it was measured.
+    accuracy_ratio: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = Field(
+        default=None, exclude_if=_is_absent
+    )
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
@@ -111,6 +161,8 @@ class Manifest(_Part):
                 raise ValueError("expected every name of an input or output once")
         if self.entry not in paths:
             raise ValueError(f"expected the entry {self.entry!r} among the files")
+        if self.self_test is not None and self.self_test.file not in paths:
+            raise ValueError(f"expected the self-test {self.self_test.file!r} among the files")
         if self.cascade is not None and self.cascade.score_output not in {output.name for output in self.outputs}:
             raise ValueError(f"expected the score output {self.cascade.score_output!r} among the outputs")
         return self

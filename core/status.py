@@ -20,6 +20,7 @@ class Status(NamedTuple):
 
 STATUS: dict[ErrorCode, Status] = {
     ErrorCode.INVALID_REQUEST: Status(grpc.StatusCode.INVALID_ARGUMENT, 400),
+    ErrorCode.UNAUTHENTICATED: Status(grpc.StatusCode.UNAUTHENTICATED, 401),
     ErrorCode.FORBIDDEN: Status(grpc.StatusCode.PERMISSION_DENIED, 403),
     ErrorCode.NOT_FOUND: Status(grpc.StatusCode.NOT_FOUND, 404),
     ErrorCode.CONFLICT: Status(grpc.StatusCode.ALREADY_EXISTS, 409),
@@ -28,12 +29,14 @@ STATUS: dict[ErrorCode, Status] = {
     ErrorCode.INTERNAL: Status(grpc.StatusCode.INTERNAL, 500),
     ErrorCode.INTEGRITY: Status(grpc.StatusCode.DATA_LOSS, 502),
     ErrorCode.UNAVAILABLE: Status(grpc.StatusCode.UNAVAILABLE, 503),
+    ErrorCode.DISK_FULL: Status(grpc.StatusCode.FAILED_PRECONDITION, 507),
     ErrorCode.DEADLINE_EXCEEDED: Status(grpc.StatusCode.DEADLINE_EXCEEDED, 504),
 }
 
 # The narrowest class that a bare code can stand for when an error arrives from a peer.
 _CLASS_OF_CODE: dict[ErrorCode, type[NanofleetError]] = {
     ErrorCode.INVALID_REQUEST: errors.InvalidRequest,
+    ErrorCode.UNAUTHENTICATED: errors.Unauthenticated,
     ErrorCode.FORBIDDEN: errors.Forbidden,
     ErrorCode.NOT_FOUND: errors.NotFound,
     ErrorCode.CONFLICT: errors.Conflict,
@@ -42,18 +45,16 @@ _CLASS_OF_CODE: dict[ErrorCode, type[NanofleetError]] = {
     ErrorCode.INTERNAL: errors.InternalError,
     ErrorCode.INTEGRITY: errors.IntegrityError,
     ErrorCode.UNAVAILABLE: errors.Unavailable,
+    ErrorCode.DISK_FULL: errors.DiskFull,
     ErrorCode.DEADLINE_EXCEEDED: errors.DeadlineExceeded,
 }
 # Statuses that only others send, where the default would mislead: trying again does not help.
 _CODE_OF_GRPC = {
-    grpc.StatusCode.UNAUTHENTICATED: ErrorCode.FORBIDDEN,
     grpc.StatusCode.UNIMPLEMENTED: ErrorCode.INVALID_REQUEST,
-    grpc.StatusCode.FAILED_PRECONDITION: ErrorCode.INVALID_REQUEST,
     grpc.StatusCode.UNKNOWN: ErrorCode.INTERNAL,
     **{status.grpc: code for code, status in STATUS.items()},
 }
 _CODE_OF_HTTP = {
-    401: ErrorCode.FORBIDDEN,
     408: ErrorCode.DEADLINE_EXCEEDED,
     **{status.http: code for code, status in STATUS.items()},
 }

@@ -16,7 +16,7 @@ from protos.artifacts.v1.artifacts_pb2_grpc import ArtifactServiceServicer
 # Chosen: 1 MiB in two minutes is 9 kB/s; slower receivers resume at their offset instead of holding a stream.
 SEND_TIMEOUT_S = 120.0
 
-Context = grpc.aio.ServicerContext[pb.FetchRequest, pb.Chunk]
+Context = grpc.aio.ServicerContext[pb.FetchRequest, pb.Piece]
 
 
 class Blobs(Protocol):
@@ -46,13 +46,13 @@ class ArtifactServicer(ArtifactServiceServicer):
         if offset > total_bytes:
             raise TooLarge(f"blob {digest}: expected an offset of at most {total_bytes}, got {offset}")
         if offset == total_bytes:
-            await self._write(pb.Chunk(offset=offset, total_bytes=total_bytes), context)
+            await self._write(pb.Piece(offset=offset, total_bytes=total_bytes), context)
         async with aclosing(self._blobs.open_range(digest, offset)) as blocks:
             async for block in blocks:
-                await self._write(pb.Chunk(offset=offset, data=block, total_bytes=total_bytes), context)
+                await self._write(pb.Piece(offset=offset, data=block, total_bytes=total_bytes), context)
                 offset += len(block)
 
-    async def _write(self, chunk: pb.Chunk, context: Context) -> None:
+    async def _write(self, chunk: pb.Piece, context: Context) -> None:
         try:
             async with asyncio.timeout(self._send_timeout_s):
                 await context.write(chunk)

@@ -129,6 +129,99 @@ deployments = Table(
     CheckConstraint("target_kind IN ('fleet', 'site', 'agent')", name="target_kind_known"),
 )
 
+# ---- identity -------------------------------------------------------------------------------------------------
+
+# Certificate authorities by the SHA-256 of their certificate; private keys are files, never here. `next` is trusted and
+# signs nothing yet, `active` signs, `retired` is trusted until its last certificate has expired.
+authorities = Table(
+    "authorities",
+    metadata,
+    Column("sha256", String(64), primary_key=True),
+    Column("certificate", Text, nullable=False),
+    Column("state", String(8), nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    # When it stopped signing; null before that.
+    Column("retired_us", BigInteger),
+    CheckConstraint("state IN ('next', 'active', 'retired')", name="state_known"),
+)
+
+enrolment_tokens = Table(
+    "enrolment_tokens",
+    metadata,
+    # What an operator calls it by; the secret itself is only ever shown once.
+    Column("id", String(16), primary_key=True),
+    Column("secret_sha256", String(64), nullable=False, unique=True),
+    Column("site", NAME, nullable=False),
+    # The one name it is good for; null: whichever the agent asks for or the controller chooses.
+    Column("agent", NAME),
+    Column("uses_left", Integer, nullable=False),
+    Column("created_by", NAME, nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    Column("expires_us", BigInteger, nullable=False),
+    CheckConstraint("uses_left >= 0", name="uses_left_counted"),
+)
+
+# One row per agent that was ever enrolled: the key it was certified for last, and whether it may come back.
+identities = Table(
+    "identities",
+    metadata,
+    Column("agent", NAME, primary_key=True),
+    Column("site", NAME, nullable=False),
+    # Public key in DER (SubjectPublicKeyInfo), and its SHA-256.
+    Column("public_key", LargeBinary, nullable=False),
+    Column("key_sha256", String(64), nullable=False),
+    Column("serial", String(40), nullable=False),
+    Column("not_after_us", BigInteger, nullable=False),
+    Column("enrolled_us", BigInteger, nullable=False),
+    Column("renewed_us", BigInteger, nullable=False),
+    # Both null or both set.
+    Column("banned_us", BigInteger),
+    Column("ban_reason", Text),
+)
+
+# ---- access ---------------------------------------------------------------------------------------------------
+
+operators = Table(
+    "operators",
+    metadata,
+    Column("name", NAME, primary_key=True),
+    Column("role", String(8), nullable=False),
+    # SHA-256 of the 256-bit secret: nothing to be guessed, so no slow hash is needed.
+    Column("secret_sha256", String(64), nullable=False, unique=True),
+    Column("created_us", BigInteger, nullable=False),
+    CheckConstraint("role IN ('viewer', 'operator', 'admin')", name="role_known"),
+)
+
+browser_sessions = Table(
+    "browser_sessions",
+    metadata,
+    Column("token_sha256", String(64), primary_key=True),
+    Column("operator", NAME, ForeignKey("operators.name", ondelete="CASCADE"), nullable=False),
+    Column("csrf_token", String(64), nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    Column("expires_us", BigInteger, nullable=False),
+)
+
+# ---- catalogue ------------------------------------------------------------------------------------------------
+
+# TUF metadata as signed; rows are never changed. `timestamp` is kept in its newest version only.
+catalogue_metadata = Table(
+    "catalogue_metadata",
+    metadata,
+    Column("role", String(80), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("content", LargeBinary, nullable=False),
+)
+
+# What waits for signatures from keys that are not on this machine.
+catalogue_staged = Table(
+    "catalogue_staged",
+    metadata,
+    Column("role", String(80), primary_key=True),
+    Column("content", LargeBinary, nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+)
+
 # ---- traces ---------------------------------------------------------------------------------------------------
 
 # The most recent spans; the oldest rows go first when the bound is passed.

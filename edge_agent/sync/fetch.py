@@ -49,7 +49,7 @@ T = TypeVar("T")
 class Chunks(Protocol):
     """One transfer under way; whoever is done with it cancels it."""
 
-    def __aiter__(self) -> AsyncIterator[pb.Chunk]: ...
+    def __aiter__(self) -> AsyncIterator[pb.Piece]: ...
 
     def cancel(self) -> bool: ...
 
@@ -156,7 +156,7 @@ class Fetch:
         finally:
             call.cancel()
 
-    async def _next_chunk(self, chunks: AsyncIterator[pb.Chunk], digest: Digest) -> pb.Chunk | None:
+    async def _next_chunk(self, chunks: AsyncIterator[pb.Piece], digest: Digest) -> pb.Piece | None:
         try:
             async with asyncio.timeout(self._limits.chunk_timeout_s):
                 return await anext(chunks, None)
@@ -182,7 +182,7 @@ class _Incoming:
     def is_whole(self) -> bool:
         return self.position == self._size_bytes
 
-    def accept(self, chunk: pb.Chunk) -> None:
+    def accept(self, chunk: pb.Piece) -> None:
         """Advance over `chunk`; raise IntegrityError, before any byte is kept, when it does not belong here."""
         if self._size_bytes is None and chunk.total_bytes <= MAX_MANIFEST_BYTES:
             self._size_bytes = chunk.total_bytes

@@ -52,7 +52,7 @@ async def test_a_pushed_model_is_fetched_loaded_reported_ready_and_answers(tmp_p
 async def test_an_agent_killed_in_the_middle_of_a_fetch_resumes_where_it_stopped(tmp_path: Path) -> None:
     shelf = Shelf(LARGE, chunk_bytes=100_000)
 
-    def stall_after_two_chunks(chunks: list[pb.Chunk]) -> list[Sent]:
+    def stall_after_two_chunks(chunks: list[pb.Piece]) -> list[Sent]:
         return [*chunks[:2], Silence()]
 
     shelf.faults.extend([list, list, stall_after_two_chunks])
@@ -73,7 +73,7 @@ async def test_an_agent_killed_in_the_middle_of_a_fetch_resumes_where_it_stopped
 async def test_corrupt_bytes_are_refused_and_fetched_again(tmp_path: Path) -> None:
     shelf = Shelf(LIGHT)
 
-    def corrupt(chunks: list[pb.Chunk]) -> list[Sent]:
+    def corrupt(chunks: list[pb.Piece]) -> list[Sent]:
         chunks[0].data = bytes(len(chunks[0].data))
         return list(chunks)
 

@@ -49,7 +49,7 @@ class Source:
     counting: CountingBlobs
     channel: grpc.aio.Channel
 
-    async def fetch(self, digest: str, offset: int = 0) -> list[pb.Chunk]:
+    async def fetch(self, digest: str, offset: int = 0) -> list[pb.Piece]:
         call = ArtifactServiceStub(self.channel).Fetch(pb.FetchRequest(digest=digest, offset=offset), timeout=20)
         return [chunk async for chunk in call]
 
@@ -103,7 +103,7 @@ async def test_an_offset_at_the_end_gives_one_empty_chunk_with_the_size(source: 
 
     chunks = await source.fetch(digest, len(content))
 
-    assert chunks == [pb.Chunk(offset=len(content), total_bytes=len(content))]
+    assert chunks == [pb.Piece(offset=len(content), total_bytes=len(content))]
 
 
 @pytest.mark.parametrize(

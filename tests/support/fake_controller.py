@@ -104,7 +104,7 @@ class ShelfServicer(ArtifactServiceServicer):
     async def Fetch(  # type: ignore[override]  # noqa: N802  # typed for both APIs; named by the protocol
         self,
         request: artifacts.FetchRequest,
-        context: "grpc.aio.ServicerContext[artifacts.FetchRequest, artifacts.Chunk]",
+        context: "grpc.aio.ServicerContext[artifacts.FetchRequest, artifacts.Piece]",
     ) -> None:
         try:
             async for chunk in self._shelf.stream(request):

@@ -23,9 +23,9 @@ class Silence:
     """The server says nothing any more."""
 
 
-Sent = pb.Chunk | NanofleetError | Silence
+Sent = pb.Piece | NanofleetError | Silence
 # Turns what one request should get into what it gets.
-Fault = Callable[[list[pb.Chunk]], Sequence[Sent]]
+Fault = Callable[[list[pb.Piece]], Sequence[Sent]]
 
 
 class Asked(NamedTuple):
@@ -57,7 +57,7 @@ class Shelf:
         """Return the offsets at which `digest` was asked for."""
         return [asked.offset for asked in self.asked if asked.digest == digest]
 
-    async def stream(self, request: pb.FetchRequest) -> AsyncIterator[pb.Chunk]:
+    async def stream(self, request: pb.FetchRequest) -> AsyncIterator[pb.Piece]:
         self.asked.append(Asked(request.digest, request.offset))
         self.open_streams += 1
         try:
@@ -72,14 +72,14 @@ class Shelf:
         finally:
             self.open_streams -= 1
 
-    def _chunks(self, request: pb.FetchRequest) -> list[pb.Chunk]:
+    def _chunks(self, request: pb.FetchRequest) -> list[pb.Piece]:
         content = self.blobs.get(request.digest)
         if content is None:
             raise NotFound(f"no blob {request.digest}")
         if request.offset > len(content):
             raise TooLarge(f"expected an offset of at most {len(content)}, got {request.offset}")
         return [
-            pb.Chunk(offset=at, data=content[at : at + self._chunk_bytes], total_bytes=len(content))
+            pb.Piece(offset=at, data=content[at : at + self._chunk_bytes], total_bytes=len(content))
             for at in range(request.offset, max(len(content), request.offset + 1), self._chunk_bytes)
         ]
 
@@ -87,11 +87,11 @@ class Shelf:
 class ShelfCall:
     """One call over the stub: what it gives, and whether it was cancelled at the end."""
 
-    def __init__(self, chunks: AsyncIterator[pb.Chunk]) -> None:
+    def __init__(self, chunks: AsyncIterator[pb.Piece]) -> None:
         self._chunks = chunks
         self.is_cancelled = False
 
-    async def __aiter__(self) -> AsyncIterator[pb.Chunk]:
+    async def __aiter__(self) -> AsyncIterator[pb.Piece]:
         try:
             async for chunk in self._chunks:
                 yield chunk

@@ -22,19 +22,38 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#protos/artifacts/v1/artifacts.proto\x12\x16nanofleet.artifacts.v1\".\n\x0c\x46\x65tchRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\":\n\x05\x43hunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x32\x61\n\x0f\x41rtifactService\x12N\n\x05\x46\x65tch\x12$.nanofleet.artifacts.v1.FetchRequest\x1a\x1d.nanofleet.artifacts.v1.Chunk0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#protos/artifacts/v1/artifacts.proto\x12\x16nanofleet.artifacts.v1\x1a\x1fgoogle/protobuf/timestamp.proto\".\n\x0c\x46\x65tchRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\":\n\x05Piece\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\"&\n\x14\x46\x65tchManifestRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"%\n\x12\x46\x65tchManifestReply\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\"\x8d\x01\n\x12\x46\x65tchChunksRequest\x12\x17\n\x0fmanifest_digest\x18\x01 \x01(\t\x12\x32\n\x06ranges\x18\x02 \x03(\x0b\x32\".nanofleet.artifacts.v1.ChunkRange\x12\x16\n\x0eheld_manifests\x18\x03 \x03(\t\x12\x12\n\ndelta_only\x18\x04 \x01(\x08\"*\n\nChunkRange\x12\r\n\x05\x66irst\x18\x01 \x01(\r\x12\r\n\x05\x63ount\x18\x02 \x01(\r\"\x82\x01\n\x10\x46\x65tchChunksReply\x12.\n\x05grant\x18\x01 \x01(\x0b\x32\x1d.nanofleet.artifacts.v1.GrantH\x00\x12\x35\n\x05\x63hunk\x18\x02 \x01(\x0b\x32$.nanofleet.artifacts.v1.EncodedChunkH\x00\x42\x07\n\x05reply\"L\n\x05Grant\x12\x13\n\x0b\x62ytes_per_s\x18\x01 \x01(\x04\x12.\n\nnot_before\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x88\x01\n\x0c\x45ncodedChunk\x12\r\n\x05index\x18\x01 \x01(\r\x12,\n\x05\x63odec\x18\x02 \x01(\x0e\x32\x1d.nanofleet.artifacts.v1.Codec\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x17\n\x0fsource_manifest\x18\x04 \x01(\t\x12\x14\n\x0csource_index\x18\x05 \x01(\r*S\n\x05\x43odec\x12\x15\n\x11\x43ODEC_UNSPECIFIED\x10\x00\x12\r\n\tCODEC_RAW\x10\x01\x12\x0e\n\nCODEC_ZSTD\x10\x02\x12\x14\n\x10\x43ODEC_DIFFERENCE\x10\x03\x32\x61\n\x0f\x41rtifactService\x12N\n\x05\x46\x65tch\x12$.nanofleet.artifacts.v1.FetchRequest\x1a\x1d.nanofleet.artifacts.v1.Piece0\x01\x32\xe3\x01\n\x0f\x44\x65liveryService\x12i\n\rFetchManifest\x12,.nanofleet.artifacts.v1.FetchManifestRequest\x1a*.nanofleet.artifacts.v1.FetchManifestReply\x12\x65\n\x0b\x46\x65tchChunks\x12*.nanofleet.artifacts.v1.FetchChunksRequest\x1a(.nanofleet.artifacts.v1.FetchChunksReply0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.artifacts.v1.artifacts_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FETCHREQUEST']._serialized_start=63
-  _globals['_FETCHREQUEST']._serialized_end=109
-  _globals['_CHUNK']._serialized_start=111
-  _globals['_CHUNK']._serialized_end=169
-  _globals['_ARTIFACTSERVICE']._serialized_start=171
-  _globals['_ARTIFACTSERVICE']._serialized_end=268
+  _globals['_CODEC']._serialized_start=821
+  _globals['_CODEC']._serialized_end=904
+  _globals['_FETCHREQUEST']._serialized_start=96
+  _globals['_FETCHREQUEST']._serialized_end=142
+  _globals['_PIECE']._serialized_start=144
+  _globals['_PIECE']._serialized_end=202
+  _globals['_FETCHMANIFESTREQUEST']._serialized_start=204
+  _globals['_FETCHMANIFESTREQUEST']._serialized_end=242
+  _globals['_FETCHMANIFESTREPLY']._serialized_start=244
+  _globals['_FETCHMANIFESTREPLY']._serialized_end=281
+  _globals['_FETCHCHUNKSREQUEST']._serialized_start=284
+  _globals['_FETCHCHUNKSREQUEST']._serialized_end=425
+  _globals['_CHUNKRANGE']._serialized_start=427
+  _globals['_CHUNKRANGE']._serialized_end=469
+  _globals['_FETCHCHUNKSREPLY']._serialized_start=472
+  _globals['_FETCHCHUNKSREPLY']._serialized_end=602
+  _globals['_GRANT']._serialized_start=604
+  _globals['_GRANT']._serialized_end=680
+  _globals['_ENCODEDCHUNK']._serialized_start=683
+  _globals['_ENCODEDCHUNK']._serialized_end=819
+  _globals['_ARTIFACTSERVICE']._serialized_start=906
+  _globals['_ARTIFACTSERVICE']._serialized_end=1003
+  _globals['_DELIVERYSERVICE']._serialized_start=1006
+  _globals['_DELIVERYSERVICE']._serialized_end=1233
 # @@protoc_insertion_point(module_scope)

@@ -4,8 +4,12 @@ isort:skip_file
 Content-addressed bytes, streamed from the controller to agents and to heavy-tier replicas."""
 
 import builtins
+import collections.abc
 import google.protobuf.descriptor
+import google.protobuf.internal.containers
+import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
+import google.protobuf.timestamp_pb2
 import sys
 import typing
 
@@ -15,6 +19,31 @@ else:
     import typing_extensions
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+
+class _Codec:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _CodecEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Codec.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    CODEC_UNSPECIFIED: _Codec.ValueType  # 0
+    CODEC_RAW: _Codec.ValueType  # 1
+    """The bytes themselves."""
+    CODEC_ZSTD: _Codec.ValueType  # 2
+    """One Zstandard frame (RFC 8878)."""
+    CODEC_DIFFERENCE: _Codec.ValueType  # 3
+    """The difference to another chunk, see core/delta.py."""
+
+class Codec(_Codec, metaclass=_CodecEnumTypeWrapper): ...
+
+CODEC_UNSPECIFIED: Codec.ValueType  # 0
+CODEC_RAW: Codec.ValueType  # 1
+"""The bytes themselves."""
+CODEC_ZSTD: Codec.ValueType  # 2
+"""One Zstandard frame (RFC 8878)."""
+CODEC_DIFFERENCE: Codec.ValueType  # 3
+"""The difference to another chunk, see core/delta.py."""
+Global___Codec: typing_extensions.TypeAlias = Codec
 
 @typing.final
 class FetchRequest(google.protobuf.message.Message):
@@ -37,7 +66,7 @@ class FetchRequest(google.protobuf.message.Message):
 Global___FetchRequest: typing_extensions.TypeAlias = FetchRequest
 
 @typing.final
-class Chunk(google.protobuf.message.Message):
+class Piece(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     OFFSET_FIELD_NUMBER: builtins.int
@@ -47,7 +76,7 @@ class Chunk(google.protobuf.message.Message):
     data: builtins.bytes
     """At most 1 MiB."""
     total_bytes: builtins.int
-    """Size of the whole blob in bytes; the same in every chunk."""
+    """Size of the whole blob in bytes; the same in every piece."""
     def __init__(
         self,
         *,
@@ -57,4 +86,158 @@ class Chunk(google.protobuf.message.Message):
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["data", b"data", "offset", b"offset", "total_bytes", b"total_bytes"]) -> None: ...
 
-Global___Chunk: typing_extensions.TypeAlias = Chunk
+Global___Piece: typing_extensions.TypeAlias = Piece
+
+@typing.final
+class FetchManifestRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: builtins.int
+    digest: builtins.str
+    def __init__(
+        self,
+        *,
+        digest: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["digest", b"digest"]) -> None: ...
+
+Global___FetchManifestRequest: typing_extensions.TypeAlias = FetchManifestRequest
+
+@typing.final
+class FetchManifestReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CONTENT_FIELD_NUMBER: builtins.int
+    content: builtins.bytes
+    def __init__(
+        self,
+        *,
+        content: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["content", b"content"]) -> None: ...
+
+Global___FetchManifestReply: typing_extensions.TypeAlias = FetchManifestReply
+
+@typing.final
+class FetchChunksRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MANIFEST_DIGEST_FIELD_NUMBER: builtins.int
+    RANGES_FIELD_NUMBER: builtins.int
+    HELD_MANIFESTS_FIELD_NUMBER: builtins.int
+    DELTA_ONLY_FIELD_NUMBER: builtins.int
+    manifest_digest: builtins.str
+    delta_only: builtins.bool
+    """A metered agent takes nothing but differences without a person's word."""
+    @property
+    def ranges(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ChunkRange]:
+        """What is wanted, as positions in the list of all chunks of all files of the manifest, ascending."""
+
+    @property
+    def held_manifests(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Manifests whose chunks are all in the agent's store; differences may refer to them. At most 16."""
+
+    def __init__(
+        self,
+        *,
+        manifest_digest: builtins.str = ...,
+        ranges: collections.abc.Iterable[Global___ChunkRange] | None = ...,
+        held_manifests: collections.abc.Iterable[builtins.str] | None = ...,
+        delta_only: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["delta_only", b"delta_only", "held_manifests", b"held_manifests", "manifest_digest", b"manifest_digest", "ranges", b"ranges"]) -> None: ...
+
+Global___FetchChunksRequest: typing_extensions.TypeAlias = FetchChunksRequest
+
+@typing.final
+class ChunkRange(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FIRST_FIELD_NUMBER: builtins.int
+    COUNT_FIELD_NUMBER: builtins.int
+    first: builtins.int
+    count: builtins.int
+    def __init__(
+        self,
+        *,
+        first: builtins.int = ...,
+        count: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["count", b"count", "first", b"first"]) -> None: ...
+
+Global___ChunkRange: typing_extensions.TypeAlias = ChunkRange
+
+@typing.final
+class FetchChunksReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GRANT_FIELD_NUMBER: builtins.int
+    CHUNK_FIELD_NUMBER: builtins.int
+    @property
+    def grant(self) -> Global___Grant: ...
+    @property
+    def chunk(self) -> Global___EncodedChunk: ...
+    def __init__(
+        self,
+        *,
+        grant: Global___Grant | None = ...,
+        chunk: Global___EncodedChunk | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["chunk", b"chunk", "grant", b"grant", "reply", b"reply"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["chunk", b"chunk", "grant", b"grant", "reply", b"reply"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["reply", b"reply"]) -> typing.Literal["grant", "chunk"] | None: ...
+
+Global___FetchChunksReply: typing_extensions.TypeAlias = FetchChunksReply
+
+@typing.final
+class Grant(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BYTES_PER_S_FIELD_NUMBER: builtins.int
+    NOT_BEFORE_FIELD_NUMBER: builtins.int
+    bytes_per_s: builtins.int
+    """How fast the controller means to send; 0: as fast as the agent takes it."""
+    @property
+    def not_before(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Set when the transfer has to wait for others."""
+
+    def __init__(
+        self,
+        *,
+        bytes_per_s: builtins.int = ...,
+        not_before: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["not_before", b"not_before"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["bytes_per_s", b"bytes_per_s", "not_before", b"not_before"]) -> None: ...
+
+Global___Grant: typing_extensions.TypeAlias = Grant
+
+@typing.final
+class EncodedChunk(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: builtins.int
+    CODEC_FIELD_NUMBER: builtins.int
+    DATA_FIELD_NUMBER: builtins.int
+    SOURCE_MANIFEST_FIELD_NUMBER: builtins.int
+    SOURCE_INDEX_FIELD_NUMBER: builtins.int
+    index: builtins.int
+    """Position in the manifest's list of chunks."""
+    codec: Global___Codec.ValueType
+    data: builtins.bytes
+    """At most the chunk's own size."""
+    source_manifest: builtins.str
+    """CODEC_DIFFERENCE: the chunk that the difference was taken from."""
+    source_index: builtins.int
+    def __init__(
+        self,
+        *,
+        index: builtins.int = ...,
+        codec: Global___Codec.ValueType = ...,
+        data: builtins.bytes = ...,
+        source_manifest: builtins.str = ...,
+        source_index: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["codec", b"codec", "data", b"data", "index", b"index", "source_index", b"source_index", "source_manifest", b"source_manifest"]) -> None: ...
+
+Global___EncodedChunk: typing_extensions.TypeAlias = EncodedChunk

@@ -37,7 +37,7 @@ class ArtifactServiceStub(object):
         self.Fetch = channel.unary_stream(
                 '/nanofleet.artifacts.v1.ArtifactService/Fetch',
                 request_serializer=protos_dot_artifacts_dot_v1_dot_artifacts__pb2.FetchRequest.SerializeToString,
-                response_deserializer=protos_dot_artifacts_dot_v1_dot_artifacts__pb2.Chunk.FromString,
+                response_deserializer=protos_dot_artifacts_dot_v1_dot_artifacts__pb2.Piece.FromString,
                 _registered_method=True)
 
 
@@ -45,10 +45,11 @@ class ArtifactServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Fetch(self, request, context):
-        """Streams the blob from `offset` to its end in order, in at least one chunk: with `offset` at the end (an empty
-        blob too) it is one empty chunk, which tells the size. The receiver verifies the digest over all bytes.
+        """Whole blobs, for heavy-tier replicas: streams the blob from `offset` to its end in order, in at least one piece:
+        with `offset` at the end (an empty blob too) it is one empty piece, which tells the size. The receiver verifies the
+        digest over all bytes.
         NOT_FOUND: no such blob. OUT_OF_RANGE: offset past the end. DEADLINE_EXCEEDED: the receiver did not take a
-        chunk for minutes; it may resume.
+        piece for minutes; it may resume.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -60,7 +61,7 @@ def add_ArtifactServiceServicer_to_server(servicer, server):
             'Fetch': grpc.unary_stream_rpc_method_handler(
                     servicer.Fetch,
                     request_deserializer=protos_dot_artifacts_dot_v1_dot_artifacts__pb2.FetchRequest.FromString,
-                    response_serializer=protos_dot_artifacts_dot_v1_dot_artifacts__pb2.Chunk.SerializeToString,
+                    response_serializer=protos_dot_artifacts_dot_v1_dot_artifacts__pb2.Piece.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -89,7 +90,127 @@ class ArtifactService(object):
             target,
             '/nanofleet.artifacts.v1.ArtifactService/Fetch',
             protos_dot_artifacts_dot_v1_dot_artifacts__pb2.FetchRequest.SerializeToString,
-            protos_dot_artifacts_dot_v1_dot_artifacts__pb2.Chunk.FromString,
+            protos_dot_artifacts_dot_v1_dot_artifacts__pb2.Piece.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class DeliveryServiceStub(object):
+    """Missing associated documentation comment in .proto file."""
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.FetchManifest = channel.unary_unary(
+                '/nanofleet.artifacts.v1.DeliveryService/FetchManifest',
+                request_serializer=protos_dot_artifacts_dot_v1_dot_artifacts__pb2.FetchManifestRequest.SerializeToString,
+                response_deserializer=protos_dot_artifacts_dot_v1_dot_artifacts__pb2.FetchManifestReply.FromString,
+                _registered_method=True)
+        self.FetchChunks = channel.unary_stream(
+                '/nanofleet.artifacts.v1.DeliveryService/FetchChunks',
+                request_serializer=protos_dot_artifacts_dot_v1_dot_artifacts__pb2.FetchChunksRequest.SerializeToString,
+                response_deserializer=protos_dot_artifacts_dot_v1_dot_artifacts__pb2.FetchChunksReply.FromString,
+                _registered_method=True)
+
+
+class DeliveryServiceServicer(object):
+    """Missing associated documentation comment in .proto file."""
+
+    def FetchManifest(self, request, context):
+        """Manifests, for agents; only of variants in the agent's desired state (PERMISSION_DENIED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FetchChunks(self, request, context):
+        """Chunks of one variant, for agents, in the order asked for. The first reply is the grant; with `not_before` in the
+        future the stream ends there, and the agent comes back then. Every chunk is sent in its smallest form that the
+        agent can decode; the receiver verifies each against the manifest.
+        PERMISSION_DENIED: not in the agent's desired state. FAILED_PRECONDITION: `delta_only`, and a chunk has no delta.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_DeliveryServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'FetchManifest': grpc.unary_unary_rpc_method_handler(
+                    servicer.FetchManifest,
+                    request_deserializer=protos_dot_artifacts_dot_v1_dot_artifacts__pb2.FetchManifestRequest.FromString,
+                    response_serializer=protos_dot_artifacts_dot_v1_dot_artifacts__pb2.FetchManifestReply.SerializeToString,
+            ),
+            'FetchChunks': grpc.unary_stream_rpc_method_handler(
+                    servicer.FetchChunks,
+                    request_deserializer=protos_dot_artifacts_dot_v1_dot_artifacts__pb2.FetchChunksRequest.FromString,
+                    response_serializer=protos_dot_artifacts_dot_v1_dot_artifacts__pb2.FetchChunksReply.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'nanofleet.artifacts.v1.DeliveryService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('nanofleet.artifacts.v1.DeliveryService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class DeliveryService(object):
+    """Missing associated documentation comment in .proto file."""
+
+    @staticmethod
+    def FetchManifest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nanofleet.artifacts.v1.DeliveryService/FetchManifest',
+            protos_dot_artifacts_dot_v1_dot_artifacts__pb2.FetchManifestRequest.SerializeToString,
+            protos_dot_artifacts_dot_v1_dot_artifacts__pb2.FetchManifestReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchChunks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/nanofleet.artifacts.v1.DeliveryService/FetchChunks',
+            protos_dot_artifacts_dot_v1_dot_artifacts__pb2.FetchChunksRequest.SerializeToString,
+            protos_dot_artifacts_dot_v1_dot_artifacts__pb2.FetchChunksReply.FromString,
             options,
             channel_credentials,
             insecure,

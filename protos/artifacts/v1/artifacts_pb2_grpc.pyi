@@ -29,15 +29,15 @@ _ArtifactServiceFetchType = typing_extensions.TypeVar(
     '_ArtifactServiceFetchType',
     grpc.UnaryStreamMultiCallable[
         protos.artifacts.v1.artifacts_pb2.FetchRequest,
-        protos.artifacts.v1.artifacts_pb2.Chunk,
+        protos.artifacts.v1.artifacts_pb2.Piece,
     ],
     grpc.aio.UnaryStreamMultiCallable[
         protos.artifacts.v1.artifacts_pb2.FetchRequest,
-        protos.artifacts.v1.artifacts_pb2.Chunk,
+        protos.artifacts.v1.artifacts_pb2.Piece,
     ],
     default=grpc.UnaryStreamMultiCallable[
         protos.artifacts.v1.artifacts_pb2.FetchRequest,
-        protos.artifacts.v1.artifacts_pb2.Chunk,
+        protos.artifacts.v1.artifacts_pb2.Piece,
     ],
 )
 
@@ -46,7 +46,7 @@ class ArtifactServiceStub(typing.Generic[_ArtifactServiceFetchType]):
     def __init__(self: ArtifactServiceStub[
         grpc.UnaryStreamMultiCallable[
             protos.artifacts.v1.artifacts_pb2.FetchRequest,
-            protos.artifacts.v1.artifacts_pb2.Chunk,
+            protos.artifacts.v1.artifacts_pb2.Piece,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -54,21 +54,22 @@ class ArtifactServiceStub(typing.Generic[_ArtifactServiceFetchType]):
     def __init__(self: ArtifactServiceStub[
         grpc.aio.UnaryStreamMultiCallable[
             protos.artifacts.v1.artifacts_pb2.FetchRequest,
-            protos.artifacts.v1.artifacts_pb2.Chunk,
+            protos.artifacts.v1.artifacts_pb2.Piece,
         ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     Fetch: _ArtifactServiceFetchType
-    """Streams the blob from `offset` to its end in order, in at least one chunk: with `offset` at the end (an empty
-    blob too) it is one empty chunk, which tells the size. The receiver verifies the digest over all bytes.
+    """Whole blobs, for heavy-tier replicas: streams the blob from `offset` to its end in order, in at least one piece:
+    with `offset` at the end (an empty blob too) it is one empty piece, which tells the size. The receiver verifies the
+    digest over all bytes.
     NOT_FOUND: no such blob. OUT_OF_RANGE: offset past the end. DEADLINE_EXCEEDED: the receiver did not take a
-    chunk for minutes; it may resume.
+    piece for minutes; it may resume.
     """
 
 ArtifactServiceAsyncStub: typing_extensions.TypeAlias = ArtifactServiceStub[
     grpc.aio.UnaryStreamMultiCallable[
         protos.artifacts.v1.artifacts_pb2.FetchRequest,
-        protos.artifacts.v1.artifacts_pb2.Chunk,
+        protos.artifacts.v1.artifacts_pb2.Piece,
     ],
 ]
 
@@ -78,11 +79,113 @@ class ArtifactServiceServicer(metaclass=abc.ABCMeta):
         self,
         request: protos.artifacts.v1.artifacts_pb2.FetchRequest,
         context: _ServicerContext,
-    ) -> typing.Union[collections.abc.Iterator[protos.artifacts.v1.artifacts_pb2.Chunk], collections.abc.AsyncIterator[protos.artifacts.v1.artifacts_pb2.Chunk]]:
-        """Streams the blob from `offset` to its end in order, in at least one chunk: with `offset` at the end (an empty
-        blob too) it is one empty chunk, which tells the size. The receiver verifies the digest over all bytes.
+    ) -> typing.Union[collections.abc.Iterator[protos.artifacts.v1.artifacts_pb2.Piece], collections.abc.AsyncIterator[protos.artifacts.v1.artifacts_pb2.Piece]]:
+        """Whole blobs, for heavy-tier replicas: streams the blob from `offset` to its end in order, in at least one piece:
+        with `offset` at the end (an empty blob too) it is one empty piece, which tells the size. The receiver verifies the
+        digest over all bytes.
         NOT_FOUND: no such blob. OUT_OF_RANGE: offset past the end. DEADLINE_EXCEEDED: the receiver did not take a
-        chunk for minutes; it may resume.
+        piece for minutes; it may resume.
         """
 
 def add_ArtifactServiceServicer_to_server(servicer: ArtifactServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
+
+_DeliveryServiceFetchManifestType = typing_extensions.TypeVar(
+    '_DeliveryServiceFetchManifestType',
+    grpc.UnaryUnaryMultiCallable[
+        protos.artifacts.v1.artifacts_pb2.FetchManifestRequest,
+        protos.artifacts.v1.artifacts_pb2.FetchManifestReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        protos.artifacts.v1.artifacts_pb2.FetchManifestRequest,
+        protos.artifacts.v1.artifacts_pb2.FetchManifestReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        protos.artifacts.v1.artifacts_pb2.FetchManifestRequest,
+        protos.artifacts.v1.artifacts_pb2.FetchManifestReply,
+    ],
+)
+
+_DeliveryServiceFetchChunksType = typing_extensions.TypeVar(
+    '_DeliveryServiceFetchChunksType',
+    grpc.UnaryStreamMultiCallable[
+        protos.artifacts.v1.artifacts_pb2.FetchChunksRequest,
+        protos.artifacts.v1.artifacts_pb2.FetchChunksReply,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        protos.artifacts.v1.artifacts_pb2.FetchChunksRequest,
+        protos.artifacts.v1.artifacts_pb2.FetchChunksReply,
+    ],
+    default=grpc.UnaryStreamMultiCallable[
+        protos.artifacts.v1.artifacts_pb2.FetchChunksRequest,
+        protos.artifacts.v1.artifacts_pb2.FetchChunksReply,
+    ],
+)
+
+class DeliveryServiceStub(typing.Generic[_DeliveryServiceFetchManifestType, _DeliveryServiceFetchChunksType]):
+    @typing.overload
+    def __init__(self: DeliveryServiceStub[
+        grpc.UnaryUnaryMultiCallable[
+            protos.artifacts.v1.artifacts_pb2.FetchManifestRequest,
+            protos.artifacts.v1.artifacts_pb2.FetchManifestReply,
+        ],
+        grpc.UnaryStreamMultiCallable[
+            protos.artifacts.v1.artifacts_pb2.FetchChunksRequest,
+            protos.artifacts.v1.artifacts_pb2.FetchChunksReply,
+        ],
+    ], channel: grpc.Channel) -> None: ...
+
+    @typing.overload
+    def __init__(self: DeliveryServiceStub[
+        grpc.aio.UnaryUnaryMultiCallable[
+            protos.artifacts.v1.artifacts_pb2.FetchManifestRequest,
+            protos.artifacts.v1.artifacts_pb2.FetchManifestReply,
+        ],
+        grpc.aio.UnaryStreamMultiCallable[
+            protos.artifacts.v1.artifacts_pb2.FetchChunksRequest,
+            protos.artifacts.v1.artifacts_pb2.FetchChunksReply,
+        ],
+    ], channel: grpc.aio.Channel) -> None: ...
+
+    FetchManifest: _DeliveryServiceFetchManifestType
+    """Manifests, for agents; only of variants in the agent's desired state (PERMISSION_DENIED)."""
+
+    FetchChunks: _DeliveryServiceFetchChunksType
+    """Chunks of one variant, for agents, in the order asked for. The first reply is the grant; with `not_before` in the
+    future the stream ends there, and the agent comes back then. Every chunk is sent in its smallest form that the
+    agent can decode; the receiver verifies each against the manifest.
+    PERMISSION_DENIED: not in the agent's desired state. FAILED_PRECONDITION: `delta_only`, and a chunk has no delta.
+    """
+
+DeliveryServiceAsyncStub: typing_extensions.TypeAlias = DeliveryServiceStub[
+    grpc.aio.UnaryUnaryMultiCallable[
+        protos.artifacts.v1.artifacts_pb2.FetchManifestRequest,
+        protos.artifacts.v1.artifacts_pb2.FetchManifestReply,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        protos.artifacts.v1.artifacts_pb2.FetchChunksRequest,
+        protos.artifacts.v1.artifacts_pb2.FetchChunksReply,
+    ],
+]
+
+class DeliveryServiceServicer(metaclass=abc.ABCMeta):
+    @abc.abstractmethod
+    def FetchManifest(
+        self,
+        request: protos.artifacts.v1.artifacts_pb2.FetchManifestRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[protos.artifacts.v1.artifacts_pb2.FetchManifestReply, collections.abc.Awaitable[protos.artifacts.v1.artifacts_pb2.FetchManifestReply]]:
+        """Manifests, for agents; only of variants in the agent's desired state (PERMISSION_DENIED)."""
+
+    @abc.abstractmethod
+    def FetchChunks(
+        self,
+        request: protos.artifacts.v1.artifacts_pb2.FetchChunksRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[protos.artifacts.v1.artifacts_pb2.FetchChunksReply], collections.abc.AsyncIterator[protos.artifacts.v1.artifacts_pb2.FetchChunksReply]]:
+        """Chunks of one variant, for agents, in the order asked for. The first reply is the grant; with `not_before` in the
+        future the stream ends there, and the agent comes back then. Every chunk is sent in its smallest form that the
+        agent can decode; the receiver verifies each against the manifest.
+        PERMISSION_DENIED: not in the agent's desired state. FAILED_PRECONDITION: `delta_only`, and a chunk has no delta.
+        """
+
+def add_DeliveryServiceServicer_to_server(servicer: DeliveryServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

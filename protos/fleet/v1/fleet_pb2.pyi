@@ -14,6 +14,7 @@ import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import google.protobuf.timestamp_pb2
+import protos.catalogue.v1.catalogue_pb2
 import sys
 import typing
 
@@ -35,6 +36,12 @@ class _SlotPhaseEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enum
     SLOT_PHASE_LOADING: _SlotPhase.ValueType  # 2
     SLOT_PHASE_READY: _SlotPhase.ValueType  # 3
     SLOT_PHASE_FAILED: _SlotPhase.ValueType  # 4
+    SLOT_PHASE_SELF_TEST: _SlotPhase.ValueType  # 5
+    """Loaded in a process of its own and asked the golden inputs."""
+    SLOT_PHASE_PROBATION: _SlotPhase.ValueType  # 6
+    """Serving, but the one before it is kept at hand; then READY, or FAILED and rolled back."""
+    SLOT_PHASE_WAITING: _SlotPhase.ValueType  # 7
+    """A metered agent needs whole chunks and waits for a person's word."""
 
 class SlotPhase(_SlotPhase, metaclass=_SlotPhaseEnumTypeWrapper): ...
 
@@ -43,6 +50,12 @@ SLOT_PHASE_FETCHING: SlotPhase.ValueType  # 1
 SLOT_PHASE_LOADING: SlotPhase.ValueType  # 2
 SLOT_PHASE_READY: SlotPhase.ValueType  # 3
 SLOT_PHASE_FAILED: SlotPhase.ValueType  # 4
+SLOT_PHASE_SELF_TEST: SlotPhase.ValueType  # 5
+"""Loaded in a process of its own and asked the golden inputs."""
+SLOT_PHASE_PROBATION: SlotPhase.ValueType  # 6
+"""Serving, but the one before it is kept at hand; then READY, or FAILED and rolled back."""
+SLOT_PHASE_WAITING: SlotPhase.ValueType  # 7
+"""A metered agent needs whole chunks and waits for a person's word."""
 Global___SlotPhase: typing_extensions.TypeAlias = SlotPhase
 
 @typing.final
@@ -77,19 +90,31 @@ class ControllerMessage(google.protobuf.message.Message):
 
     WELCOME_FIELD_NUMBER: builtins.int
     DESIRED_FIELD_NUMBER: builtins.int
+    ASSIGNMENT_FIELD_NUMBER: builtins.int
+    TRUST_BUNDLE_FIELD_NUMBER: builtins.int
+    TRANSFER_FIELD_NUMBER: builtins.int
     @property
     def welcome(self) -> Global___Welcome: ...
     @property
     def desired(self) -> Global___DesiredState: ...
+    @property
+    def assignment(self) -> Global___SignedAssignment: ...
+    @property
+    def trust_bundle(self) -> Global___TrustBundle: ...
+    @property
+    def transfer(self) -> Global___TransferPermission: ...
     def __init__(
         self,
         *,
         welcome: Global___Welcome | None = ...,
         desired: Global___DesiredState | None = ...,
+        assignment: Global___SignedAssignment | None = ...,
+        trust_bundle: Global___TrustBundle | None = ...,
+        transfer: Global___TransferPermission | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["desired", b"desired", "message", b"message", "welcome", b"welcome"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["desired", b"desired", "message", b"message", "welcome", b"welcome"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["welcome", "desired"] | None: ...
+    def HasField(self, field_name: typing.Literal["assignment", b"assignment", "desired", b"desired", "message", b"message", "transfer", b"transfer", "trust_bundle", b"trust_bundle", "welcome", b"welcome"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["assignment", b"assignment", "desired", b"desired", "message", b"message", "transfer", b"transfer", "trust_bundle", b"trust_bundle", "welcome", b"welcome"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["welcome", "desired", "assignment", "trust_bundle", "transfer"] | None: ...
 
 Global___ControllerMessage: typing_extensions.TypeAlias = ControllerMessage
 
@@ -123,11 +148,19 @@ class Hello(google.protobuf.message.Message):
     BOOT_ID_FIELD_NUMBER: builtins.int
     APPLIED_FIELD_NUMBER: builtins.int
     TAGS_FIELD_NUMBER: builtins.int
+    CATALOGUE_FIELD_NUMBER: builtins.int
+    HELD_MANIFESTS_FIELD_NUMBER: builtins.int
+    METERED_FIELD_NUMBER: builtins.int
+    TRUST_BUNDLE_SHA256_FIELD_NUMBER: builtins.int
     agent_id: builtins.str
     site: builtins.str
     software_version: builtins.str
     boot_id: builtins.str
     """New at every start of the agent process; tells a reconnect from a restart."""
+    metered: builtins.bool
+    """The agent's link costs money: nothing but differences is sent without a person's word."""
+    trust_bundle_sha256: builtins.bytes
+    """SHA-256 of the certificate authorities that the agent trusts (its trust bundle, PEM)."""
     @property
     def applied(self) -> Global___Position:
         """The desired state the agent last applied; (0, 0) when it has none."""
@@ -135,6 +168,14 @@ class Hello(google.protobuf.message.Message):
     @property
     def tags(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Capabilities and hardware, for example "arch:x86_64"."""
+
+    @property
+    def catalogue(self) -> Global___CatalogueVersions:
+        """Newest catalogue metadata that the agent holds; what is newer rides along with the next assignment."""
+
+    @property
+    def held_manifests(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Digests of the manifests whose chunks are all in the agent's store: what differences can be taken from. At most 64."""
 
     def __init__(
         self,
@@ -145,11 +186,35 @@ class Hello(google.protobuf.message.Message):
         boot_id: builtins.str = ...,
         applied: Global___Position | None = ...,
         tags: collections.abc.Iterable[builtins.str] | None = ...,
+        catalogue: Global___CatalogueVersions | None = ...,
+        held_manifests: collections.abc.Iterable[builtins.str] | None = ...,
+        metered: builtins.bool = ...,
+        trust_bundle_sha256: builtins.bytes = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["applied", b"applied"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "applied", b"applied", "boot_id", b"boot_id", "site", b"site", "software_version", b"software_version", "tags", b"tags"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["applied", b"applied", "catalogue", b"catalogue"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "applied", b"applied", "boot_id", b"boot_id", "catalogue", b"catalogue", "held_manifests", b"held_manifests", "metered", b"metered", "site", b"site", "software_version", b"software_version", "tags", b"tags", "trust_bundle_sha256", b"trust_bundle_sha256"]) -> None: ...
 
 Global___Hello: typing_extensions.TypeAlias = Hello
+
+@typing.final
+class CatalogueVersions(google.protobuf.message.Message):
+    """Versions of the catalogue's metadata; 0: none."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROOT_FIELD_NUMBER: builtins.int
+    TIMESTAMP_FIELD_NUMBER: builtins.int
+    root: builtins.int
+    timestamp: builtins.int
+    def __init__(
+        self,
+        *,
+        root: builtins.int = ...,
+        timestamp: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["root", b"root", "timestamp", b"timestamp"]) -> None: ...
+
+Global___CatalogueVersions: typing_extensions.TypeAlias = CatalogueVersions
 
 @typing.final
 class Welcome(google.protobuf.message.Message):
@@ -173,6 +238,76 @@ class Welcome(google.protobuf.message.Message):
 Global___Welcome: typing_extensions.TypeAlias = Welcome
 
 @typing.final
+class SignedAssignment(google.protobuf.message.Message):
+    """A desired state and the director's signature over it. The agent installs nothing that is new to it unless the
+    signature, the expiry and the catalogue all say so; TLS alone authorises no install.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PAYLOAD_FIELD_NUMBER: builtins.int
+    SIGNATURE_FIELD_NUMBER: builtins.int
+    KEY_ID_FIELD_NUMBER: builtins.int
+    CATALOGUE_FIELD_NUMBER: builtins.int
+    payload: builtins.bytes
+    """DesiredState in its wire form; the signature is over "nanofleet assignment v1\\n" and these bytes as they are."""
+    signature: builtins.bytes
+    """Ed25519, 64 bytes."""
+    key_id: builtins.str
+    """Which of the director's keys in the catalogue made it: SHA-256 of the raw public key, in hexadecimal digits."""
+    @property
+    def catalogue(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[protos.catalogue.v1.catalogue_pb2.MetadataFile]:
+        """Catalogue metadata newer than Hello.catalogue, so that verifying needs no round trip. Not trusted: TUF's own
+        signatures are. At most 64 files and 8 MiB in all; what does not fit is fetched by CatalogueService.
+        """
+
+    def __init__(
+        self,
+        *,
+        payload: builtins.bytes = ...,
+        signature: builtins.bytes = ...,
+        key_id: builtins.str = ...,
+        catalogue: collections.abc.Iterable[protos.catalogue.v1.catalogue_pb2.MetadataFile] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["catalogue", b"catalogue", "key_id", b"key_id", "payload", b"payload", "signature", b"signature"]) -> None: ...
+
+Global___SignedAssignment: typing_extensions.TypeAlias = SignedAssignment
+
+@typing.final
+class TrustBundle(google.protobuf.message.Message):
+    """The certificate authorities to trust from now on; sent when Hello names others."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PEM_FIELD_NUMBER: builtins.int
+    pem: builtins.bytes
+    def __init__(
+        self,
+        *,
+        pem: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["pem", b"pem"]) -> None: ...
+
+Global___TrustBundle: typing_extensions.TypeAlias = TrustBundle
+
+@typing.final
+class TransferPermission(google.protobuf.message.Message):
+    """A person's word that a metered agent may fetch whole chunks for this variant."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MANIFEST_DIGEST_FIELD_NUMBER: builtins.int
+    manifest_digest: builtins.str
+    def __init__(
+        self,
+        *,
+        manifest_digest: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["manifest_digest", b"manifest_digest"]) -> None: ...
+
+Global___TransferPermission: typing_extensions.TypeAlias = TransferPermission
+
+@typing.final
 class DesiredState(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -180,6 +315,7 @@ class DesiredState(google.protobuf.message.Message):
     POSITION_FIELD_NUMBER: builtins.int
     ISSUED_AT_FIELD_NUMBER: builtins.int
     SLOTS_FIELD_NUMBER: builtins.int
+    EXPIRES_AT_FIELD_NUMBER: builtins.int
     agent_id: builtins.str
     @property
     def position(self) -> Global___Position: ...
@@ -187,6 +323,10 @@ class DesiredState(google.protobuf.message.Message):
     def issued_at(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
     def slots(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Slot]: ...
+    @property
+    def expires_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Past it nothing new is installed by this state; what runs goes on running."""
+
     def __init__(
         self,
         *,
@@ -194,9 +334,10 @@ class DesiredState(google.protobuf.message.Message):
         position: Global___Position | None = ...,
         issued_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         slots: collections.abc.Iterable[Global___Slot] | None = ...,
+        expires_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["issued_at", b"issued_at", "position", b"position"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "issued_at", b"issued_at", "position", b"position", "slots", b"slots"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["expires_at", b"expires_at", "issued_at", b"issued_at", "position", b"position"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "expires_at", b"expires_at", "issued_at", b"issued_at", "position", b"position", "slots", b"slots"]) -> None: ...
 
 Global___DesiredState: typing_extensions.TypeAlias = DesiredState
 
@@ -314,6 +455,7 @@ class SlotReport(google.protobuf.message.Message):
     STORED_BYTES_FIELD_NUMBER: builtins.int
     TOTAL_BYTES_FIELD_NUMBER: builtins.int
     PROBLEM_FIELD_NUMBER: builtins.int
+    TRANSFER_FIELD_NUMBER: builtins.int
     phase: Global___SlotPhase.ValueType
     stored_bytes: builtins.int
     """Bytes of the slot's files now in the agent's store, and the sum of their sizes."""
@@ -322,7 +464,11 @@ class SlotReport(google.protobuf.message.Message):
     def slot(self) -> Global___Slot: ...
     @property
     def problem(self) -> Global___Problem:
-        """Set when phase is SLOT_PHASE_FAILED."""
+        """Set when phase is SLOT_PHASE_FAILED or SLOT_PHASE_WAITING, and while a failure will be tried again."""
+
+    @property
+    def transfer(self) -> Global___Transfer:
+        """The last or present transfer of the slot's files."""
 
     def __init__(
         self,
@@ -332,8 +478,48 @@ class SlotReport(google.protobuf.message.Message):
         stored_bytes: builtins.int = ...,
         total_bytes: builtins.int = ...,
         problem: Global___Problem | None = ...,
+        transfer: Global___Transfer | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["problem", b"problem", "slot", b"slot"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["phase", b"phase", "problem", b"problem", "slot", b"slot", "stored_bytes", b"stored_bytes", "total_bytes", b"total_bytes"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["problem", b"problem", "slot", b"slot", "transfer", b"transfer"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["phase", b"phase", "problem", b"problem", "slot", b"slot", "stored_bytes", b"stored_bytes", "total_bytes", b"total_bytes", "transfer", b"transfer"]) -> None: ...
 
 Global___SlotReport: typing_extensions.TypeAlias = SlotReport
+
+@typing.final
+class Transfer(google.protobuf.message.Message):
+    """What a transfer cost and saved."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WIRE_BYTES_FIELD_NUMBER: builtins.int
+    BROUGHT_BYTES_FIELD_NUMBER: builtins.int
+    RATE_BYTES_PER_S_FIELD_NUMBER: builtins.int
+    SAME_CHUNKS_FIELD_NUMBER: builtins.int
+    RAW_CHUNKS_FIELD_NUMBER: builtins.int
+    ZSTD_CHUNKS_FIELD_NUMBER: builtins.int
+    DIFFERENCE_CHUNKS_FIELD_NUMBER: builtins.int
+    wire_bytes: builtins.int
+    """Bytes of encoded chunks that were received."""
+    brought_bytes: builtins.int
+    """Bytes of the chunks that were brought in so far, decoded, those that were in the store already included."""
+    rate_bytes_per_s: builtins.int
+    """Received bytes a second, over the last seconds."""
+    same_chunks: builtins.int
+    """Chunks by how they came: found in the store, raw, compressed, as a difference."""
+    raw_chunks: builtins.int
+    zstd_chunks: builtins.int
+    difference_chunks: builtins.int
+    def __init__(
+        self,
+        *,
+        wire_bytes: builtins.int = ...,
+        brought_bytes: builtins.int = ...,
+        rate_bytes_per_s: builtins.int = ...,
+        same_chunks: builtins.int = ...,
+        raw_chunks: builtins.int = ...,
+        zstd_chunks: builtins.int = ...,
+        difference_chunks: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["brought_bytes", b"brought_bytes", "difference_chunks", b"difference_chunks", "rate_bytes_per_s", b"rate_bytes_per_s", "raw_chunks", b"raw_chunks", "same_chunks", b"same_chunks", "wire_bytes", b"wire_bytes", "zstd_chunks", b"zstd_chunks"]) -> None: ...
+
+Global___Transfer: typing_extensions.TypeAlias = Transfer

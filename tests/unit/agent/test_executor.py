@@ -254,7 +254,7 @@ async def test_a_newer_state_overtakes_a_fetch_that_it_does_not_want(agent: Agen
 async def test_a_fetch_that_the_newer_state_wants_too_goes_on(agent: Agent) -> None:
     arrive = asyncio.Event()
 
-    def first_and_wait(chunks: list[pb.Chunk]) -> list[Sent]:
+    def first_and_wait(chunks: list[pb.Piece]) -> list[Sent]:
         arrive.set()
         return list(chunks)
 

@@ -65,8 +65,8 @@ def cut_after(count: int, then: Sent | None = None) -> Fault:
     return lambda chunks: [*chunks[:count], *([then] if then is not None else [])]
 
 
-def changed(change: Callable[[pb.Chunk], None], *, at: int) -> Fault:
-    def apply(chunks: list[pb.Chunk]) -> Sequence[Sent]:
+def changed(change: Callable[[pb.Piece], None], *, at: int) -> Fault:
+    def apply(chunks: list[pb.Piece]) -> Sequence[Sent]:
         change(chunks[at])
         return chunks
 

@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from core import errors
-from core.errors import ErrorCode, Forbidden, InternalError, InvalidRequest, NanofleetError, Unavailable
+from core.errors import ErrorCode, InternalError, InvalidRequest, NanofleetError, Unavailable
 from core.status import STATUS, error_from_grpc, error_from_http
 
 
@@ -60,7 +60,7 @@ def test_the_docstring_draws_every_class_of_the_tree() -> None:
     ("status", "kind"),
     [
         (grpc.StatusCode.CANCELLED, Unavailable), (grpc.StatusCode.ABORTED, Unavailable),
-        (grpc.StatusCode.UNAUTHENTICATED, Forbidden), (grpc.StatusCode.UNKNOWN, InternalError),
+        (grpc.StatusCode.UNKNOWN, InternalError),
         (grpc.StatusCode.UNIMPLEMENTED, InvalidRequest),
     ],
 )  # fmt: skip
@@ -70,7 +70,7 @@ def test_a_grpc_status_that_only_others_send_has_a_meaning(status: grpc.StatusCo
 
 @pytest.mark.parametrize(
     ("status", "kind"),
-    [(401, Forbidden), (405, InvalidRequest), (422, InvalidRequest), (520, Unavailable), (302, Unavailable)],
+    [(405, InvalidRequest), (422, InvalidRequest), (520, Unavailable), (302, Unavailable)],
 )
 def test_an_http_status_that_only_others_send_has_a_meaning(status: int, kind: type[NanofleetError]) -> None:
     assert type(error_from_http(status, "")) is kind

@@ -1,0 +1,1 @@
+"""Who may operate: operators with roles, their secrets, and browser sessions."""

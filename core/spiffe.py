@@ -1,0 +1,50 @@
+"""Who a peer is, as its certificate says: `spiffe://<trust domain>/<role>/<name>` (SPIFFE-ID 1.0, section 2).
+
+The trust domain is the fleet's. One certificate names one role; what a role may call stands in one table
+(`controller.api.policy`).
+"""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+from core.errors import Untrusted
+from core.ids import checked_name
+
+# The DNS name in the controller's certificate, and the only DNS name that the fleet's authority ever certifies: agents
+# dial whatever address they are given and ask for this name.
+CONTROLLER_DNS_NAME = "controller.nanofleet.internal"
+# SPIFFE-ID 1.0, section 2.1: lower-case letters, digits, dots, dashes, underscores; at most 255 bytes.
+_PATTERN = re.compile(r"spiffe://([a-z0-9._-]{1,255})/([a-z]{1,32})/([^/]{1,64})")
+
+
+class Role(StrEnum):
+    AGENT = "agent"
+    # A replica of the heavy tier.
+    HEAVY = "heavy"
+    # A program that asks the gateway or sends spans: an application, a device's gateway.
+    APPLICATION = "application"
+    CONTROLLER = "controller"
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    domain: str
+    role: Role
+    name: str
+
+    def __str__(self) -> str:
+        return f"spiffe://{self.domain}/{self.role}/{self.name}"
+
+
+def parse_spiffe(uri: str) -> Peer:
+    """Return who `uri` names.
+
+    Raises:
+        Untrusted: it is no SPIFFE id of ours.
+        InvalidName: the name is not well formed.
+    """
+    match = _PATTERN.fullmatch(uri)
+    if match is None or match[2] not in set(Role):
+        raise Untrusted(f"certificate: expected spiffe://<domain>/<role>/<name>, got {uri[:120]!r}")
+    return Peer(match[1], Role(match[2]), checked_name(match[3], kind="certificate"))

@@ -1,0 +1,1 @@
+"""What this agent believes: the TUF catalogue and signed assignments, verified in a process of their own."""
