@@ -1,8 +1,8 @@
 """How gRPC is set up on both ends: message bounds, keepalive, credentials.
 
 Credentials come from the composition roots. Between machines both ends show a certificate of the fleet's authority
-(`TlsIdentity`). On an agent's local face, bound to loopback, `TransportCredentials.local()` proves only that the peer is
-on this machine: gRPC itself refuses any other.
+(`TlsIdentity`). On an agent's local face, bound to loopback, `TransportCredentials.local()` proves only that the peer
+is on this machine: gRPC itself refuses any other.
 """
 
 from dataclasses import dataclass
