@@ -1,0 +1,1 @@
+"""Faults and attacks, one test each, by the ids of the table in docs/security.md."""
