@@ -24,12 +24,13 @@ from core.addresses import Address, parse_address
 from core.atomic_files import write_atomically
 from core.clock import SystemClock
 from core.errors import Conflict, NanofleetError
-from core.fleet_state import AgentHello, DesiredState
+from core.fleet_state import AgentHello
 from core.grpc_transport import TransportCredentials, open_channel
 from core.ids import AgentId, SiteId
 from core.logs import configure_logging
 from core.tasks import supervise
 from core.telemetry import Tracing, TracingSettings
+from edge_agent.activation.journal import Journal
 from edge_agent.cascade.offload import Offload
 from edge_agent.data_plane import EdgeDataPlane
 from edge_agent.front.grpc import GrpcFront
@@ -99,14 +100,13 @@ class _Agent:
         self._offload = Offload(channel, settings.offload, clock=clock)
         self._plane = EdgeDataPlane(self._pool, self._offload, tracing=self._tracing, clock=clock)
         closing.push_async_callback(self._plane.close)
-        store = ContentStore(folder.store)
+        store, journal = ContentStore(folder.store), _own(Journal(folder.journal, clock=clock), settings)
         sync = settings.sync
         limits = FetchLimits(chunk_timeout_s=sync.chunk_timeout_s, reserve_bytes=sync.reserve_bytes)
         source = Fetch(ArtifactServiceStub(channel), store, disk=self._disk, limits=limits, clock=clock)
         self._reconciler = Reconciler(
             AgentId(settings.agent_id),
-            Workplace(store, source, self._pool, self._disk),
-            active=_own(store.load_active(), settings),
+            Workplace(store, journal, source, self._pool, self._disk),
             policy=RetryPolicy(sync.max_attempts, sync.retry_base_s, sync.retry_cap_s),
             clock=clock,
         )
@@ -251,13 +251,14 @@ def _tracing(settings: AgentSettings, credentials: TransportCredentials) -> Trac
     )
 
 
-def _own(active: DesiredState | None, settings: AgentSettings) -> DesiredState | None:
+def _own(journal: Journal, settings: AgentSettings) -> Journal:
+    active = journal.record.current
     if active is not None and active.agent_id != settings.agent_id:
         raise Conflict(
             f"{settings.state_dir}: expected the state of agent {settings.agent_id}, got that of {active.agent_id}; "
             "choose another state_dir"
         )
-    return active
+    return journal
 
 
 def _start(group: asyncio.TaskGroup, loops: Mapping[str, Callable[[], Awaitable[None]]]) -> list[asyncio.Task[None]]:

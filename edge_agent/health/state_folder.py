@@ -10,6 +10,7 @@ from core import folder_lock
 class StateFolder:
     def __init__(self, root: Path) -> None:
         self.store = root / "store"
+        self.journal = root / "journal"
         self.status = root / "status.json"
         self.endpoints = root / "endpoints.json"
         self._lock = root / "agent.lock"

@@ -24,6 +24,7 @@ from core.errors import ErrorCode, InternalError, InvalidManifest, NanofleetErro
 from core.fleet_state import NOWHERE, DesiredState, Position, Problem, PushResult, Slot, SlotPhase, SlotReport
 from core.ids import AgentId, ModelName
 from core.manifest import Manifest
+from edge_agent.activation.journal import Journal
 from edge_agent.reconcile.admission import require_admissible
 from edge_agent.reconcile.attempts import Attempts, RetryPolicy
 from edge_agent.reconcile.board import Board
@@ -42,9 +43,10 @@ class _Overtaken(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Workplace:
-    """What steps are taken with; `disk` is the one thread that works on `store`."""
+    """What steps are taken with; `disk` is the one thread that works on `store` and `journal`."""
 
     store: ContentStore
+    journal: Journal
     source: VariantSource
     host: ModelHost
     disk: Executor
@@ -56,7 +58,6 @@ class Reconciler:
         agent_id: AgentId,
         place: Workplace,
         *,
-        active: DesiredState | None,
         policy: RetryPolicy,
         clock: Clock,
         uniform: Callable[[], float] = random,
@@ -65,8 +66,8 @@ class Reconciler:
         self._place = place
         self._clock = clock
         self._attempts = Attempts(policy, uniform=uniform)
-        self._active = active
-        self._target = active
+        self._active = place.journal.record.current
+        self._target = self._active
         # Failures so far belong to an earlier round and say nothing about the next one.
         self._is_new_round = False
         self._answer: asyncio.Future[PushResult] | None = None
@@ -233,7 +234,7 @@ class Reconciler:
         answer = self._answer
         failures = dict(self._attempts.given_up)
         state = self._in_force(target) if failures else target
-        await self._on_disk(self._place.store.save_active, state)
+        await self._on_disk(self._place.journal.save_active, state)
         self._active = state
         self.board.apply(state.position)
         await self._collect(target)
@@ -252,7 +253,11 @@ class Reconciler:
         return replace(target, position=self.applied, slots=slots)
 
     async def _collect(self, target: DesiredState) -> None:
-        keep = {*self._place.host.running().values(), *(slot.manifest_digest for slot in target.slots)}
+        keep = {
+            *self._place.journal.record.pins(),
+            *self._place.host.running().values(),
+            *(slot.manifest_digest for slot in target.slots),
+        }
         await self._on_disk(partial(self._place.store.remove_unneeded, keep=keep))
 
     async def _first_report(self, slot: Slot) -> SlotReport:

@@ -4,7 +4,6 @@
     partial/<hex>   what has arrived of a blob; kept over restarts, so that a transfer goes on where it stopped
     models/<hex>/   one variant as the runtime opens it: hard links to blobs, under the manifest's digest
     temporary/      folders on their way in or out; emptied at start
-    active          what this agent runs (see active_file)
 
 Everything appears under its final name by one rename, after it was written, verified and made durable. A blob is
 hashed again each time that a model is made from it, so that what rotted on the disk is fetched again and never runs.
@@ -18,12 +17,10 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from core.atomic_files import publish_file, sync_folder, write_atomically
+from core.atomic_files import publish_file, sync_folder
 from core.digest import Digest, digest_of, digest_of_file, hex_of
 from core.errors import IntegrityError, InternalError, NanofleetError, NotFound
-from core.fleet_state import DesiredState
 from core.manifest import Manifest, parse_manifest
-from edge_agent.sync.active_file import ActiveStates, decode_active, encode_active
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +33,6 @@ class ContentStore:
     def __init__(self, root: Path, *, free_bytes: Callable[[Path], int] = _free_bytes) -> None:
         self._blobs, self._partial = root / "blobs", root / "partial"
         self._models, self._temporary = root / "models", root / "temporary"
-        self._active = root / "active"
         self._free_bytes = free_bytes
         self._manifests: dict[Digest, Manifest] = {}
         for folder in (self._blobs, self._partial, self._models):
@@ -168,33 +164,11 @@ class ContentStore:
         building.rename(folder)
         sync_folder(self._models)
 
-    def save_active(self, state: DesiredState) -> None:
-        """Remember `state` as the one in force, and the one it follows as the previous; durable on return."""
-        known = self._load_states()
-        if known is not None and known.current == state:
-            return
-        previous = None if known is None else known.current
-        write_atomically(self._active, encode_active(ActiveStates(state, previous)))
-
-    def load_active(self) -> DesiredState | None:
-        """Return the state in force; None when there is none, or none that can be read (which is logged)."""
-        states = self._load_states()
-        return None if states is None else states.current
-
-    def _load_states(self) -> ActiveStates | None:
-        try:
-            return decode_active(self._active.read_bytes())
-        except FileNotFoundError:
-            return None
-        except (NanofleetError, OSError) as error:
-            _log.warning("active state is unreadable and counts as none", extra={"reason": str(error)})
-            return None
-
     # What goes
 
     def remove_unneeded(self, *, keep: Iterable[Digest]) -> None:
-        """Remove every blob, partial and folder but those of the variants `keep`, the active and previous state."""
-        variants = {*keep, *self._active_variants()}
+        """Remove every blob, partial and folder but those of the variants `keep`."""
+        variants = set(keep)
         needed = {hex_of(digest) for variant in variants for digest in self._digests_of(variant)}
         for folder in self._models.iterdir():
             if folder.name not in {hex_of(variant) for variant in variants}:
@@ -203,11 +177,6 @@ class ContentStore:
             if blob.name not in needed:
                 blob.unlink()
         self._manifests = {digest: found for digest, found in self._manifests.items() if digest in variants}
-
-    def _active_variants(self) -> Iterator[Digest]:
-        states = self._load_states()
-        for state in () if states is None else (states.current, states.previous):
-            yield from () if state is None else (slot.manifest_digest for slot in state.slots)
 
     def _digests_of(self, variant: Digest) -> Iterator[Digest]:
         yield variant
@@ -232,8 +201,6 @@ class ContentStore:
         if self._temporary.exists():
             shutil.rmtree(self._temporary)
         self._temporary.mkdir()
-        for leftover in self._active.parent.glob(f".{self._active.name}.*"):
-            leftover.unlink()
 
     def _blob(self, digest: Digest) -> Path:
         return self._blobs / hex_of(digest)

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from core.fleet_state import DesiredState, Position
 from core.ids import AgentId
+from edge_agent.activation.journal import Journal
 from edge_agent.sync.store import ContentStore
+from tests.support.clocks import HeldClock
 from tests.support.variants import MadeVariant, made_variant
 
 # Audit events (PEP 578) of calls that change the file system, raised before the change.
@@ -33,8 +35,9 @@ def activate(root: Path, variant: MadeVariant, *, generation: int) -> None:
             store.finish(digest)
     store.materialise(variant.manifest, variant.digest)
     state = DesiredState(AgentId("a"), Position(1, generation), datetime(2026, 1, 2, tzinfo=UTC), (variant.slot,))
-    store.save_active(state)
-    store.remove_unneeded(keep=())
+    journal = Journal(root / "journal", clock=HeldClock())
+    journal.save_active(state)
+    store.remove_unneeded(keep=journal.record.pins())
 
 
 def crash_at(number: int) -> None:
@@ -54,7 +57,7 @@ def crash_at(number: int) -> None:
 def require_whole(root: Path) -> None:
     """Raise AssertionError unless what is active here is one of the versions, with all of its bytes."""
     store = ContentStore(root)
-    active = store.load_active()
+    active = Journal(root / "journal", clock=HeldClock()).load_active()
     assert active is not None, "no version is active"
     (slot,) = active.slots
     variant = {found.digest: found for found in (OLD, NEW)}[slot.manifest_digest]

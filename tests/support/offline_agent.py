@@ -18,9 +18,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from core.clock import SystemClock
 from core.digest import Digest
 from core.fleet_state import DesiredState, Position, Slot
 from core.ids import AgentId, ModelName, VariantName
+from edge_agent.activation.journal import Journal
 from edge_agent.health.state_folder import StateFolder
 from edge_agent.sync.store import ContentStore
 from tests.support.edge_models import BuiltModel
@@ -93,7 +95,8 @@ def put_models(state_dir: Path, agent_id: str, models: Sequence[BuiltModel]) -> 
             _put(store, Digest(file.digest), (model.folder / file.path).read_bytes())
         manifest = model.manifest
         slots.append(Slot(ModelName(manifest.model), manifest.version, VariantName(manifest.variant), model.digest))
-    store.save_active(DesiredState(AgentId(agent_id), Position(1, 1), datetime.now(UTC), tuple(slots)))
+    journal = Journal(StateFolder(state_dir).journal, clock=SystemClock())
+    journal.save_active(DesiredState(AgentId(agent_id), Position(1, 1), datetime.now(UTC), tuple(slots)))
 
 
 def _put(store: ContentStore, digest: Digest, content: bytes) -> None:

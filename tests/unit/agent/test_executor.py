@@ -14,6 +14,7 @@ from core.digest import hex_of
 from core.errors import Conflict, Forbidden, InvalidModel, ModelNotReady, Unavailable
 from core.fleet_state import NOWHERE, DesiredState, Position, PushResult, SlotPhase, SlotReport
 from core.ids import AgentId
+from edge_agent.activation.journal import Journal
 from edge_agent.reconcile.attempts import RetryPolicy
 from edge_agent.reconcile.executor import Reconciler, Workplace
 from edge_agent.sync.fetch import Fetch, FetchLimits
@@ -50,11 +51,10 @@ class Agent:
             store = ContentStore(self.root)
             limits = FetchLimits(chunk_timeout_s=5, reserve_bytes=0)
             source = Fetch(ShelfStub(self.shelf), store, disk=disk, limits=limits, clock=SystemClock())
-            place = Workplace(store, source, self.host, disk)
+            place = Workplace(store, self.journal(), source, self.host, disk)
             reconciler = Reconciler(
                 AGENT,
                 place,
-                active=store.load_active(),
                 policy=RetryPolicy(max_attempts=3),
                 clock=SystemClock(),
                 uniform=lambda: 0.0,
@@ -64,8 +64,11 @@ class Agent:
                 yield reconciler
                 task.cancel()
 
+    def journal(self) -> Journal:
+        return Journal(self.root / "journal", clock=SystemClock())
+
     def active(self) -> DesiredState | None:
-        return ContentStore(self.root).load_active()
+        return self.journal().record.current
 
     async def apply(self, state: DesiredState) -> None:
         async with self.running() as reconciler:

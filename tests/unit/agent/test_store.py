@@ -2,16 +2,12 @@
 
 import subprocess
 import sys
-from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from core.digest import Digest, digest_of, hex_of
 from core.errors import IntegrityError, InternalError, InvalidManifest, NotFound
-from core.fleet_state import DesiredState, Position
-from core.ids import AgentId
 from edge_agent.sync.store import ContentStore
 from tests.support.variants import MadeVariant, made_variant
 
@@ -26,11 +22,6 @@ def put(store: ContentStore, content: bytes) -> Digest:
 def put_variant(store: ContentStore, variant: MadeVariant) -> None:
     for content in variant.blobs.values():
         put(store, content)
-
-
-def desired(*variants: MadeVariant, generation: int = 1) -> DesiredState:
-    slots = tuple(variant.slot for variant in variants)
-    return DesiredState(AgentId("gate-1"), Position(1, generation), datetime(2026, 1, 2, tzinfo=UTC), slots)
 
 
 def blob_path(root: Path, content: bytes) -> Path:
@@ -80,10 +71,8 @@ def test_temporaries_of_a_crash_are_removed_at_start(tmp_path: Path) -> None:
     ContentStore(tmp_path)
     (tmp_path / "temporary" / "half").mkdir()
     (tmp_path / "temporary" / "half" / "model.onnx").write_bytes(b"half")
-    (tmp_path / ".active.k2j").write_bytes(b"half")
     ContentStore(tmp_path)
     assert list((tmp_path / "temporary").iterdir()) == []
-    assert not (tmp_path / ".active.k2j").exists()
 
 
 def test_a_variant_is_complete_when_manifest_and_every_file_are_here(tmp_path: Path) -> None:
@@ -166,58 +155,16 @@ def test_a_file_that_rotted_never_runs(tmp_path: Path) -> None:
     assert (folder / "model.onnx").read_bytes() == b"graph"
 
 
-def test_the_active_state_survives_a_restart(tmp_path: Path) -> None:
-    state = desired(made_variant())
-    ContentStore(tmp_path).save_active(state)
-    assert ContentStore(tmp_path).load_active() == state
-
-
-def test_a_new_agent_has_no_active_state(tmp_path: Path) -> None:
-    assert ContentStore(tmp_path).load_active() is None
-
-
-@pytest.mark.parametrize("kept_ratio", [0.0, 0.1, 0.5, 0.99])
-def test_a_truncated_active_file_counts_as_none(
-    tmp_path: Path, kept_ratio: float, caplog: pytest.LogCaptureFixture
-) -> None:
-    ContentStore(tmp_path).save_active(desired(made_variant()))
-    content = (tmp_path / "active").read_bytes()
-    (tmp_path / "active").write_bytes(content[: int(len(content) * kept_ratio)])
-    assert ContentStore(tmp_path).load_active() is None
-    assert "active state is unreadable" in caplog.text
-
-
-def test_a_flipped_bit_in_the_active_file_is_noticed(tmp_path: Path) -> None:
-    ContentStore(tmp_path).save_active(desired(made_variant()))
-    content = bytearray((tmp_path / "active").read_bytes())
-    content[-20] ^= 1
-    (tmp_path / "active").write_bytes(content)
-    assert ContentStore(tmp_path).load_active() is None
-
-
-def test_current_and_previous_are_kept_and_the_rest_goes(tmp_path: Path) -> None:
+def test_named_variants_are_kept_and_the_rest_goes(tmp_path: Path) -> None:
     store = ContentStore(tmp_path)
     variants = [made_variant(version=version) for version in (1, 2, 3)]
-    for generation, variant in enumerate(variants, start=1):
+    for variant in variants:
         put_variant(store, variant)
         store.materialise(variant.manifest, variant.digest)
-        store.save_active(desired(variant, generation=generation))
-    store.remove_unneeded(keep=())
+    store.remove_unneeded(keep=[variant.digest for variant in variants[1:]])
     assert [store.is_complete(variant.digest) for variant in variants] == [False, True, True]
     assert len(list((tmp_path / "models").iterdir())) == 2
     assert len(list((tmp_path / "blobs").iterdir())) == 4
-
-
-def test_saving_the_same_state_again_keeps_the_previous_one(tmp_path: Path) -> None:
-    store = ContentStore(tmp_path)
-    old, new = made_variant(version=1), made_variant(version=2)
-    for variant in (old, new):
-        put_variant(store, variant)
-    store.save_active(desired(old, generation=1))
-    store.save_active(desired(new, generation=2))
-    store.save_active(desired(new, generation=2))
-    store.remove_unneeded(keep=())
-    assert store.is_complete(old.digest)
 
 
 def test_what_is_asked_for_is_kept_even_when_unfinished(tmp_path: Path) -> None:
@@ -240,16 +187,6 @@ def test_files_shared_with_a_kept_variant_stay(tmp_path: Path) -> None:
     store.remove_unneeded(keep=[new.digest])
     assert store.is_complete(new.digest)
     assert not store.has(digest_of(b"old graph"))
-
-
-def test_a_state_with_another_position_is_another_state(tmp_path: Path) -> None:
-    store = ContentStore(tmp_path)
-    state = desired(made_variant())
-    store.save_active(state)
-    store.save_active(replace(state, position=Position(2, 1)))
-    loaded = store.load_active()
-    assert loaded is not None
-    assert loaded.position == Position(2, 1)
 
 
 def test_d08_a_power_cut_before_any_change_of_the_disk_leaves_the_old_or_the_new_version_whole(tmp_path: Path) -> None:
