@@ -274,6 +274,7 @@ def _variant(
         batching=Batching(max_batch=request.max_batch),
         cascade=_cascade(request.cascade, draft.evaluated.fit),
         lineage=Lineage(recipe=draft.variant, parent=parent),
+        release_counter=number,
     )
     measured = Measured(
         size_bytes=manifest.size_bytes,
