@@ -14,7 +14,8 @@
     ├── Unauthenticated           the caller did not say who it is, or not credibly
     ├── Forbidden                 policy does not allow it
     │   ├── Untrusted             a signature, certificate or signed statement does not hold
-    │   └── Quarantined           it failed on this machine before
+    │   ├── Quarantined           it failed on this machine before
+    │   └── PermissionRequired    it costs money, and nobody has said yes yet
     ├── DiskFull                  there is no room for it on this machine
     ├── Overloaded                a bounded queue is full; try again later
     ├── Unavailable               a part that is needed is away; try again later
@@ -107,6 +108,10 @@ class Untrusted(Forbidden):
 
 
 class Quarantined(Forbidden):
+    pass
+
+
+class PermissionRequired(Forbidden):
     pass
 
 

@@ -5,13 +5,20 @@ from pathlib import Path
 from typing import Protocol
 
 from core.digest import Digest
+from core.fleet_state import Transfer
 from core.ids import ModelName
 from core.manifest import Manifest
 
 
 class VariantSource(Protocol):
-    async def variant(self, digest: Digest, on_progress: Callable[[int, int], None]) -> Manifest:
-        """Bring manifest and files into the store, telling of (stored, total) bytes; may be cancelled at any time."""
+    async def variant(self, digest: Digest, on_progress: Callable[[int, int, Transfer], None]) -> Manifest:
+        """Bring manifest and files into the store; may be cancelled at any time.
+
+        Tells of bytes stored, bytes in all, and what the transfer has cost so far.
+
+        Raises:
+            PermissionRequired: whole chunks are needed on a metered link; `allow` the variant and ask again.
+        """
         ...
 
 
