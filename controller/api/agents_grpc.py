@@ -8,15 +8,17 @@ Whatever ends the stream puts its reason into the session, first come first serv
 """
 
 import asyncio
+import hashlib
 import logging
-from typing import assert_never
+from collections.abc import Callable
+from typing import TypeAlias, assert_never
 
 import grpc
 import grpc.aio
 
 from controller.fleet import sessions
 from controller.fleet.service import Fleet
-from controller.fleet.sessions import Ended, Faulty, Left, Replaced, Stopping
+from controller.fleet.sessions import Ended, Expelled, Faulty, Left, Replaced, Stopping
 from core.errors import DeadlineExceeded, ErrorCode, InvalidRequest, NanofleetError, TooLarge
 from core.fleet_state import AgentHello, DesiredState, Position
 from core.fleet_wire import decode_hello, decode_push_result, decode_reported, encode_desired, encode_position
@@ -34,13 +36,25 @@ PUSH_TIMEOUT_S = 30.0
 MAX_AGENT_MESSAGE_BYTES = 1 << 20
 
 Context = grpc.aio.ServicerContext[pb.AgentMessage, pb.ControllerMessage]
+# Whether the peer may say this Hello; raises Forbidden.
+HelloCheck: TypeAlias = Callable[[AgentHello, Context], None]
+# The certificate authorities that agents shall trust now, PEM.
+TrustBundleSource: TypeAlias = Callable[[], bytes]
 
 
 class FleetServicer(FleetServiceServicer):
     def __init__(
-        self, fleet: Fleet, *, hello_timeout_s: float = HELLO_TIMEOUT_S, push_timeout_s: float = PUSH_TIMEOUT_S
+        self,
+        fleet: Fleet,
+        *,
+        check_hello: HelloCheck | None = None,
+        trust_bundle: TrustBundleSource | None = None,
+        hello_timeout_s: float = HELLO_TIMEOUT_S,
+        push_timeout_s: float = PUSH_TIMEOUT_S,
     ) -> None:
         self._fleet = fleet
+        self._check_hello = check_hello
+        self._trust_bundle = trust_bundle
         self._hello_timeout_s = hello_timeout_s
         self._push_timeout_s = push_timeout_s
         self._refused: set[ErrorCode] = set()
@@ -57,6 +71,8 @@ class FleetServicer(FleetServiceServicer):
                 await context.abort(grpc.StatusCode.ABORTED, "a newer session took over; agent ids must be unique")
             case Stopping():
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "the controller is stopping; connect again")
+            case Expelled(reason):
+                await context.abort(grpc.StatusCode.PERMISSION_DENIED, reason)
             case Faulty(error):
                 self._note(error, context)
                 await context.abort(STATUS[error.code].grpc, str(error))
@@ -71,6 +87,8 @@ class FleetServicer(FleetServiceServicer):
 
     async def _hold(self, context: Context) -> Ended:
         hello = await self._hello(context)
+        if self._check_hello is not None:
+            self._check_hello(hello, context)
         async with self._fleet.session(hello) as (session, position), asyncio.TaskGroup() as tasks:
             listening = tasks.create_task(self._listen(session, context), name=f"session {hello.agent_id}")
             ended = await self._push(session, position, context)
@@ -92,11 +110,20 @@ class FleetServicer(FleetServiceServicer):
         """Send Welcome, then whatever is newest, until the session ends."""
         try:
             await self._write(pb.ControllerMessage(welcome=pb.Welcome(desired=encode_position(position))), context)
+            await self._renew_trust(session, context)
             while isinstance(taken := await session.take(), DesiredState):
                 await self._write(pb.ControllerMessage(desired=encode_desired(taken)), context)
         except TimeoutError:
             return Faulty(DeadlineExceeded(f"expected a push to be taken within {self._push_timeout_s:g} s"))
         return taken
+
+    async def _renew_trust(self, session: sessions.Session, context: Context) -> None:
+        """Send the trust bundle to an agent that says it has another."""
+        if self._trust_bundle is None or not session.trust_bundle_sha256:
+            return
+        bundle = self._trust_bundle()
+        if hashlib.sha256(bundle).digest() != session.trust_bundle_sha256:
+            await self._write(pb.ControllerMessage(trust_bundle=pb.TrustBundle(pem=bundle)), context)
 
     async def _write(self, message: pb.ControllerMessage, context: Context) -> None:
         async with asyncio.timeout(self._push_timeout_s):

@@ -11,7 +11,7 @@ from controller.fleet import use_cases
 from controller.fleet.changes import Changes
 from controller.fleet.heard import Heard, HeardBuffer, apply_heard
 from controller.fleet.model import Agent, AgentView, Deployed, Deployment, Target
-from controller.fleet.sessions import Session, Sessions, Stopping
+from controller.fleet.sessions import Expelled, Session, Sessions, Stopping
 from controller.fleet.store import FleetStore
 from core.clock import Clock
 from core.digest import Digest
@@ -53,7 +53,7 @@ class Fleet:
         self._store = store
         self._catalogue = catalogue
         self._clock = clock
-        self._sessions = Sessions(max_sessions=max_sessions)
+        self._sessions = Sessions(max_sessions=max_sessions, clock=clock)
         self._heard = HeardBuffer()
         self._has_work = asyncio.Event()
         self._pushes_in_doubt = False
@@ -173,6 +173,11 @@ class Fleet:
     @property
     def session_count(self) -> int:
         return len(self._sessions)
+
+    def expel(self, agent_id: AgentId, reason: str) -> None:
+        """End the session of an agent whose identity does not count any more; its name may go to another machine."""
+        self._sessions.end(agent_id, Expelled(reason))
+        self._sessions.forget_boots(agent_id)
 
     def end_sessions(self) -> None:
         """Tell every agent to come back later; their streams end by themselves."""

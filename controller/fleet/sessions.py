@@ -9,7 +9,9 @@ import logging
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from core.errors import NanofleetError, Overloaded
+from controller.fleet.boots import BootHistory
+from core.clock import Clock
+from core.errors import NanofleetError, Overloaded, Quarantined
 from core.fleet_state import NOWHERE, AgentHello, DesiredState
 from core.ids import AgentId
 
@@ -38,7 +40,14 @@ class Faulty:
     error: NanofleetError
 
 
-Ended: TypeAlias = Left | Replaced | Stopping | Faulty
+@dataclass(frozen=True, slots=True)
+class Expelled:
+    """The agent's identity does not count any more: it was banned, or its name was given to another key."""
+
+    reason: str
+
+
+Ended: TypeAlias = Left | Replaced | Stopping | Faulty | Expelled
 
 
 class Session:
@@ -47,6 +56,7 @@ class Session:
     def __init__(self, hello: AgentHello) -> None:
         self.agent_id = hello.agent_id
         self.boot_id = hello.boot_id
+        self.trust_bundle_sha256 = hello.trust_bundle_sha256
         self._newest: DesiredState | None = None
         self._taken = NOWHERE
         self._ended: Ended | None = None
@@ -80,9 +90,11 @@ class Session:
 class Sessions:
     """Every live session by its agent."""
 
-    def __init__(self, *, max_sessions: int) -> None:
+    def __init__(self, *, max_sessions: int, clock: Clock) -> None:
         self._max_sessions = max_sessions
+        self._clock = clock
         self._live: dict[AgentId, Session] = {}
+        self._boots = BootHistory(max_agents=2 * max_sessions)
 
     def __len__(self) -> int:
         return len(self._live)
@@ -100,16 +112,18 @@ class Sessions:
     def open(self, hello: AgentHello) -> Session:
         """Return the new session of an agent; one it still has is ended.
 
-        Without identities the newer stream wins: usually it is the same agent, whose old stream is dead but not yet
-        noticed. Another boot id means a restart, or two agents with one id.
+        The newer stream wins: usually it is the same agent, whose old stream is dead but not yet noticed. Two machines
+        with one identity are told apart by their boot ids, see `BootHistory`; neither of them gets a session.
 
         Raises:
             Overloaded: `max_sessions` others are live.
+            Quarantined: another machine lives under the same agent id.
         """
-        if hello.agent_id not in self._live and len(self._live) >= self._max_sessions:
-            raise Overloaded(f"expected at most {self._max_sessions} sessions, all are taken; try again later")
-        session = Session(hello)
         old = self._live.get(hello.agent_id)
+        if old is None and len(self._live) >= self._max_sessions:
+            raise Overloaded(f"expected at most {self._max_sessions} sessions, all are taken; try again later")
+        self._require_single(hello, old)
+        session = Session(hello)
         self._live[hello.agent_id] = session
         if old is not None:
             _log.warning(
@@ -118,6 +132,18 @@ class Sessions:
             )
             old.end(Replaced())
         return session
+
+    def _require_single(self, hello: AgentHello, old: Session | None) -> None:
+        if self._boots.is_single(hello.agent_id, hello.boot_id, now_s=self._clock.monotonic_s()):
+            return
+        duplicate = Quarantined(
+            f"agent id {hello.agent_id}: two machines use it at the same time, so neither is served; "
+            "stop one of them, ban the name and enrol both anew"
+        )
+        _log.error("two machines use one agent id, both are refused", extra={"agent": hello.agent_id})
+        if old is not None:
+            old.end(Faulty(duplicate))
+        raise duplicate
 
     def close(self, session: Session) -> bool:
         """Forget a session; return whether it was the agent's present one."""
@@ -129,6 +155,15 @@ class Sessions:
         """Push to the agent that `desired` is for, if it is here."""
         if (session := self._live.get(desired.agent_id)) is not None:
             session.offer(desired)
+
+    def end(self, agent_id: AgentId, ended: Ended) -> None:
+        """End the session of an agent, if it is here."""
+        if (session := self._live.get(agent_id)) is not None:
+            session.end(ended)
+
+    def forget_boots(self, agent_id: AgentId) -> None:
+        """Start anew with an agent id that was given to another machine."""
+        self._boots.forget(agent_id)
 
     def end_all(self, ended: Ended) -> None:
         for session in self._live.values():
