@@ -15,6 +15,8 @@ MAX_FAMILIES = 200
 DIRECTOR_KEYS = "x-nanofleet-director-keys"
 # In a family's role: the smallest release counter that may still be installed.
 RELEASE_FLOOR = "x-nanofleet-release-floor"
+# In a family's role: [versions] above the floor that were taken back and never come again.
+REVOKED = "x-nanofleet-revoked"
 # In root, targets and families: when it was signed, ISO 8601 in UTC; what a machine's clock may not lie before.
 ISSUED = "x-nanofleet-issued"
 
