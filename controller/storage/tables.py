@@ -170,13 +170,19 @@ identities = Table(
     # Public key in DER (SubjectPublicKeyInfo), and its SHA-256.
     Column("public_key", LargeBinary, nullable=False),
     Column("key_sha256", String(64), nullable=False),
+    # The key before it, until the new one was seen in use; null after that.
+    Column("previous_key", LargeBinary),
     Column("serial", String(40), nullable=False),
     Column("not_after_us", BigInteger, nullable=False),
     Column("enrolled_us", BigInteger, nullable=False),
     Column("renewed_us", BigInteger, nullable=False),
+    # The token that let it in.
+    Column("token_id", String(16), nullable=False),
     # Both null or both set.
     Column("banned_us", BigInteger),
     Column("ban_reason", Text),
+    # One key, one agent.
+    UniqueConstraint("key_sha256"),
 )
 
 # ---- access ---------------------------------------------------------------------------------------------------

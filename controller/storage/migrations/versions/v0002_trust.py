@@ -52,13 +52,16 @@ def upgrade() -> None:
         sa.Column("site", sa.String(length=64), nullable=False),
         sa.Column("public_key", sa.LargeBinary(), nullable=False),
         sa.Column("key_sha256", sa.String(length=64), nullable=False),
+        sa.Column("previous_key", sa.LargeBinary(), nullable=True),
         sa.Column("serial", sa.String(length=40), nullable=False),
         sa.Column("not_after_us", sa.BigInteger(), nullable=False),
         sa.Column("enrolled_us", sa.BigInteger(), nullable=False),
         sa.Column("renewed_us", sa.BigInteger(), nullable=False),
+        sa.Column("token_id", sa.String(length=16), nullable=False),
         sa.Column("banned_us", sa.BigInteger(), nullable=True),
         sa.Column("ban_reason", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("agent", name=op.f("pk_identities")),
+        sa.UniqueConstraint("key_sha256", name=op.f("uq_identities_key_sha256")),
     )
     op.create_table(
         "operators",

@@ -1,0 +1,189 @@
+"""The fleet's certificate authority: P-256 throughout, one role and one name in each certificate.
+
+What a certificate says is decided here and by the caller, never by the request: of a PKCS #10 request only the public
+key and the proof of owning its private half are used (RFC 2986, section 3).
+"""
+
+import secrets
+from datetime import UTC, datetime, timedelta
+from typing import Self
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from controller.identity.model import LIFETIMES, Certificate, PublicKey
+from core.errors import InvalidRequest
+from core.spiffe import CONTROLLER_DNS_NAME, Peer, Role
+
+# Chosen: rotation begins at half of it.
+AUTHORITY_LIFETIME = timedelta(days=3650)
+# A P-256 request without names has about 220 bytes; some tools add names and extensions.
+MAX_CSR_BYTES = 4096
+# Peers' clocks may be this far behind ours.
+BACKDATED = timedelta(minutes=5)
+# An agent whose clock starts in 1970 must reach the controller to be told so: what agents check begins to be valid then.
+BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+
+_HASH = hashes.SHA256()
+_SIGNS_CERTIFICATES = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=False,
+    encipher_only=False,
+    decipher_only=False,
+)
+_SIGNS_HANDSHAKES = x509.KeyUsage(
+    digital_signature=True,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=False,
+    crl_sign=False,
+    encipher_only=False,
+    decipher_only=False,
+)
+
+
+class CertificateAuthority:
+    """A certificate and its private key."""
+
+    def __init__(self, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
+        self._certificate = certificate
+        self._key = key
+
+    @classmethod
+    def make(cls, *, now: datetime) -> Self:
+        """Make an authority of our own, valid for AUTHORITY_LIFETIME."""
+        key = new_key()
+        # Two authorities live side by side while they rotate: their names must differ.
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"nanofleet authority {secrets.token_hex(8)}")])
+        certificate = (
+            x509.CertificateBuilder(issuer_name=name, subject_name=name, public_key=key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(BEGINNING)
+            .not_valid_after(now + AUTHORITY_LIFETIME)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_SIGNS_CERTIFICATES, critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .sign(key, _HASH)
+        )
+        return cls(certificate, key)
+
+    @classmethod
+    def load(cls, certificate: bytes, key: bytes) -> Self:
+        """Return the authority of a certificate and a key in PEM.
+
+        Raises:
+            ValueError: they are damaged, or do not belong together.
+        """
+        loaded = x509.load_pem_x509_certificate(certificate)
+        private = serialization.load_pem_private_key(key, password=None)
+        if not isinstance(private, ec.EllipticCurvePrivateKey) or private.public_key() != loaded.public_key():
+            raise ValueError("the private key is not that of the certificate")
+        return cls(loaded, private)
+
+    @property
+    def sha256(self) -> bytes:
+        return self._certificate.fingerprint(_HASH)
+
+    @property
+    def certificate_pem(self) -> bytes:
+        return self._certificate.public_bytes(serialization.Encoding.PEM)
+
+    @property
+    def key_pem(self) -> bytes:
+        return key_pem(self._key)
+
+    @property
+    def not_after(self) -> datetime:
+        return self._certificate.not_valid_after_utc
+
+    def issue(self, peer: Peer, key: PublicKey, *, now: datetime) -> Certificate:
+        """Certify that `key` is the one of `peer`, for the time that its role gets."""
+        public = serialization.load_der_public_key(key.der)
+        assert isinstance(public, ec.EllipticCurvePublicKey)
+        not_after = min(now + LIFETIMES[peer.role], self.not_after)
+        builder = x509.CertificateBuilder(
+            # RFC 5280, 4.1.2.6: with an empty subject the alternative name is critical.
+            issuer_name=self._certificate.subject,
+            subject_name=x509.Name([]),
+            public_key=public,
+            serial_number=x509.random_serial_number(),
+            not_valid_before=BEGINNING if peer.role is Role.CONTROLLER else now - BACKDATED,
+            not_valid_after=not_after,
+        )
+        for extension, is_critical in self._extensions(peer):
+            builder = builder.add_extension(extension, critical=is_critical)
+        made = builder.sign(self._key, _HASH)
+        pem = made.public_bytes(serialization.Encoding.PEM)
+        return Certificate(pem, f"{made.serial_number:x}", made.not_valid_after_utc)
+
+    def _extensions(self, peer: Peer) -> list[tuple[x509.ExtensionType, bool]]:
+        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(peer))]
+        usage = ExtendedKeyUsageOID.CLIENT_AUTH
+        if peer.role is Role.CONTROLLER:
+            names.append(x509.DNSName(CONTROLLER_DNS_NAME))
+            usage = ExtendedKeyUsageOID.SERVER_AUTH
+        ours = self._certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+        return [
+            (x509.SubjectAlternativeName(names), True),
+            (x509.BasicConstraints(ca=False, path_length=None), True),
+            (_SIGNS_HANDSHAKES, True),
+            (x509.ExtendedKeyUsage([usage]), False),
+            (x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ours), False),
+        ]
+
+
+def new_key() -> ec.EllipticCurvePrivateKey:
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def public_key_of(key: ec.EllipticCurvePublicKey) -> PublicKey:
+    return PublicKey(key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo))
+
+
+def checked_csr(csr: bytes) -> PublicKey:
+    """Return the key that a PKCS #10 request in DER asks a certificate for; names in it are not looked at.
+
+    Raises:
+        InvalidRequest: it is no request, not for a P-256 key, or not signed by that key.
+    """
+    if not 0 < len(csr) <= MAX_CSR_BYTES:
+        raise InvalidRequest(f"certificate request: expected 1 to {MAX_CSR_BYTES} bytes, got {len(csr)}")
+    try:
+        request = x509.load_der_x509_csr(csr)
+        key, is_proven = request.public_key(), request.is_signature_valid
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise InvalidRequest(
+            "certificate request: expected PKCS #10 in DER for a P-256 key, got something else"
+        ) from error
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise InvalidRequest("certificate request: expected a P-256 key, got one of another kind")
+    if not is_proven:
+        raise InvalidRequest("certificate request: its signature is not by the key that it asks for")
+    return public_key_of(key)
+
+
+def is_signed_by(key: PublicKey, signature: bytes, message: bytes) -> bool:
+    """Say whether `signature` is ECDSA with SHA-256 (DER) by `key` over `message`."""
+    public = serialization.load_der_public_key(key.der)
+    assert isinstance(public, ec.EllipticCurvePublicKey)
+    try:
+        public.verify(signature, message, ec.ECDSA(_HASH))
+    except InvalidSignature:
+        return False
+    return True
