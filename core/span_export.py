@@ -6,6 +6,7 @@ logs every attempt. A batch that cannot be delivered is dropped; the first of an
 """
 
 import logging
+import threading
 from collections.abc import Sequence
 
 import grpc
@@ -15,6 +16,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from core.addresses import Address
+from core.grpc_transport import MUTUAL_TLS_OPTIONS, TlsIdentity
 from core.logs import peer_text
 
 EXPORT_TIMEOUT_S = 5.0
@@ -23,18 +25,25 @@ _log = logging.getLogger(__name__)
 
 
 class OtlpSpanExporter(SpanExporter):
-    """Owned and called by one BatchSpanProcessor; `credentials` None speaks in the clear."""
+    """Owned and called by one BatchSpanProcessor.
 
-    def __init__(self, endpoint: Address, *, credentials: grpc.ChannelCredentials | None = None) -> None:
+    `credentials` None speaks in the clear; with a TlsIdentity the peer must be the fleet's controller.
+    """
+
+    def __init__(self, endpoint: Address, *, credentials: grpc.ChannelCredentials | TlsIdentity | None = None) -> None:
         self._endpoint = str(endpoint)
-        if credentials is None:
-            self._channel = grpc.insecure_channel(self._endpoint)
-        else:
-            self._channel = grpc.secure_channel(self._endpoint, credentials)
-        self._stub = TraceServiceStub(self._channel)  # type: ignore[no-untyped-call]  # generated without annotations
+        self._lock = threading.Lock()
+        self._replacement: TlsIdentity | None = None
         self._is_failing = False
+        self._open(credentials)
+
+    def replace(self, credentials: TlsIdentity) -> None:
+        """Send from the next batch on with `credentials`; may be called from any thread."""
+        with self._lock:
+            self._replacement = credentials
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self._follow()
         try:
             self._stub.Export(encode_spans(spans), timeout=EXPORT_TIMEOUT_S)
         except grpc.RpcError as error:
@@ -51,6 +60,25 @@ class OtlpSpanExporter(SpanExporter):
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Nothing is kept here: the processor flushes by calling `export`."""
         return True
+
+    def _follow(self) -> None:
+        """Take over what `replace` left, between two batches, so that none is lost with its connection."""
+        with self._lock:
+            credentials, self._replacement = self._replacement, None
+        if credentials is not None:
+            self._channel.close()
+            self._open(credentials)
+
+    def _open(self, credentials: grpc.ChannelCredentials | TlsIdentity | None) -> None:
+        match credentials:
+            case None:
+                self._channel = grpc.insecure_channel(self._endpoint)
+            case TlsIdentity():
+                proven = credentials.channel_credentials()
+                self._channel = grpc.secure_channel(self._endpoint, proven, options=MUTUAL_TLS_OPTIONS)
+            case _:
+                self._channel = grpc.secure_channel(self._endpoint, credentials)
+        self._stub = TraceServiceStub(self._channel)  # type: ignore[no-untyped-call]  # generated without annotations
 
     def _note_failure(self, spans: int, reason: str) -> None:
         level = logging.DEBUG if self._is_failing else logging.WARNING

@@ -19,6 +19,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, TraceFlags, Tracer
 
 from core.addresses import Address
+from core.grpc_transport import TlsIdentity
 from core.span_export import OtlpSpanExporter
 
 TRACEPARENT = "traceparent"
@@ -49,7 +50,7 @@ class Tracing:
         settings: TracingSettings,
         *,
         attributes: Mapping[str, str] | None = None,
-        credentials: grpc.ChannelCredentials | None = None,
+        credentials: grpc.ChannelCredentials | TlsIdentity | None = None,
         exporter: SpanExporter | None = None,
         uniform: Callable[[], float] = random.random,
     ) -> None:
@@ -59,8 +60,10 @@ class Tracing:
         self._provider = TracerProvider(resource=resource, sampler=ALWAYS_ON)
         self._sample_ratio = settings.sample_ratio
         self._uniform = uniform
+        self._otlp: OtlpSpanExporter | None = None
         if exporter is None and settings.endpoint is not None:
-            exporter = OtlpSpanExporter(settings.endpoint, credentials=credentials)
+            exporter = otlp = OtlpSpanExporter(settings.endpoint, credentials=credentials)
+            self._otlp = otlp if isinstance(credentials, TlsIdentity) else None
         if exporter is not None:
             self._provider.add_span_processor(
                 BatchSpanProcessor(
@@ -77,6 +80,11 @@ class Tracing:
             if parse_traceparent(traceparent) is not None:
                 return True
         return self._uniform() < self._sample_ratio
+
+    def follow(self, credentials: TlsIdentity) -> None:
+        """Send spans with `credentials` from now on; nothing happens where they left without a TlsIdentity."""
+        if self._otlp is not None:
+            self._otlp.replace(credentials)
 
     def shutdown(self) -> None:
         """Export what is left and stop; blocks for a few seconds at most."""

@@ -1,1 +1,5 @@
-"""Who this agent is: its key and certificate, enrolment and renewal, the channel that uses them."""
+"""Who this agent is: key, certificate and trust on disk (`folder`), how they come (`enrol`) and stay fresh (`renewal`).
+
+Cryptography happens in `__main__`, a child process of a moment, or in the enrolment command; the running agent imports
+neither `keys` nor `enrol`. Calls to the controller go through `channel`, which follows a renewal while they run.
+"""
