@@ -13,7 +13,7 @@ from controller.registry.model import (
 )
 from controller.traces.model import SpanRecord, TraceSummary
 from core.digest import Digest
-from core.fleet_state import Position, Problem, Slot, SlotReport
+from core.fleet_state import Position, Problem, Slot, SlotReport, Transfer
 from core.ids import ModelName
 from core.manifest import Cascade, ScoreKind, Signature
 
@@ -162,6 +162,20 @@ def _slot_report_view(report: SlotReport) -> views.SlotReportView:
         stored_bytes=report.stored_bytes,
         total_bytes=report.total_bytes,
         problem=_reason_view(report.problem),
+        transfer=None if report.transfer is None else _transfer_view(report.transfer),
+    )
+
+
+def _transfer_view(transfer: Transfer) -> views.TransferView:
+    return views.TransferView(
+        wire_bytes=transfer.wire_bytes,
+        brought_bytes=transfer.brought_bytes,
+        saved_bytes=max(0, transfer.brought_bytes - transfer.wire_bytes),
+        rate_bytes_per_s=transfer.rate_bytes_per_s,
+        same_chunks=transfer.same_chunks,
+        raw_chunks=transfer.raw_chunks,
+        zstd_chunks=transfer.zstd_chunks,
+        difference_chunks=transfer.difference_chunks,
     )
 
 

@@ -13,7 +13,7 @@ from core.ids import Name
 
 DigestText = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 TargetKindText = Literal["fleet", "site", "agent"]
-PhaseText = Literal["fetching", "loading", "ready", "failed"]
+PhaseText = Literal["fetching", "waiting", "self_test", "loading", "probation", "ready", "failed"]
 ScoreKindText = Literal["logits", "probabilities"]
 
 
@@ -182,12 +182,30 @@ class SlotView(_View):
     manifest_digest: DigestText
 
 
+class TransferView(_View):
+    """What bringing a variant to an agent cost."""
+
+    wire_bytes: int
+    """Encoded bytes that the agent received."""
+    brought_bytes: int
+    """Bytes of the chunks they stand for, those that the agent had already included."""
+    saved_bytes: int
+    """What chunks in store, differences and compression saved."""
+    rate_bytes_per_s: int
+    same_chunks: int
+    raw_chunks: int
+    zstd_chunks: int
+    difference_chunks: int
+
+
 class SlotReportView(_View):
     slot: SlotView
     phase: PhaseText
+    """`probation` serves already; `waiting` needs a person's word to send whole chunks over a metered link."""
     stored_bytes: int
     total_bytes: int
     problem: ReasonView | None = None
+    transfer: TransferView | None = None
 
 
 class AgentView(_View):

@@ -17,14 +17,17 @@ from controller.cli.client import LONG_POLL_S, ControllerClient, Refused
 from controller.cli.options import client_of, usage_errors
 from controller.cli.screen import Output, OutputOption, progress_console, show
 
-State = Literal["waiting", "fetching", "loading", "ready", "failed", "offline"]
-SETTLED: frozenset[State] = frozenset({"ready", "failed", "offline"})
+State = Literal["pushed", "fetching", "waiting", "self_test", "loading", "probation", "ready", "failed", "offline"]
+# On probation it serves already; a metered agent waits for a person's word, not for time.
+SERVING: frozenset[State] = frozenset({"probation", "ready"})
+SETTLED: frozenset[State] = SERVING | {"waiting", "failed", "offline"}
 # Chosen: as many bars as fit a small terminal; larger fleets get one bar in all.
 MAX_BARS = 16
 # As many as the largest version that the controller takes has.
 MAX_VERSION_DIGITS = 10
-# A slot that is fetched still has to be loaded and warmed up.
-_FETCHED_RATIO = 0.9
+# A slot that is fetched still has to be tested, loaded and warmed up.
+_DONE_RATIO: dict[State, float] = {"self_test": 0.85, "loading": 0.95}
+_FETCHED_RATIO = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +63,8 @@ def deploy(
 def standing_of(agent: views.AgentView, target: views.AffectedAgentView, slot: views.SlotView) -> Standing:
     """Return how far `agent` is with `slot`, which it shall run since position `target.position`."""
     report = next((known for known in agent.slots if known.slot == slot), None)
-    if report is not None and report.phase == "ready":
-        return Standing(agent.id, "ready", 1.0)
+    if report is not None and report.phase in SERVING:
+        return Standing(agent.id, report.phase, 1.0)
     if _order(agent.desired) > _order(target.position) and slot not in agent.desired_slots:
         return Standing(agent.id, "failed", reason="a newer deployment took its place")
     if not agent.is_online:
@@ -69,11 +72,12 @@ def standing_of(agent: views.AgentView, target: views.AffectedAgentView, slot: v
     if agent.rejection is not None:
         return Standing(agent.id, "failed", reason=agent.rejection.message)
     if report is None:
-        return Standing(agent.id, "waiting")
-    if report.phase == "failed":
-        return Standing(agent.id, "failed", reason="" if report.problem is None else report.problem.message)
+        return Standing(agent.id, "pushed")
+    reason = "" if report.problem is None else report.problem.message
+    if report.phase in ("failed", "waiting"):
+        return Standing(agent.id, report.phase, reason=reason)
     fetched_ratio = report.stored_bytes / report.total_bytes if report.total_bytes else 0.0
-    return Standing(agent.id, report.phase, _FETCHED_RATIO * (1.0 if report.phase == "loading" else fetched_ratio))
+    return Standing(agent.id, report.phase, _DONE_RATIO.get(report.phase, _FETCHED_RATIO * fetched_ratio))
 
 
 def watch(client: ControllerClient, deployed: views.DeployedView, *, timeout_s: float) -> list[Standing]:
@@ -111,7 +115,7 @@ class _Bars:
             for standing in standings:
                 self._set(standing.agent_id, standing.done_ratio, standing.state)
             return
-        ready = sum(standing.state == "ready" for standing in standings)
+        ready = sum(standing.state in SERVING for standing in standings)
         done_ratio = sum(standing.done_ratio for standing in standings) / len(standings)
         self._set("agents", done_ratio, f"{ready} of {len(standings)} ready")
 
@@ -159,7 +163,7 @@ def _summary(deployed: views.DeployedView, standings: Sequence[Standing], *, is_
         return f"{what}: no agent there yet; the first that connects gets it"
     if not is_watched:
         return f"{what}: asked of {len(deployed.agents)} agents; `nanofleet devices list` shows how far they are"
-    ready = sum(standing.state == "ready" for standing in standings)
+    ready = sum(standing.state in SERVING for standing in standings)
     offline = [standing.agent_id for standing in standings if standing.state == "offline"]
     later = f"; {len(offline)} offline get it when they connect" if offline else ""
     return f"{what}: ready on {ready} of {len(standings)} agents{later}"
@@ -167,12 +171,12 @@ def _summary(deployed: views.DeployedView, standings: Sequence[Standing], *, is_
 
 def _require_ready(standings: Sequence[Standing], *, timeout_s: float) -> None:
     """Raise Refused, naming the first few agents that are neither ready nor offline."""
-    behind = [standing for standing in standings if standing.state not in ("ready", "offline")]
+    behind = [standing for standing in standings if standing.state not in SERVING | {"offline"}]
     if not behind:
         return
     reasons = [
         f"{standing.agent_id}: {standing.reason}"
-        if standing.state == "failed"
+        if standing.reason
         else f"{standing.agent_id}: still {standing.state} after {timeout_s:g} s; see `nanofleet devices show`"
         for standing in behind[:MAX_BARS]
     ]

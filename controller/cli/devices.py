@@ -13,7 +13,15 @@ from controller.cli.screen import Output, OutputOption, age_text, bytes_text, pe
 
 app = typer.Typer(help="Look at the edge agents.", no_args_is_help=True)
 
-PHASE_STYLE = {"ready": "green", "failed": "red", "fetching": "cyan", "loading": "cyan"}
+PHASE_STYLE = {
+    "fetching": "cyan",
+    "waiting": "yellow",
+    "self_test": "cyan",
+    "loading": "cyan",
+    "probation": "green",
+    "ready": "green",
+    "failed": "red",
+}
 
 
 @app.command("list")
@@ -65,8 +73,10 @@ def slot_name(slot: views.SlotView) -> str:
 
 def phase_text(report: views.SlotReportView) -> str:
     if report.phase == "fetching" and report.total_bytes:
-        return f"fetching {report.stored_bytes / report.total_bytes:.0%}"
-    return report.phase
+        rate = report.transfer.rate_bytes_per_s if report.transfer is not None else 0
+        speed = f" at {bytes_text(rate)}/s" if rate else ""
+        return f"fetching {report.stored_bytes / report.total_bytes:.0%}{speed}"
+    return report.phase.replace("_", "-")
 
 
 def _facts(agent: views.AgentView) -> Table:
@@ -91,7 +101,7 @@ def _slots(agent: views.AgentView) -> Table:
     """Return one row per model: what is asked for, what is there, how far it is."""
     reports = {report.slot.model: report for report in agent.slots}
     desired = {slot.model: slot for slot in agent.desired_slots}
-    table = Table("model", "desired", "reported", "phase", "stored")
+    table = Table("model", "desired", "reported", "phase", "stored", "received", "saved", "chunks")
     for model in sorted(desired.keys() | reports.keys()):
         slot, report = desired.get(model), reports.get(model)
         table.add_row(
@@ -100,8 +110,27 @@ def _slots(agent: views.AgentView) -> Table:
             "nothing" if report is None else f"{report.slot.version} {report.slot.variant}",
             Text("-") if report is None else Text(phase_text(report), style=PHASE_STYLE[report.phase]),
             "-" if report is None else f"{bytes_text(report.stored_bytes)} of {bytes_text(report.total_bytes)}",
+            *_transfer(None if report is None else report.transfer),
         )
     return table
+
+
+def _transfer(transfer: views.TransferView | None) -> tuple[str, str, str]:
+    """Return bytes received, bytes saved by what was there already, and how the chunks came."""
+    if transfer is None:
+        return "-", "-", "-"
+    saved_ratio = transfer.saved_bytes / transfer.brought_bytes if transfer.brought_bytes else 0.0
+    chunks = {
+        "same": transfer.same_chunks,
+        "difference": transfer.difference_chunks,
+        "zstd": transfer.zstd_chunks,
+        "raw": transfer.raw_chunks,
+    }
+    return (
+        bytes_text(transfer.wire_bytes),
+        f"{bytes_text(transfer.saved_bytes)} ({saved_ratio:.0%})",
+        ", ".join(f"{count} {name}" for name, count in chunks.items() if count) or "-",
+    )
 
 
 def _problems(agent: views.AgentView) -> list[Text]:

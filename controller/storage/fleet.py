@@ -15,7 +15,7 @@ from controller.storage.instants import instant_of, microseconds_of
 from controller.storage.tables import agents, deployments, variants
 from core.digest import Digest
 from core.errors import UnknownModel
-from core.fleet_state import DesiredState, Position, Problem, ReportedState, Slot, SlotPhase, SlotReport
+from core.fleet_state import DesiredState, Position, Problem, ReportedState, Slot, SlotPhase, SlotReport, Transfer
 from core.ids import AgentId, ModelName, SiteId, VariantName
 
 T = TypeVar("T")
@@ -177,13 +177,14 @@ def _slot(fields: Any) -> Slot:
 
 
 def _report(fields: Any) -> SlotReport:
-    problem = fields["problem"]
+    problem, transfer = fields["problem"], fields.get("transfer")
     return SlotReport(
         _slot(fields["slot"]),
         SlotPhase(fields["phase"]),
         fields["stored_bytes"],
         fields["total_bytes"],
         None if problem is None else Problem(**problem),
+        None if transfer is None else Transfer(**transfer),
     )
 
 

@@ -178,7 +178,7 @@ def test_deploy_gives_up_after_its_time(run: Run, controller: RunningController)
     controller.call(agent.connect)
     result = run("deploy", "nano", "--variant", "original", "--fleet", "--timeout", "0")
     controller.call(agent.disconnect)
-    assert_failed(result, 1, "gate-1: still waiting after 0 s")
+    assert_failed(result, 1, "gate-1: still pushed after 0 s")
 
 
 @pytest.mark.usefixtures("published")
