@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Callable
-from typing import TypeAlias, assert_never
+from typing import Protocol, TypeAlias, assert_never
 
 import grpc
 import grpc.aio
@@ -20,8 +20,15 @@ from controller.fleet import sessions
 from controller.fleet.service import Fleet
 from controller.fleet.sessions import Ended, Expelled, Faulty, Left, Replaced, Stopping
 from core.errors import DeadlineExceeded, ErrorCode, InvalidRequest, NanofleetError, TooLarge
-from core.fleet_state import AgentHello, DesiredState, Position
-from core.fleet_wire import decode_hello, decode_push_result, decode_reported, encode_desired, encode_position
+from core.fleet_state import AgentHello, DesiredState, Position, SignedAssignment
+from core.fleet_wire import (
+    decode_hello,
+    decode_push_result,
+    decode_reported,
+    encode_assignment,
+    encode_desired,
+    encode_position,
+)
 from core.logs import peer_text
 from core.status import STATUS
 from protos.fleet.v1 import fleet_pb2 as pb
@@ -42,6 +49,14 @@ HelloCheck: TypeAlias = Callable[[AgentHello, Context], None]
 TrustBundleSource: TypeAlias = Callable[[], bytes]
 
 
+class Director(Protocol):
+    """Who says, signed, what an agent shall run."""
+
+    async def signed(self, desired: DesiredState, hello: AgentHello) -> SignedAssignment:
+        """Sign a desired state, with the catalogue metadata that the agent of `hello` lacks. Raises NanofleetError."""
+        ...
+
+
 class FleetServicer(FleetServiceServicer):
     def __init__(
         self,
@@ -49,12 +64,14 @@ class FleetServicer(FleetServiceServicer):
         *,
         check_hello: HelloCheck | None = None,
         trust_bundle: TrustBundleSource | None = None,
+        director: Director | None = None,
         hello_timeout_s: float = HELLO_TIMEOUT_S,
         push_timeout_s: float = PUSH_TIMEOUT_S,
     ) -> None:
         self._fleet = fleet
         self._check_hello = check_hello
         self._trust_bundle = trust_bundle
+        self._director = director
         self._hello_timeout_s = hello_timeout_s
         self._push_timeout_s = push_timeout_s
         self._refused: set[ErrorCode] = set()
@@ -91,7 +108,7 @@ class FleetServicer(FleetServiceServicer):
             self._check_hello(hello, context)
         async with self._fleet.session(hello) as (session, position), asyncio.TaskGroup() as tasks:
             listening = tasks.create_task(self._listen(session, context), name=f"session {hello.agent_id}")
-            ended = await self._push(session, position, context)
+            ended = await self._push(session, hello, position, context)
             listening.cancel()
             return ended
 
@@ -106,13 +123,15 @@ class FleetServicer(FleetServiceServicer):
             raise InvalidRequest(f"expected Hello as the first message, got {kind or 'nothing'}")
         return decode_hello(message.hello)
 
-    async def _push(self, session: sessions.Session, position: Position, context: Context) -> Ended:
+    async def _push(self, session: sessions.Session, hello: AgentHello, position: Position, context: Context) -> Ended:
         """Send Welcome, then whatever is newest, until the session ends."""
         try:
             await self._write(pb.ControllerMessage(welcome=pb.Welcome(desired=encode_position(position))), context)
             await self._renew_trust(session, context)
             while isinstance(taken := await session.take(), DesiredState):
-                await self._write(pb.ControllerMessage(desired=encode_desired(taken)), context)
+                await self._write(await self._pushed(taken, hello), context)
+        except NanofleetError as error:
+            return Faulty(error)
         except TimeoutError:
             return Faulty(DeadlineExceeded(f"expected a push to be taken within {self._push_timeout_s:g} s"))
         return taken
@@ -124,6 +143,11 @@ class FleetServicer(FleetServiceServicer):
         bundle = self._trust_bundle()
         if hashlib.sha256(bundle).digest() != session.trust_bundle_sha256:
             await self._write(pb.ControllerMessage(trust_bundle=pb.TrustBundle(pem=bundle)), context)
+
+    async def _pushed(self, desired: DesiredState, hello: AgentHello) -> pb.ControllerMessage:
+        if self._director is None:
+            return pb.ControllerMessage(desired=encode_desired(desired))
+        return pb.ControllerMessage(assignment=encode_assignment(await self._director.signed(desired, hello)))
 
     async def _write(self, message: pb.ControllerMessage, context: Context) -> None:
         async with asyncio.timeout(self._push_timeout_s):

@@ -16,7 +16,7 @@ from controller.fleet.store import FleetStore
 from core.clock import Clock
 from core.digest import Digest
 from core.errors import InvalidRequest, UnknownAgent
-from core.fleet_state import AgentHello, Position, PushResult, ReportedState, Slot
+from core.fleet_state import NOWHERE, AgentHello, Position, PushResult, ReportedState, Slot
 from core.ids import AgentId, ModelName, VariantName
 from core.logs import peer_text
 
@@ -46,12 +46,29 @@ class Catalogue(Protocol):
         ...
 
 
+class Releases(Protocol):
+    """What the fleet asks of the signed catalogue."""
+
+    def require_released(self, slot: Slot) -> None:
+        """Raise Conflict, saying what to do, unless agents may install the slot's variant."""
+        ...
+
+
 class Fleet:
     """Keep `run` running in a task of the owner: it stores what agents say."""
 
-    def __init__(self, store: FleetStore, catalogue: Catalogue, *, clock: Clock, max_sessions: int) -> None:
+    def __init__(
+        self,
+        store: FleetStore,
+        catalogue: Catalogue,
+        *,
+        clock: Clock,
+        max_sessions: int,
+        releases: Releases | None = None,
+    ) -> None:
         self._store = store
         self._catalogue = catalogue
+        self._releases = releases
         self._clock = clock
         self._sessions = Sessions(max_sessions=max_sessions, clock=clock)
         self._heard = HeardBuffer()
@@ -86,11 +103,15 @@ class Fleet:
 
         Raises:
             UnknownModel: no such model, version or variant.
-            Conflict: an agent would have more models than one desired state may hold.
+            Conflict: agents may not install it, because it is not in the signed catalogue; or an agent would have more
+                models than one desired state may hold.
         """
         found = await self._catalogue.variant(model, version, variant)
         now = self._clock.now()
-        deployment = Deployment(target, Slot(model, found.version, variant, found.manifest_digest), now)
+        slot = Slot(model, found.version, variant, found.manifest_digest)
+        if self._releases is not None:
+            self._releases.require_released(slot)
+        deployment = Deployment(target, slot, now)
         try:
             deployed = await self._store.run(lambda records: use_cases.deploy(records, deployment, now=now))
         except asyncio.CancelledError:
@@ -102,6 +123,16 @@ class Fleet:
             self._sessions.offer(desired)
         self._changes.announce()
         return deployed
+
+    async def reissue(self) -> None:
+        """Push to every live session again what it shall run: signed anew, with the catalogue of today.
+
+        An agent that is ahead of us is left alone; one that was never asked for anything has nothing to be told.
+        """
+        ids = self._sessions.agent_ids()
+        for agent in await self._store.read(lambda records: records.agents(ids)):
+            if not agent.is_ahead and agent.desired.position != NOWHERE:
+                self._sessions.reissue(agent.desired)
 
     async def agents(self) -> Sequence[AgentView]:
         """Return every agent that ever said hello, by id."""

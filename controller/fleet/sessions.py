@@ -69,6 +69,13 @@ class Session:
             self._newest = desired
             self._changed.set()
 
+    def reissue(self, desired: DesiredState) -> None:
+        """Put `desired` in the outbox, also when it was taken before: it goes out signed anew. Never an older one."""
+        newest = self._taken if self._newest is None else self._newest.position
+        if desired.position >= newest:
+            self._newest = desired
+            self._changed.set()
+
     def end(self, ended: Ended) -> None:
         """End the stream; the first reason stays."""
         if self._ended is None:
@@ -164,6 +171,11 @@ class Sessions:
     def forget_boots(self, agent_id: AgentId) -> None:
         """Start anew with an agent id that was given to another machine."""
         self._boots.forget(agent_id)
+
+    def reissue(self, desired: DesiredState) -> None:
+        """Push to the agent that `desired` is for, if it is here, although it may have it already."""
+        if (session := self._live.get(desired.agent_id)) is not None:
+            session.reissue(desired)
 
     def end_all(self, ended: Ended) -> None:
         for session in self._live.values():

@@ -1,6 +1,6 @@
 """The queue of publications: a bounded number wait, one runs at a time, each leaves a record of how it ended.
 
-    start ──▶ RUNNING "queued" ──▶ RUNNING stage by stage ──▶ DONE with a version
+    start ──▶ RUNNING "queued" ──▶ RUNNING stage by stage ──▶ recorded ──▶ released ──▶ DONE with a version
                                                      └──────▶ FAILED with a problem
 
 A publication that a crash or a shutdown interrupts is found RUNNING at the next start and becomes FAILED: its steps are
@@ -10,11 +10,11 @@ not resumed, because the operator's client is gone and publishing again is safe.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
-from controller.registry.model import ModelVersion, Publication, PublicationState, PublishRequest
+from controller.registry.model import ModelVersion, Publication, PublicationState, PublishRequest, Variant
 from controller.registry.store import RegistryStore
 from core.clock import Clock
 from core.errors import ErrorCode, InternalError, NanofleetError, Overloaded
@@ -45,6 +45,17 @@ class Pipeline(Protocol):
         ...
 
 
+class Releases(Protocol):
+    """What publishing asks of the signed catalogue; without it nothing is installed anywhere."""
+
+    async def release(self, variants: Sequence[Variant]) -> None:
+        """Let agents install variants, at once or after they were signed elsewhere.
+
+        Those that are released, staged or taken back already are left as they are.
+        """
+        ...
+
+
 class _Job(NamedTuple):
     publication_id: str
     request: PublishRequest
@@ -62,12 +73,14 @@ class Publications:
         new_id: Callable[[], str],
         max_queued: int,
         on_recorded: Callable[[ModelVersion], None],
+        releases: Releases | None = None,
     ) -> None:
         self._store = store
         self._pipeline = pipeline
         self._clock = clock
         self._new_id = new_id
         self._on_recorded = on_recorded
+        self._releases = releases
         self._max_queued = max_queued
         # Those that are not over yet: at most `max_queued` and the running one, which bounds the queue as well.
         self._queue: asyncio.Queue[_Job] = asyncio.Queue(max_queued + 1)
@@ -119,7 +132,11 @@ class Publications:
             return seen
 
     async def run(self) -> None:
-        """Work the queue off, for ever; cancelling it stops the running publication and its child process."""
+        """Work the queue off, for ever; cancelling it stops the running publication and its child process.
+
+        It begins with the release of what was recorded and not released: a crash may have come between the two.
+        """
+        await self._release_recorded()
         while True:
             await self._run_one(await self._queue.get())
 
@@ -132,6 +149,7 @@ class Publications:
             await self._store.update_publication(publication)
             await self._announce(publication)
 
+        version: ModelVersion | None = None
         try:
             version = await self._pipeline.build(publication.model, job.request, progress)
             publication = await self._record(publication, version)
@@ -141,7 +159,28 @@ class Publications:
             _log.exception("publication failed", extra={"publication": publication.id})
             defect = InternalError("publish: a defect of ours; the controller's log says more")
             publication = await self._fail(publication, defect)
-        await self._announce(publication)
+        try:
+            if version is not None and publication.state is PublicationState.DONE:
+                await self._release(version.variants)
+        finally:
+            # Recorded is done: if the release failed, our supervisor starts `run` again, which begins with it.
+            await self._announce(publication)
+
+    async def _release_recorded(self) -> None:
+        for model in await self._store.models():
+            versions = await self._store.versions(model.name)
+            await self._release([variant for version in versions for variant in version.variants])
+
+    async def _release(self, variants: Sequence[Variant]) -> None:
+        if self._releases is None:
+            return
+        try:
+            await self._releases.release(variants)
+        except NanofleetError as error:
+            if error.retryable:
+                raise
+            # The next one may still be released; deploying this one says what to do.
+            _log.warning("version is recorded and cannot be released", extra={"reason": str(error)})
 
     async def _record(self, publication: Publication, version: ModelVersion) -> Publication:
         done = replace(

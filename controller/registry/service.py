@@ -11,7 +11,7 @@ from uuid import uuid4
 from controller.registry.blobs import BlobStore
 from controller.registry.model import Model, ModelVersion, Publication, PublishRequest, Variant
 from controller.registry.pipeline import PublishPipeline, Workshop, check_request
-from controller.registry.publications import Publications
+from controller.registry.publications import Publications, Releases
 from controller.registry.store import RegistryStore
 from core.clock import Clock
 from core.digest import Digest
@@ -35,6 +35,7 @@ class Registry:
         clock: Clock,
         max_model_bytes: int,
         max_queued_publications: int,
+        releases: Releases | None = None,
         new_id: Callable[[], str] = _new_id,
     ) -> None:
         self._store = store
@@ -49,6 +50,7 @@ class Registry:
             new_id=new_id,
             max_queued=max_queued_publications,
             on_recorded=self._remember_latest,
+            releases=releases,
         )
 
     async def prepare(self) -> None:
