@@ -133,8 +133,7 @@ class Access:
         """
         operator = (await self._known_operators()).get(sha256_of(secret))
         if operator is None:
-            self._attempts.count(source)
-            raise Unauthenticated(f"credential: not known here, or replaced; {_REMEDY}")
+            raise self._refused(f"credential: not known here, or replaced; {_REMEDY}", source)
         return operator
 
     async def resume(self, token: str, *, source: str) -> Caller:
@@ -150,8 +149,7 @@ class Access:
             changes = self._changes
             found = await self._store.session(sha256) if _TOKEN.fullmatch(token) else None
             if found is None:
-                self._attempts.count(source)
-                raise Unauthenticated("session: ended or not known here; sign in again")
+                raise self._refused("session: ended or not known here; sign in again", source)
             session, operator = found
             caller = self._remember(sha256, Caller(operator, await self._extended(session)), changes)
         if caller.session is None or caller.session.expires_at <= self._clock.now():
@@ -164,6 +162,7 @@ class Access:
         now, token = self._clock.now(), self._token()
         session = BrowserSession(sha256_of(token), operator.name, self._token(), now, now + IDLE_LIFETIME)
         await self._store.add_session(session, keep=MAX_SESSIONS_PER_OPERATOR)
+        _log.info("operator signed in", extra={"operator": operator.name, "source": source})
         return SignedIn(operator, session, token)
 
     async def sign_out(self, session: BrowserSession) -> None:
@@ -178,6 +177,12 @@ class Access:
             if removed := await self._store.remove_expired_sessions(now=self._clock.now()):
                 _log.debug("expired browser sessions removed", extra={"sessions": removed})
             await asyncio.sleep(SWEEP_S)
+
+    def _refused(self, reason: str, source: str) -> Unauthenticated:
+        """Return the refusal; beyond the bound on failed attempts, raise Overloaded and leave the log alone."""
+        self._attempts.count(source)
+        _log.info("credential refused", extra={"source": source, "reason": reason})
+        return Unauthenticated(reason)
 
     async def _extended(self, session: BrowserSession) -> BrowserSession:
         """Return the session with its end moved on, at most to SESSION_LIFETIME after it began."""

@@ -1,0 +1,100 @@
+"""Which role each endpoint of the HTTP port needs: one table, and nothing outside it is served.
+
+    reads                                    viewer
+    models asked through the gateway (/v2)   viewer
+    publishing, deploying, letting agents in operator
+    operators, authority, signing            admin
+
+A test holds the table against the routes of the application, in both directions.
+"""
+
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from typing import Literal, TypeAlias
+
+from controller.access.model import OperatorRole
+
+INFERENCE_PREFIX = "/v2"
+
+
+class Nobody(Enum):
+    """For what is served to anybody."""
+
+    OPEN = "open"
+
+
+Need: TypeAlias = OperatorRole | Literal[Nobody.OPEN]
+
+_OPEN = Nobody.OPEN
+_VIEWER, _OPERATOR, _ADMIN = OperatorRole.VIEWER, OperatorRole.OPERATOR, OperatorRole.ADMIN
+
+# `{…}` stands for one segment of the path. Where several match, the strictest counts.
+RULES: Mapping[str, Mapping[str, Need]] = {
+    # Load balancers have no credentials.
+    "/api/health": {"GET": _OPEN},
+    "/v2/health/live": {"GET": _OPEN, "HEAD": _OPEN},
+    "/v2/health/ready": {"GET": _OPEN, "HEAD": _OPEN},
+    # These ask for the secret themselves, or for the session's CSRF token in a form.
+    "/sign-in": {"GET": _OPEN, "POST": _OPEN},
+    "/sign-out": {"POST": _OPEN},
+    "/api/sessions": {"POST": _OPEN},
+    "/api/sessions/current": {"DELETE": _VIEWER},
+    "/api/me": {"GET": _VIEWER},
+    "/api/openapi.json": {"GET": _VIEWER, "HEAD": _VIEWER},
+    "/api/blobs/{digest}": {"HEAD": _VIEWER, "PUT": _OPERATOR},
+    "/api/models": {"GET": _VIEWER},
+    "/api/models/{name}": {"GET": _VIEWER},
+    "/api/models/{name}/versions": {"POST": _OPERATOR},
+    "/api/publications/{publication_id}": {"GET": _VIEWER},
+    "/api/agents": {"GET": _VIEWER},
+    "/api/agents/{agent_id}": {"GET": _VIEWER},
+    "/api/deployments": {"GET": _VIEWER, "PUT": _OPERATOR},
+    "/api/traces": {"GET": _VIEWER},
+    "/api/traces/{trace_id}": {"GET": _VIEWER},
+    "/api/operators": {"GET": _ADMIN, "POST": _ADMIN},
+    "/api/operators/{name}": {"DELETE": _ADMIN},
+    "/api/operators/{name}/secret": {"POST": _ADMIN},
+}
+
+
+def need(method: str, path: str) -> Need | None:
+    """Return what a request needs; None: no endpoint of ours."""
+    found = [methods[method] for methods in _rules_of(path) if method in methods]
+    roles = [role for role in found if isinstance(role, OperatorRole)]
+    if roles:
+        return max(roles)
+    if found:
+        return _OPEN
+    # That face has its own answers for what it does not know.
+    return _VIEWER if is_inference(path) else None
+
+
+def methods_of(path: str) -> frozenset[str]:
+    """Return what may be asked of `path` below /api; none: it does not exist."""
+    return frozenset(method for methods in _rules_of(path) for method in methods)
+
+
+def is_inference(path: str) -> bool:
+    return path == INFERENCE_PREFIX or path.startswith(f"{INFERENCE_PREFIX}/")
+
+
+def _rules_of(path: str) -> Iterator[Mapping[str, Need]]:
+    if path in RULES:
+        yield RULES[path]
+    segments = path.split("/")
+    for template, methods in _TEMPLATES.get(len(segments), ()):
+        if all(part == segment or (part is None and segment) for part, segment in zip(template, segments, strict=True)):
+            yield methods
+
+
+def _templates() -> Mapping[int, list[tuple[tuple[str | None, ...], Mapping[str, Need]]]]:
+    """Return the rules with placeholders by their number of segments; None stands for any segment."""
+    by_length: dict[int, list[tuple[tuple[str | None, ...], Mapping[str, Need]]]] = {}
+    for path, methods in RULES.items():
+        if "{" in path:
+            template = tuple(None if part.startswith("{") else part for part in path.split("/"))
+            by_length.setdefault(len(template), []).append((template, methods))
+    return by_length
+
+
+_TEMPLATES = _templates()
