@@ -24,7 +24,7 @@ AUTHORITY_LIFETIME = timedelta(days=3650)
 MAX_CSR_BYTES = 4096
 # Peers' clocks may be this far behind ours.
 BACKDATED = timedelta(minutes=5)
-# An agent whose clock starts in 1970 must reach the controller to be told so: what agents check begins to be valid then.
+# An agent whose clock starts in 1970 must reach the controller to be told so: what agents check is valid from then on.
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
 _HASH = hashes.SHA256()

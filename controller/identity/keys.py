@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from core.atomic_files import write_atomically
+from core.atomic_files import sync_folder, write_atomically
 from core.errors import Unavailable
 
 _MODE = 0o600
@@ -16,7 +16,7 @@ class AuthorityKeys:
 
     def save(self, sha256: str, key: bytes) -> None:
         """Store a key in PEM; it is durable afterwards."""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_private(self._folder)
         write_atomically(self._path(sha256), key, mode=_MODE)
 
     def load(self, sha256: str) -> bytes:
@@ -41,3 +41,12 @@ class AuthorityKeys:
 
     def _path(self, sha256: str) -> Path:
         return self._folder / f"{sha256}.pem"
+
+
+def _make_private(folder: Path) -> None:
+    """Make a folder and its missing parents for the owner only, durable: a key is lost with the folder around it."""
+    if folder.is_dir():
+        return
+    _make_private(folder.parent)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    sync_folder(folder.parent)
