@@ -84,6 +84,12 @@ class Fetch:
         self._limits = limits
         self._clock = clock
 
+    async def manifest(self, digest: Digest) -> Manifest:
+        """Return the manifest `digest` once it is in the store."""
+        if not await self._on_disk(self._store.has, digest):
+            await self._blob(digest, None, _ignore)
+        return await self._on_disk(self._store.manifest, digest)
+
     async def variant(self, digest: Digest, on_progress: ProgressListener) -> Manifest:
         """Return the manifest `digest` once it and all of its files are in the store.
 
@@ -93,9 +99,7 @@ class Fetch:
             InvalidManifest: the manifest does not parse, or declares sizes that its files do not have.
             NanofleetError: what the controller answered, or Unavailable when it did not.
         """
-        if not await self._on_disk(self._store.has, digest):
-            await self._blob(digest, None, _ignore)
-        manifest = await self._on_disk(self._store.manifest, digest)
+        manifest = await self.manifest(digest)
         await self._require_room(manifest)
         await self._files(manifest, _Throttle(on_progress, manifest.size_bytes, self._clock))
         stored_bytes = await self._on_disk(self._store.stored_bytes, manifest)

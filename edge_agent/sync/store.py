@@ -1,12 +1,14 @@
 """The models on this machine: content-addressed, verified, and whole whenever the power fails.
 
     blobs/<hex>     complete and verified; a manifest is a blob too
-    partial/<hex>   what has arrived of a blob; kept over restarts, so that a transfer goes on where it stopped
+    partial/<hex>   a file of a variant while it is put together (see `assembly`); kept over restarts, so that a
+                    transfer goes on where it stopped
     models/<hex>/   one variant as the runtime opens it: hard links to blobs, under the manifest's digest
     temporary/      folders on their way in or out; emptied at start
 
 Everything appears under its final name by one rename, after it was written, verified and made durable. A blob is
 hashed again each time that a model is made from it, so that what rotted on the disk is fetched again and never runs.
+There is no index that could be lost: what is here is what the folders list, and what it is worth, its hash tells.
 
 Methods block on the disk and the store has no lock: its owner calls it from one thread.
 """
@@ -14,13 +16,17 @@ Methods block on the disk and the store has no lock: its owner calls it from one
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from core.atomic_files import publish_file, sync_folder
+from core.atomic_files import publish_file, sync_folder, write_atomically
+from core.chunks import ChunkRef
 from core.digest import Digest, digest_of, digest_of_file, hex_of
 from core.errors import IntegrityError, InternalError, NanofleetError, NotFound
-from core.manifest import Manifest, parse_manifest
+from core.manifest import File, Manifest, parse_manifest
+from edge_agent.sync.assembly import Assembly
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +41,8 @@ class ContentStore:
         self._models, self._temporary = root / "models", root / "temporary"
         self._free_bytes = free_bytes
         self._manifests: dict[Digest, Manifest] = {}
+        self._assemblies: dict[Digest, Assembly] = {}
+        self._pins: Counter[Digest] = Counter()
         for folder in (self._blobs, self._partial, self._models):
             folder.mkdir(parents=True, exist_ok=True)
         self._remove_temporaries()
@@ -72,11 +80,21 @@ class ContentStore:
         """Return how many bytes of the manifest's files are here, unfinished ones included."""
         return sum(self._stored(Digest(file.digest), file.size_bytes) for file in manifest.files)
 
+    def complete_variants(self) -> tuple[Digest, ...]:
+        """Return the manifests of the variants that were loaded at least once and are still whole, in order."""
+        names = sorted(folder.name for folder in self._models.iterdir())
+        return tuple(digest for name in names if self.is_complete(digest := Digest(f"sha256:{name}")))
+
+    def blob_path(self, digest: Digest) -> Path:
+        """Return where a blob stands, whether or not it is there."""
+        return self._blob(digest)
+
     def _stored(self, digest: Digest, size_bytes: int) -> int:
         if self.has(digest):
             # A blob of another length than the manifest says is none of this manifest's.
             return size_bytes if self._blob(digest).stat().st_size == size_bytes else 0
-        return min(self.partial_bytes(digest), size_bytes)
+        assembly = self._assemblies.get(digest)
+        return 0 if assembly is None else assembly.stored_bytes
 
     def _read_verified(self, digest: Digest) -> bytes:
         try:
@@ -90,6 +108,34 @@ class ContentStore:
         return content
 
     # What arrives
+
+    def put(self, digest: Digest, content: bytes) -> None:
+        """Store a small blob as a whole, such as a manifest; durable on return.
+
+        Raises:
+            IntegrityError: these are other bytes.
+        """
+        if (found := digest_of(content)) != digest:
+            raise IntegrityError(f"blob: expected {digest}, got {found} over {len(content)} bytes; fetch it again")
+        write_atomically(self._blob(digest), content)
+
+    def assembly(self, file: File, chunks: Sequence[ChunkRef]) -> Assembly:
+        """Return `file` as far as it is put together; the same one for as long as it is not published or removed."""
+        digest = Digest(file.digest)
+        known = self._assemblies.get(digest)
+        # Another variant may have the same file at other positions, or cut it otherwise.
+        if known is None or known.chunks != tuple(chunks):
+            known = self._assemblies[digest] = Assembly(self._part(digest), file, chunks)
+        return known
+
+    def publish(self, digest: Digest) -> None:
+        """Verify the file that was put together under `digest` and make it a durable blob.
+
+        Raises:
+            InvalidManifest: its chunks are those of the manifest, and yet it has another digest; it is removed.
+        """
+        self._assemblies.pop(digest).require_whole()
+        publish_file(self._part(digest), self._blob(digest))
 
     def partial_bytes(self, digest: Digest) -> int:
         """Return how many bytes of an unfinished blob are here; a transfer goes on from there."""
@@ -166,9 +212,19 @@ class ContentStore:
 
     # What goes
 
+    @contextmanager
+    def pinned(self, variants: Iterable[Digest]) -> Iterator[None]:
+        """Keep variants from being collected inside; may be called from any thread."""
+        pins = tuple(variants)
+        self._pins.update(pins)
+        try:
+            yield
+        finally:
+            self._pins.subtract(pins)
+
     def remove_unneeded(self, *, keep: Iterable[Digest]) -> None:
-        """Remove every blob, partial and folder but those of the variants `keep`."""
-        variants = set(keep)
+        """Remove every blob, partial and folder but those of the variants `keep`, and of pinned ones."""
+        variants = {*keep, *(digest for digest, pins in self._pins.copy().items() if pins)}
         needed = {hex_of(digest) for variant in variants for digest in self._digests_of(variant)}
         for folder in self._models.iterdir():
             if folder.name not in {hex_of(variant) for variant in variants}:
@@ -177,6 +233,7 @@ class ContentStore:
             if blob.name not in needed:
                 blob.unlink()
         self._manifests = {digest: found for digest, found in self._manifests.items() if digest in variants}
+        self._assemblies = {digest: found for digest, found in self._assemblies.items() if hex_of(digest) in needed}
 
     def _digests_of(self, variant: Digest) -> Iterator[Digest]:
         yield variant

@@ -1,0 +1,131 @@
+"""DeliveryService: manifests and chunks to agents, each to its own; see `controller.transfer.service` for the rules."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from controller.transfer.model import Codec
+from controller.transfer.service import MAX_HELD, ChunkOrder, Grant, Sent, Transfers
+from core.digest import parse_digest
+from core.errors import DeadlineExceeded, InvalidRequest, NanofleetError, PermissionRequired
+from core.ids import AgentId
+from core.status import STATUS
+from protos.artifacts.v1 import artifacts_pb2 as pb
+from protos.artifacts.v1.artifacts_pb2_grpc import DeliveryServiceServicer
+
+# Chosen: 1 MiB in two minutes is 9 kB/s; slower receivers ask for the rest instead of holding a stream.
+SEND_TIMEOUT_S = 120.0
+# Derived: as many as a manifest can list chunks with gaps between them.
+MAX_RANGES = 1 << 16
+
+_CODECS = {Codec.RAW: pb.CODEC_RAW, Codec.ZSTD: pb.CODEC_ZSTD, Codec.DIFFERENCE: pb.CODEC_DIFFERENCE}
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class DeliveryServicer(DeliveryServiceServicer):
+    """`agent_of` says which agent a call comes from, and raises when it comes from none."""
+
+    def __init__(
+        self,
+        transfers: Transfers,
+        *,
+        agent_of: Callable[[Context], AgentId],
+        send_timeout_s: float = SEND_TIMEOUT_S,
+    ) -> None:
+        self._transfers = transfers
+        self._agent_of = agent_of
+        self._send_timeout_s = send_timeout_s
+
+    async def FetchManifest(  # noqa: N802  # named by the protocol
+        self, request: pb.FetchManifestRequest, context: Context
+    ) -> pb.FetchManifestReply:
+        try:
+            content = await self._transfers.manifest(self._agent_of(context), parse_digest(request.digest))
+        except NanofleetError as error:
+            await context.abort(_status(error), str(error))
+        return pb.FetchManifestReply(content=content)
+
+    async def FetchChunks(  # type: ignore[override]  # noqa: N802  # typed for both APIs; named by the protocol
+        self, request: pb.FetchChunksRequest, context: Context
+    ) -> None:
+        """Stream chunks; ends, its share given back, when the client leaves: gRPC then cancels this task."""
+        try:
+            agent_id = self._agent_of(context)
+            async with self._transfers.transfer(agent_id, _order(request)) as (grant, chunks):
+                await context.write(pb.FetchChunksReply(grant=_grant(grant)))
+                await self._send(agent_id, chunks, context)
+        except NanofleetError as error:
+            await context.abort(_status(error), str(error))
+
+    async def _send(self, agent_id: AgentId, chunks: AsyncIterator[Sent], context: Context) -> None:
+        """Write every chunk in its turn, the next one being read meanwhile."""
+        reading = _read_ahead(chunks)
+        try:
+            while (sent := await reading) is not None:
+                reading = _read_ahead(chunks)
+                async with self._transfers.turn(agent_id, sent):
+                    await self._write(sent, context)
+        finally:
+            reading.cancel()
+            # Whoever lent the chunks takes them back, which must not happen while they are read.
+            await asyncio.wait([reading])
+
+    async def _write(self, sent: Sent, context: Context) -> None:
+        try:
+            async with asyncio.timeout(self._send_timeout_s):
+                await context.write(pb.FetchChunksReply(chunk=_chunk(sent)))
+        except TimeoutError as error:
+            raise DeadlineExceeded(
+                f"expected the receiver to take a chunk within {self._send_timeout_s:g} s; ask from {sent.index} on"
+            ) from error
+
+
+def _read_ahead(chunks: AsyncIterator[Sent]) -> asyncio.Task[Sent | None]:
+    return asyncio.create_task(_next(chunks), name="read the next chunk")
+
+
+async def _next(chunks: AsyncIterator[Sent]) -> Sent | None:
+    return await anext(chunks, None)
+
+
+def _order(request: pb.FetchChunksRequest) -> ChunkOrder:
+    if len(request.held_manifests) > MAX_HELD:
+        raise InvalidRequest(f"held_manifests: expected at most {MAX_HELD}, got {len(request.held_manifests)}")
+    if len(request.ranges) > MAX_RANGES:
+        raise InvalidRequest(f"ranges: expected at most {MAX_RANGES}, got {len(request.ranges)}")
+    return ChunkOrder(
+        parse_digest(request.manifest_digest),
+        tuple((each.first, each.count) for each in request.ranges),
+        tuple(dict.fromkeys(parse_digest(text) for text in request.held_manifests)),
+        request.delta_only,
+    )
+
+
+def _grant(grant: Grant) -> pb.Grant:
+    found = pb.Grant(bytes_per_s=grant.bytes_per_s)
+    if grant.not_before is not None:
+        instant = Timestamp()
+        instant.FromDatetime(grant.not_before)
+        found.not_before.CopyFrom(instant)
+    return found
+
+
+def _chunk(sent: Sent) -> pb.EncodedChunk:
+    encoded = sent.encoded
+    return pb.EncodedChunk(
+        index=sent.index,
+        codec=_CODECS[encoded.codec],
+        data=encoded.data,
+        source_manifest=encoded.source_manifest or "",
+        source_index=encoded.source_index,
+    )
+
+
+def _status(error: NanofleetError) -> grpc.StatusCode:
+    """Return the status of an error: artifacts.proto tells a missing permission from an order that is not one's own."""
+    return grpc.StatusCode.FAILED_PRECONDITION if isinstance(error, PermissionRequired) else STATUS[error.code].grpc

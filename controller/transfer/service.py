@@ -1,0 +1,278 @@
+"""Delivery to agents: who may fetch what, in which form each chunk travels, and in what order agents are served.
+
+    manifest(agent, digest)     the manifest of a variant that the agent shall run
+    transfer(agent, order)      a Grant, and every chunk that was ordered, in order
+    run()                       prepares chunks for the orders that come; owned by the composition root
+
+An agent gets what stands in its desired state and nothing else. A chunk goes in the smallest form that the agent can
+decode, as the packs hold it (`controller.transfer.packs`); without packs it goes as it is, out of the blob store. A
+metered agent is refused whole chunks, and told what they would cost, until it says that it may take them.
+
+Nothing here knows gRPC (`controller.api.delivery_grpc`).
+"""
+
+import asyncio
+import os
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
+from concurrent.futures import Executor
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from controller.transfer.fairness import Admission, FairSender
+from controller.transfer.model import Codec, Encoded, Packs
+from controller.transfer.preparation import Preparations, Readiness
+from core.chunks import ChunkRef, chunks_of
+from core.clock import Clock
+from core.digest import Digest
+from core.errors import (
+    Forbidden,
+    IntegrityError,
+    InvalidManifest,
+    InvalidRequest,
+    NotFound,
+    PermissionRequired,
+    Unavailable,
+)
+from core.ids import AgentId
+from core.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest
+
+P = TypeVar("P")
+T = TypeVar("T")
+
+# artifacts.proto, FetchChunksRequest.
+MAX_HELD = 16
+# Chosen: below the silence that an agent bears, so that it hears of a longer wait in time.
+PREPARE_WAIT_S = 8.0
+# Chosen: a manifest of 4 MiB is some 20 MiB when parsed; ordinary ones are far smaller.
+_CACHED_MANIFESTS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkOrder:
+    """What an agent asks for: `(first, count)` ranges of chunk positions, ascending and apart."""
+
+    manifest_digest: Digest
+    ranges: tuple[tuple[int, int], ...]
+    held_manifests: tuple[Digest, ...] = ()
+    is_delta_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """How fast chunks will come; with `not_before`, none come until the agent asks again then."""
+
+    bytes_per_s: int = 0
+    not_before: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """One chunk on its way."""
+
+    index: int
+    encoded: Encoded
+
+
+class DesiredVariants(Protocol):
+    async def wanted_by(self, agent_id: AgentId) -> Collection[Digest]:
+        """Return the manifests in the desired state of `agent_id`; none for an agent that nobody knows."""
+        ...
+
+
+class BlobPaths(Protocol):
+    def path(self, digest: Digest) -> Path:
+        """Return where a blob stands, whether or not it is there."""
+        ...
+
+
+class Transfers:
+    """`disk` is where chunks without packs are read."""
+
+    def __init__(
+        self,
+        desired: DesiredVariants,
+        blobs: BlobPaths,
+        packs: Packs,
+        *,
+        sender: FairSender,
+        admission: Admission,
+        disk: Executor,
+        clock: Clock,
+        bytes_per_s: int | None = None,
+        prepare_wait_s: float = PREPARE_WAIT_S,
+    ) -> None:
+        self._desired = desired
+        self._blobs = blobs
+        self._packs = packs
+        self._preparations = Preparations(packs, clock=clock)
+        self._sender = sender
+        self._admission = admission
+        self._disk = disk
+        self._bytes_per_s = bytes_per_s or 0
+        self._prepare_wait_s = prepare_wait_s
+        self._manifests: OrderedDict[Digest, Manifest] = OrderedDict()
+
+    async def run(self) -> None:
+        await self._preparations.run()
+
+    async def manifest(self, agent_id: AgentId, digest: Digest) -> bytes:
+        """Return the bytes of a manifest.
+
+        Raises:
+            Forbidden: it is not in the desired state of this agent.
+            NotFound: it is, but its bytes are gone.
+        """
+        await self._require_wanted(agent_id, digest)
+        return (await self._manifest(digest)).to_bytes()
+
+    @asynccontextmanager
+    async def transfer(self, agent_id: AgentId, order: ChunkOrder) -> AsyncIterator[tuple[Grant, AsyncIterator[Sent]]]:
+        """Lend the chunks of `order`; sending each happens in `turn`.
+
+        Raises:
+            Forbidden: the variant is not in the desired state of this agent.
+            InvalidRequest: ranges that are not in the variant, not ascending or not apart.
+            PermissionRequired: differences alone were asked for, and there are none.
+            NotFound: the variant's bytes are gone.
+            Overloaded: this agent has as many transfers as it may have.
+        """
+        await self._require_wanted(agent_id, order.manifest_digest)
+        manifest = await self._manifest(order.manifest_digest)
+        wanted = _chosen(chunks_of(manifest), order.ranges)
+        with self._admission.transfer(agent_id) as may_run:
+            readiness = Readiness.PENDING
+            if may_run:
+                held = await self._held(manifest, order.held_manifests)
+                readiness = await self._preparations.ready(manifest, held, wait_s=self._prepare_wait_s)
+            if readiness is Readiness.PENDING:
+                yield Grant(not_before=self._admission.later()), _nothing()
+                return
+            forms = _Forms(order, [each.digest() for each in held], is_packed=readiness is Readiness.READY)
+            if order.is_delta_only:
+                await self._require_delta(manifest, forms)
+            async with aclosing(self._chunks(wanted, forms)) as chunks:
+                yield Grant(self._bytes_per_s // self._admission.active), chunks
+
+    def turn(self, agent_id: AgentId, sent: Sent) -> AbstractAsyncContextManager[None]:
+        """Wait for the turn of a chunk among those of all agents; send it inside."""
+        return self._sender.turn(agent_id, len(sent.encoded.data))
+
+    async def _chunks(self, wanted: Sequence[ChunkRef], forms: "_Forms") -> AsyncGenerator[Sent, None]:
+        for ref in wanted:
+            yield Sent(ref.index, await self._encoded(ref, forms))
+
+    async def _encoded(self, ref: ChunkRef, forms: "_Forms") -> Encoded:
+        if forms.is_packed:
+            try:
+                encoded = await self._packs.encoded(forms.order.manifest_digest, ref.index, forms.held)
+            except (IntegrityError, NotFound) as error:
+                self._preparations.forget(forms.order.manifest_digest)
+                if forms.order.is_delta_only:
+                    raise Unavailable(f"{error}; it is prepared again, come back for chunk {ref.index}") from error
+            else:
+                if forms.order.is_delta_only and not encoded.is_delta:
+                    raise PermissionRequired(
+                        f"metered link: chunk {ref.index} has no difference, {len(encoded.data)} bytes would travel; "
+                        "allow whole chunks"
+                    )
+                return encoded
+        return Encoded(Codec.RAW, await self._on_disk(self._read_chunk, ref))
+
+    async def _require_delta(self, manifest: Manifest, forms: "_Forms") -> None:
+        if not forms.is_packed:
+            raise _metered(manifest, manifest.size_bytes)
+        sizes = await self._packs.sizes(forms.order.manifest_digest, forms.held)
+        if not sizes.has_delta:
+            raise _metered(manifest, sizes.full_bytes)
+
+    async def _require_wanted(self, agent_id: AgentId, digest: Digest) -> None:
+        if digest not in await self._desired.wanted_by(agent_id):
+            raise Forbidden(f"agent {agent_id}: {digest} is not in its desired state; deploy it there first")
+
+    async def _held(self, to: Manifest, digests: Sequence[Digest]) -> list[Manifest]:
+        """Return those of the manifests that an agent says it holds which differences may be taken from."""
+        found = []
+        for digest in digests:
+            try:
+                manifest = await self._manifest(digest)
+            except (NotFound, InvalidManifest):
+                continue  # Another controller's, or gone: the agent may well hold what we do not.
+            if manifest.model == to.model and any(file.chunks for file in manifest.files):
+                found.append(manifest)
+        return found
+
+    async def _manifest(self, digest: Digest) -> Manifest:
+        known = self._manifests.get(digest)
+        if known is None:
+            known = await self._on_disk(self._read_manifest, digest)
+            self._manifests[digest] = known
+        self._manifests.move_to_end(digest)
+        if len(self._manifests) > _CACHED_MANIFESTS:
+            self._manifests.popitem(last=False)
+        return known
+
+    def _read_manifest(self, digest: Digest) -> Manifest:
+        path = self._blobs.path(digest)
+        try:
+            with path.open("rb") as file:
+                # An agent may name any blob; more than this is none.
+                return parse_manifest(file.read(MAX_MANIFEST_BYTES + 1))
+        except FileNotFoundError:
+            raise NotFound(f"manifest {digest}: not here; publish the model again") from None
+
+    def _read_chunk(self, ref: ChunkRef) -> bytes:
+        digest = Digest(ref.file.digest)
+        try:
+            descriptor = os.open(self._blobs.path(digest), os.O_RDONLY)
+        except FileNotFoundError:
+            raise NotFound(f"blob {digest}: not here; publish the model again") from None
+        try:
+            return os.pread(descriptor, ref.size_bytes, ref.offset)
+        finally:
+            os.close(descriptor)
+
+    async def _on_disk(self, work: Callable[[P], T], argument: P) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._disk, work, argument)
+        except OSError as error:
+            raise Unavailable(f"disk: {error.strerror or error}; try again") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Forms:
+    """In which forms the chunks of an order may travel."""
+
+    order: ChunkOrder
+    held: list[Digest]
+    is_packed: bool
+
+
+async def _nothing() -> AsyncIterator[Sent]:
+    chunks: tuple[Sent, ...] = ()
+    for sent in chunks:
+        yield sent
+
+
+def _chosen(chunks: Sequence[ChunkRef], ranges: Sequence[tuple[int, int]]) -> list[ChunkRef]:
+    chosen: list[ChunkRef] = []
+    end = 0
+    for first, count in ranges:
+        if first < end or not count or first + count > len(chunks):
+            raise InvalidRequest(
+                f"ranges: expected them ascending, apart, of at least one and within {len(chunks)} chunks, "
+                f"got {count} from {first} on"
+            )
+        end = first + count
+        chosen += chunks[first:end]
+    return chosen
+
+
+def _metered(manifest: Manifest, full_bytes: int) -> PermissionRequired:
+    return PermissionRequired(
+        f"metered link: {manifest.model} {manifest.version} {manifest.variant} has no differences to what this agent "
+        f"holds, whole chunks take {full_bytes} bytes; allow them or bring the agent an unmetered link"
+    )

@@ -1,0 +1,61 @@
+"""What is missing of a variant, and where each missing chunk belongs: the same bytes may stand at several places."""
+
+from core.chunks import ChunkRef, chunks_of
+from core.digest import Digest
+from core.manifest import Manifest
+from edge_agent.sync.assembly import Assembly
+from edge_agent.sync.store import ContentStore
+
+
+class Worklist:
+    """Methods block on the disk, but for the properties on bytes and chunks; the thread of `store` calls them."""
+
+    def __init__(self, manifest: Manifest, store: ContentStore) -> None:
+        self.manifest = manifest
+        # By digest: one file may stand under several names.
+        self.assemblies: dict[Digest, Assembly] = {}
+        chunks: dict[str, list[ChunkRef]] = {}
+        for ref in chunks_of(manifest):
+            chunks.setdefault(ref.file.path, []).append(ref)
+        for file in manifest.files:
+            digest = Digest(file.digest)
+            if digest not in self.assemblies and not store.has(digest):
+                self.assemblies[digest] = store.assembly(file, chunks.get(file.path, ()))
+        self._places: dict[bytes, list[tuple[Assembly, ChunkRef]]] = {}
+        for assembly in self.assemblies.values():
+            for ref in assembly.chunks:
+                self._places.setdefault(ref.sha256, []).append((assembly, ref))
+
+    @property
+    def stored_bytes(self) -> int:
+        return self.manifest.size_bytes - sum(
+            file.size_bytes - self.assemblies[digest].stored_bytes
+            for file in self.manifest.files
+            if (digest := Digest(file.digest)) in self.assemblies
+        )
+
+    @property
+    def unallocated_bytes(self) -> int:
+        return sum(assembly.unallocated_bytes for assembly in self.assemblies.values())
+
+    def missing(self) -> list[ChunkRef]:
+        """Return what is not here, ascending, the same bytes once."""
+        found: dict[bytes, ChunkRef] = {}
+        for assembly in self.assemblies.values():
+            for ref in assembly.missing:
+                found.setdefault(ref.sha256, ref)
+        return sorted(found.values(), key=lambda ref: ref.index)
+
+    def recheck(self, ref: ChunkRef) -> None:
+        """Take in what an earlier process left of a chunk."""
+        for assembly, place in self._places[ref.sha256]:
+            assembly.recheck(place)
+
+    def write(self, ref: ChunkRef, content: bytes) -> None:
+        """Put the bytes of a chunk wherever it belongs; they count once they are accepted."""
+        for assembly, place in self._places[ref.sha256]:
+            assembly.write(place, content)
+
+    def accept(self, ref: ChunkRef, content: bytes) -> bool:
+        """Say whether `content`, which was written, is this chunk; from then on it counts as stored."""
+        return all(assembly.accept(place, content) for assembly, place in self._places[ref.sha256])
