@@ -1,4 +1,7 @@
-"""The one HTTP port, served by uvicorn in the loop of the controller."""
+"""The one HTTP port, in clear or over TLS, served by uvicorn in the loop of the controller.
+
+What a request says about where it came from (`X-Forwarded-…`) is not believed.
+"""
 
 import socket
 from collections.abc import Iterator
@@ -8,6 +11,7 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
+from controller.api.http_tls import ServerCertificate
 from core.addresses import Address
 from core.errors import Unavailable
 
@@ -20,7 +24,8 @@ MAX_CONNECTIONS = 2048
 class HttpServer:
     """Bound when made, so that a port in use is known before anything else starts; serves while `run` runs."""
 
-    def __init__(self, bind: Address) -> None:
+    def __init__(self, bind: Address, *, certificate: ServerCertificate | None = None) -> None:
+        """Bind; without a certificate the port speaks in clear, which only a loopback address should."""
         family = socket.AF_INET6 if ":" in bind.host else socket.AF_INET
         try:
             self._socket = socket.create_server((bind.host, bind.port), family=family)
@@ -30,12 +35,20 @@ class HttpServer:
                 "stop what listens there, or set http_bind to another port"
             ) from error
         self.address = Address(bind.host, self._socket.getsockname()[1])
+        self._certificate = certificate
         self._server: _Server | None = None
+
+    @property
+    def url(self) -> str:
+        return f"{'http' if self._certificate is None else 'https'}://{self.address}"
 
     async def run(self, app: ASGIApp) -> None:
         """Serve `app` until `stop`; connections still open STOP_GRACE_S later are cut."""
+        certificate = self._certificate
         config = uvicorn.Config(
             app,
+            ssl_context_factory=None if certificate is None else lambda _config, _default: certificate.context,
+            proxy_headers=False,
             log_config=None,
             log_level="warning",
             access_log=False,

@@ -22,7 +22,7 @@ from tests.support.fleet_values import HeldClock
 from tests.support.guarded import OWN_ORIGIN, GuardedSide, guarded_side
 
 VIEWER, OPERATOR, ADMIN = OperatorRole
-INFER = {"inputs": []}
+INFER: dict[str, list[str]] = {"inputs": []}
 HERE = {"origin": OWN_ORIGIN, "sec-fetch-site": "same-origin"}
 
 
