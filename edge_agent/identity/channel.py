@@ -59,24 +59,30 @@ class _Method:
 class RotatingChannel(grpc.aio.Channel):
     """To `target`; `credentials` are those of the first inner channel."""
 
-    def __init__(self, target: Address, credentials: TransportCredentials | TlsIdentity) -> None:
+    def __init__(
+        self,
+        target: Address,
+        credentials: TransportCredentials | TlsIdentity,
+        *,
+        grace_s: float = REPLACED_GRACE_S,
+    ) -> None:
         self._target = target
+        self._grace_s = grace_s
         self._inner = open_channel(target, credentials)
         self._methods: weakref.WeakSet[_Method] = weakref.WeakSet()
 
-    async def replace(
-        self, credentials: TransportCredentials | TlsIdentity, *, grace_s: float = REPLACED_GRACE_S
-    ) -> None:
+    async def replace(self, credentials: TransportCredentials | TlsIdentity) -> None:
         """Send every call from now on over a new connection.
 
-        The swap is done when this first waits. It returns when the calls on the old connection have ended, or were
-        cancelled after `grace_s`; cancelling it cancels them at once.
+        The swap is done when this first waits. Then the calls on the old connection get the grace to end, and are
+        cancelled with it; cancelling this cancels them at once.
         """
         old, self._inner = self._inner, open_channel(self._target, credentials)
         for method in self._methods:
             method.bind(self._inner)
         try:
-            await old.close(grace_s)
+            # Not close(grace): cancelled half way, that leaves a channel that can neither be used nor closed.
+            await asyncio.sleep(self._grace_s)
         finally:
             await old.close()
 

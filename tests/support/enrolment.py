@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import TypeAlias
 
 import grpc
 import grpc.aio
@@ -32,6 +33,7 @@ ROOT = b'{"signed": {"_type": "root", "version": 1}}'
 WEEK = timedelta(days=7)
 SAMPLE_SECRET = bytes(range(32))
 Key = ec.EllipticCurvePrivateKey
+Context: TypeAlias = "grpc.aio.ServicerContext[object, object]"
 
 
 def pem_of_key(key: Key) -> bytes:
@@ -126,9 +128,7 @@ class FakeEnrolment(EnrolmentServiceServicer):
     renewed: asyncio.Event = field(default_factory=asyncio.Event)
     _nonces: set[bytes] = field(default_factory=set)
 
-    async def Enrol(
-        self, request: pb.EnrolRequest, context: "grpc.aio.ServicerContext[object, object]"
-    ) -> pb.Credential:  # noqa: N802  # named by the protocol
+    async def Enrol(self, request: pb.EnrolRequest, context: Context) -> pb.Credential:  # noqa: N802  # named by the protocol
         self.requests.append(request)
         if request.secret not in self.secrets:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, "no such token")
@@ -138,16 +138,12 @@ class FakeEnrolment(EnrolmentServiceServicer):
         credential.catalogue_root = self.catalogue_root
         return await self._sent(credential, context)
 
-    async def Challenge(
-        self, request: pb.ChallengeRequest, context: "grpc.aio.ServicerContext[object, object]"
-    ) -> pb.ChallengeReply:  # noqa: N802
+    async def Challenge(self, request: pb.ChallengeRequest, context: Context) -> pb.ChallengeReply:  # noqa: N802  # named by the protocol
         nonce = os.urandom(32)
         self._nonces.add(nonce)
         return pb.ChallengeReply(nonce=nonce)
 
-    async def Renew(
-        self, request: pb.RenewRequest, context: "grpc.aio.ServicerContext[object, object]"
-    ) -> pb.Credential:  # noqa: N802
+    async def Renew(self, request: pb.RenewRequest, context: Context) -> pb.Credential:  # noqa: N802  # named by the protocol
         self.renewals.append(request)
         proven = self._proven(request)
         if self.banned or proven is None or request.nonce not in self._nonces:
@@ -180,9 +176,7 @@ class FakeEnrolment(EnrolmentServiceServicer):
             self.spoil(credential)
         return credential
 
-    async def _sent(
-        self, credential: pb.Credential, context: "grpc.aio.ServicerContext[object, object]"
-    ) -> pb.Credential:
+    async def _sent(self, credential: pb.Credential, context: Context) -> pb.Credential:
         if self.replies_to_lose:
             self.replies_to_lose -= 1
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the reply was lost")
