@@ -1,5 +1,8 @@
 """The one gRPC port: agents, artifacts, Open Inference, OTLP and `grpc.health.v1`."""
 
+from collections.abc import Sequence
+
+import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2_grpc
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import add_TraceServiceServicer_to_server
@@ -16,6 +19,12 @@ from protos.fleet.v1.fleet_pb2_grpc import add_FleetServiceServicer_to_server
 
 # Chosen: calls in progress beside the sessions, so that agents on their streams cannot lock everybody else out.
 MAX_OTHER_CALLS = 2048
+# Derived: an agent or application has one connection; some reconnect before the old one is noticed to be dead.
+_MAX_OTHER_CONNECTIONS = 2048
+# Derived: an agent has a session, transfers, inference and spans; an application asks much at the same time.
+_MAX_CALLS_PER_CONNECTION = 512
+# Chosen: slow mobile links have seconds; who does not even shake hands keeps no socket.
+_HANDSHAKE_TIMEOUT_S = 20
 # How long a peer may leave a keepalive ping unanswered.
 _PING_TIMEOUT_S = 20
 # Calls in progress may finish within it.
@@ -26,19 +35,30 @@ class GrpcServer:
     """Bound when made, so that the port is known before anything depends on it; serves between `start` and `stop`."""
 
     def __init__(
-        self, bind: Address, credentials: TransportCredentials, *, max_sessions: int, keepalive_s: float
+        self,
+        bind: Address,
+        credentials: TransportCredentials | grpc.ServerCredentials,
+        *,
+        max_sessions: int,
+        keepalive_s: float,
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
     ) -> None:
         self._server = grpc.aio.server(
+            interceptors=interceptors,
             options=[
                 *SERVER_OPTIONS,
                 ("grpc.keepalive_time_ms", int(keepalive_s * 1000)),
                 ("grpc.keepalive_timeout_ms", _PING_TIMEOUT_S * 1000),
+                ("grpc.server_handshake_timeout_ms", _HANDSHAKE_TIMEOUT_S * 1000),
+                ("grpc.max_allowed_incoming_connections", max_sessions + _MAX_OTHER_CONNECTIONS),
+                ("grpc.max_concurrent_streams", _MAX_CALLS_PER_CONNECTION),
             ],
             maximum_concurrent_rpcs=max_sessions + MAX_OTHER_CALLS,
         )
         self._health = health.aio.HealthServicer()
         try:
-            port = self._server.add_secure_port(str(bind), credentials.server)
+            shown = credentials.server if isinstance(credentials, TransportCredentials) else credentials
+            port = self._server.add_secure_port(str(bind), shown)
         except RuntimeError as error:
             raise Unavailable(
                 f"grpc_bind: cannot listen on {bind}; stop what listens there, or set grpc_bind to another port"

@@ -8,7 +8,8 @@ methods are the same.
 
 import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, Protocol, TypeAlias, TypeVar
@@ -148,14 +149,15 @@ class PolicyInterceptor(grpc.aio.ServerInterceptor):
         return guarded
 
     def _guard_stream(
-        self, behaviour: Callable[..., AsyncIterator[object]], method: str
-    ) -> Callable[..., AsyncIterator[object]]:
+        self, behaviour: Callable[..., AsyncGenerator[object, None]], method: str
+    ) -> Callable[..., AsyncGenerator[object, None]]:
         """Guard an async generator."""
 
-        async def guarded(request: object, context: Context) -> AsyncIterator[object]:
+        async def guarded(request: object, context: Context) -> AsyncGenerator[object, None]:
             await self._require(method, context)
-            async for answer in behaviour(request, context):
-                yield answer
+            async with aclosing(behaviour(request, context)) as answers:
+                async for answer in answers:
+                    yield answer
 
         return guarded
 
