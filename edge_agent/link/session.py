@@ -2,7 +2,7 @@
 
     CONNECTING ─hello written─▶ HELLO_SENT ─welcome─▶ OPEN ─error, end, cancel─▶ CLOSED
 
-While it is open, pushes go to the reconciler as they come, each is answered once, and the reported state follows every
+While it is open, pushes go to the desk as they come, each is answered once, and the reported state follows every
 change: whole, coalesced, never queued. What was not answered when the connection ends needs no memory here: the next
 hello names the applied position, and the controller pushes again when that is not what it wants.
 
@@ -19,17 +19,37 @@ from typing import Protocol
 import grpc
 import grpc.aio
 
+from core.digest import Digest, parse_digest
 from core.errors import DeadlineExceeded, ErrorCode, InvalidRequest, NanofleetError, Unavailable
-from core.fleet_state import AgentHello, DesiredState, Position, Problem, PushResult, ReportedState
-from core.fleet_wire import decode_desired, decode_position, encode_hello, encode_push_result, encode_reported
+from core.fleet_state import (
+    NOWHERE,
+    AgentHello,
+    DesiredState,
+    Position,
+    Problem,
+    PushResult,
+    ReportedState,
+    SignedAssignment,
+)
+from core.fleet_wire import (
+    decode_assignment,
+    decode_desired,
+    decode_position,
+    encode_hello,
+    encode_push_result,
+    encode_reported,
+)
 from core.logs import peer_text
 from core.status import error_from_grpc
 from protos.fleet.v1 import fleet_pb2 as pb
 
 # Chosen: progress bars stay smooth, and a fetch at full speed costs ten small messages a second.
 REPORT_INTERVAL_S = 0.1
-# Answers being written at one time; all but the newest are settled, so only a peer that does not read fills it.
+# Messages being taken or answered at one time; all but the newest are settled, so only a peer that does not read
+# fills it.
 MAX_PENDING_ANSWERS = 16
+# Chosen: some hundred certificates.
+MAX_TRUST_BUNDLE_BYTES = 1 << 18
 # Trailing metadata by which a controller says when to come back.
 RETRY_AFTER_KEY = "retry-after-ms"
 # Chosen: a controller may not send an agent away for longer than this.
@@ -95,6 +115,22 @@ class Desk(Protocol):
     def retry_failed(self) -> None: ...
 
 
+class Intake(Protocol):
+    """Who takes what the controller sends besides the state of the link."""
+
+    async def push(self, signed: SignedAssignment) -> PushResult:
+        """Verify and apply; one that is overtaken by the next returns at once. Refusals are results too."""
+        ...
+
+    async def trust_bundle(self, pem: bytes) -> None:
+        """Take the certificate authorities to trust from now on."""
+        ...
+
+    async def permit_transfer(self, manifest_digest: Digest) -> None:
+        """Take a person's word that whole chunks may be fetched for this variant."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class SessionLimits:
     handshake_timeout_s: float = 10.0
@@ -110,6 +146,7 @@ class Session:
         hello: AgentHello,
         limits: SessionLimits,
         on_state: Callable[[SessionState], None],
+        intake: Intake | None = None,
     ) -> None:
         self.state = SessionState.CONNECTING
         self._stub = stub
@@ -117,6 +154,7 @@ class Session:
         self._hello = hello
         self._limits = limits
         self._on_state = on_state
+        self._intake = intake
         # One writer at a time: gRPC allows a single write under way per stream.
         self._writing = asyncio.Lock()
         self._pending_answers = asyncio.Semaphore(MAX_PENDING_ANSWERS)
@@ -160,17 +198,38 @@ class Session:
             tasks.create_task(self._report_changes(call), name="session report")
             while True:
                 message = await self._read(messages)
-                # Another kind comes from a newer controller and is not for us.
-                if message.WhichOneof("message") == "desired":
-                    await self._pending_answers.acquire()
-                    tasks.create_task(self._answer(call, message.desired), name="session answer")
+                await self._pending_answers.acquire()
+                tasks.create_task(self._take(call, message), name="session intake")
 
-    async def _answer(self, call: Call, desired: pb.DesiredState) -> None:
+    async def _take(self, call: Call, message: pb.ControllerMessage) -> None:
         try:
-            result = await self._outcome(desired)
-            await self._write(call, pb.AgentMessage(result=encode_push_result(result)))
+            result = await self._taken(message)
+            if result is not None:
+                await self._write(call, pb.AgentMessage(result=encode_push_result(result)))
         finally:
             self._pending_answers.release()
+
+    async def _taken(self, message: pb.ControllerMessage) -> PushResult | None:
+        """Return the answer to `message`, None when it wants none."""
+        kind = message.WhichOneof("message")
+        if kind == "desired":
+            return await self._outcome(message.desired)
+        if self._intake is None:
+            return None
+        try:
+            if kind == "assignment":
+                return await self._intake.push(decode_assignment(message.assignment))
+            if kind == "trust_bundle":
+                await self._intake.trust_bundle(_bounded_pem(message.trust_bundle.pem))
+            elif kind == "transfer":
+                await self._intake.permit_transfer(parse_digest(message.transfer.manifest_digest))
+        except NanofleetError as error:
+            # Another kind than these comes from a newer controller and is not for us.
+            _log.warning(
+                "a message of the controller was refused", extra={"kind": kind, "reason": peer_text(str(error))}
+            )
+            return PushResult(NOWHERE, Problem(error.code, str(error))) if kind == "assignment" else None
+        return None
 
     async def _outcome(self, desired: pb.DesiredState) -> PushResult:
         position: Position = decode_position(desired.position)
@@ -228,6 +287,12 @@ async def _end_of(call: Call) -> SessionEnded:
     """Return why a call is over whose end showed first in a write."""
     code, details = await call.code(), await call.details()
     return SessionEnded(error_from_grpc(code, peer_text(details or code.name)))
+
+
+def _bounded_pem(pem: bytes) -> bytes:
+    if len(pem) > MAX_TRUST_BUNDLE_BYTES:
+        raise InvalidRequest(f"trust bundle: expected at most {MAX_TRUST_BUNDLE_BYTES} bytes, got {len(pem)}")
+    return pem
 
 
 def _ended_by(error: grpc.aio.AioRpcError) -> SessionEnded:

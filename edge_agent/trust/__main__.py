@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from tuf.ngclient import FetcherInterface
 
-from core.errors import NanofleetError, Unavailable
+from core.errors import NanofleetError
 from edge_agent.trust.admission import admit
 from edge_agent.trust.fetchers import FromController, Pace
 from edge_agent.trust.question import (
@@ -46,10 +46,7 @@ def _answer(content: bytes, *, now: datetime) -> bytes:
 
 @contextmanager
 def _controller(source: CatalogueSource) -> Iterator[FetcherInterface]:
-    try:
-        fetcher = FromController(source, pace=Pace())
-    except OSError as error:
-        raise Unavailable(f"catalogue: {error.filename}: {error.strerror}; enrol again if it is lost") from error
+    fetcher = FromController(source, pace=Pace())
     try:
         yield fetcher
     finally:

@@ -19,7 +19,7 @@ from tuf.api.exceptions import DownloadError, DownloadHTTPError, SlowRetrievalEr
 from tuf.ngclient import FetcherInterface
 
 from core.fleet_state import MetadataFile
-from core.grpc_transport import CHANNEL_OPTIONS, MUTUAL_TLS_OPTIONS, TlsIdentity
+from core.grpc_transport import CHANNEL_OPTIONS, MUTUAL_TLS_OPTIONS
 from core.logs import peer_text
 from edge_agent.trust.question import CatalogueSource
 from protos.catalogue.v1 import catalogue_pb2
@@ -75,14 +75,9 @@ class FromController(_Named):
     """CatalogueService over mutual TLS; the caller closes it."""
 
     def __init__(self, source: CatalogueSource, *, pace: Pace) -> None:
-        identity = TlsIdentity(
-            source.tls.certificate_chain.read_bytes(),
-            source.tls.private_key.read_bytes(),
-            source.tls.trust_bundle.read_bytes(),
-        )
         bounds = {"grpc.max_receive_message_length": MAX_METADATA_FILE_BYTES + 4096}
         options = list((dict([*CHANNEL_OPTIONS, *MUTUAL_TLS_OPTIONS]) | bounds).items())
-        self._channel = grpc.secure_channel(str(source.controller), identity.channel_credentials(), options=options)
+        self._channel = grpc.secure_channel(str(source.controller), source.tls.channel_credentials(), options=options)
         self._stub = CatalogueServiceStub(self._channel)
         self._pace = pace
 

@@ -7,7 +7,7 @@ asked about is then not admitted.
 import asyncio
 import logging
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,13 +49,13 @@ class Admitted:
 
 
 class TrustGate:
-    """Verifies assignments against the catalogue in `folder`; `source` is who is asked for metadata."""
+    """Verifies assignments against the catalogue in `folder`; `source` says whom to ask for metadata."""
 
     def __init__(
         self,
         folder: Path,
         *,
-        source: CatalogueSource | None,
+        source: Callable[[], CatalogueSource | None],
         timeout_s: float = VERIFICATION_TIMEOUT_S,
         command: tuple[str, ...] = CHILD_COMMAND,
     ) -> None:
@@ -81,7 +81,7 @@ class TrustGate:
             InvalidRequest: the assignment makes no sense.
         """
         desired = decoded(signed)
-        question = Question(self._folder, agent_id, signed, frozenset(running), self._source)
+        question = Question(self._folder, agent_id, signed, frozenset(running), self._source())
         async with self._turn:
             answer = await self._ask(question)
         self._note_clock(answer.clock_behind_s)

@@ -5,7 +5,7 @@ Nothing here imports TUF or cryptography: both processes use it.
 
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +17,7 @@ from core.digest import Digest, parse_digest
 from core.errors import DiskFull, InternalError, InvalidRequest, NanofleetError, Unavailable, Untrusted
 from core.fleet_state import MetadataFile, SignedAssignment
 from core.fleet_wire import MAX_ASSIGNMENT_BYTES, MAX_METADATA_BYTES, MAX_METADATA_FILES, MAX_SLOTS, MAX_TEXT_CHARS
+from core.grpc_transport import TlsIdentity
 from core.ids import AgentId, Name
 from core.manifest import MAX_MANIFEST_BYTES
 
@@ -35,20 +36,11 @@ _REFUSALS: dict[str, type[NanofleetError]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class TlsFiles:
-    """Where the agent's certificate, key and trust bundle lie, in PEM; the child reads them itself."""
-
-    certificate_chain: Path
-    private_key: Path
-    trust_bundle: Path
-
-
-@dataclass(frozen=True, slots=True)
 class CatalogueSource:
-    """Who is asked for metadata that is not at hand."""
+    """Who is asked for metadata that is not at hand. The key travels over a pipe that only the two processes hold."""
 
     controller: Address
-    tls: TlsFiles
+    tls: TlsIdentity = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +84,8 @@ _Base64 = Annotated[str, AfterValidator(_base64)]
 _DigestText = Annotated[str, AfterValidator(lambda text: _checked(parse_digest, text))]
 _AddressText = Annotated[str, AfterValidator(lambda text: _checked(parse_address, text))]
 _PathText = Annotated[str, Field(min_length=1, max_length=4096)]
+# Chosen: some hundred certificates.
+_Pem = Annotated[str, Field(max_length=1 << 18)]
 
 
 class _File(_Part):
@@ -101,9 +95,9 @@ class _File(_Part):
 
 class _Source(_Part):
     controller: _AddressText
-    certificate_chain: _PathText
-    private_key: _PathText
-    trust_bundle: _PathText
+    certificate_chain: _Pem
+    private_key: _Pem
+    trust_bundle: _Pem
 
 
 class _Question(_Part):
@@ -209,15 +203,15 @@ def decode_answer(content: bytes) -> Answer:
 def _source_fields(source: CatalogueSource) -> dict[str, str]:
     return {
         "controller": str(source.controller),
-        "certificate_chain": str(source.tls.certificate_chain),
-        "private_key": str(source.tls.private_key),
-        "trust_bundle": str(source.tls.trust_bundle),
+        "certificate_chain": source.tls.certificate_chain.decode(),
+        "private_key": source.tls.private_key.decode(),
+        "trust_bundle": source.tls.trust_bundle.decode(),
     }
 
 
 def _source_of(fields: _Source) -> CatalogueSource:
-    files = TlsFiles(Path(fields.certificate_chain), Path(fields.private_key), Path(fields.trust_bundle))
-    return CatalogueSource(parse_address(fields.controller), files)
+    chain, key, bundle = fields.certificate_chain, fields.private_key, fields.trust_bundle
+    return CatalogueSource(parse_address(fields.controller), TlsIdentity(chain.encode(), key.encode(), bundle.encode()))
 
 
 def _text(content: bytes) -> str:

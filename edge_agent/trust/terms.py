@@ -7,9 +7,10 @@ it is for) can only be judged once it is here.
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from core.digest import Digest, digest_of
-from core.errors import InvalidManifest, Untrusted
-from core.manifest import Manifest, parse_manifest
+from core.digest import Digest
+from core.errors import Untrusted
+from core.fleet_state import Slot
+from core.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class ManifestTerms:
 
 
 class AdmittedManifests:
-    """Which manifests may be brought in: those of the last admitted state, and those that were in force at start.
+    """Which manifests may be installed: those of the last admitted state, and those that were in force before it.
 
     The latter were verified when they came, and are only fetched again when the disk lost a part of them.
     """
@@ -47,35 +48,11 @@ class AdmittedManifests:
         self._in_force = frozenset(running)
         self._terms = dict(terms)
 
-    def length_bytes(self, digest: Digest) -> int | None:
-        """Return the exact length of a new manifest, None for one that was in force before.
-
-        Raises:
-            Untrusted: nobody vouches for it.
-        """
-        terms = self._terms_of(digest)
-        return None if terms is None else terms.length_bytes
-
-    def opened(self, digest: Digest, content: bytes) -> Manifest:
-        """Return the manifest in `content`, as it may be installed here.
-
-        Raises:
-            Untrusted: nobody vouches for it, it is too old, or it is for other hardware.
-            InvalidManifest: the bytes are not what the digest says, or no manifest.
-        """
-        terms = self._terms_of(digest)
-        if (found := digest_of(content)) != digest:
-            raise InvalidManifest(f"manifest: expected {digest}, got {found}")
-        if terms is None:
-            return parse_manifest(content)
-        if len(content) != terms.length_bytes:
-            raise InvalidManifest(f"manifest: expected {terms.length_bytes} bytes, got {len(content)}")
-        manifest = parse_manifest(content)
-        terms.require(manifest)
-        return manifest
-
-    def _terms_of(self, digest: Digest) -> ManifestTerms | None:
+    def require(self, manifest: Manifest, slot: Slot) -> None:
+        """Raise Untrusted unless the `manifest` of `slot`, whose bytes have its digest, may be installed here."""
+        digest = slot.manifest_digest
         terms = self._terms.get(digest)
-        if terms is None and digest not in self._in_force:
-            raise Untrusted(f"manifest {digest}: expected one of an admitted assignment; deploy it again")
-        return terms
+        if terms is not None:
+            terms.require(manifest)
+        elif digest not in self._in_force:
+            raise Untrusted(f"{slot.model}: expected a manifest of the admitted assignment, got {digest}; deploy again")

@@ -17,7 +17,7 @@ from tuf.api.metadata import Metadata, Root, Signed, Snapshot, TargetFile, Targe
 
 from core.catalogue import DIRECTOR_KEYS, ISSUED, RELEASE_FLOOR, family_role, target_path
 from core.digest import hex_of
-from core.errors import Forbidden, InvalidRequest, Unavailable, Untrusted
+from core.errors import InvalidRequest, Unavailable, Untrusted
 from core.fleet_state import ASSIGNMENT_CONTEXT, DesiredState, SignedAssignment, Slot
 from core.fleet_wire import decode_desired
 from core.ids import AgentId, ModelName
@@ -44,14 +44,14 @@ def decoded_assignment(signed: SignedAssignment, *, agent_id: AgentId) -> Desire
 
     Raises:
         InvalidRequest: it is no desired state, or one that never expires.
-        Forbidden: it is another agent's.
+        Untrusted: it is another agent's.
     """
     try:
         desired = decode_desired(pb.DesiredState.FromString(signed.payload))
     except DecodeError as error:
         raise InvalidRequest(f"assignment: expected a desired state, got {error}") from error
     if desired.agent_id != agent_id:
-        raise Forbidden(f"assignment: expected one for agent {agent_id}, got one for {desired.agent_id}")
+        raise Untrusted(f"assignment: expected one for agent {agent_id}, got one for {desired.agent_id}")
     if desired.expires_at is None:
         raise InvalidRequest("assignment: expected an instant at which it expires, got none")
     return desired
