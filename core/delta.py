@@ -313,7 +313,8 @@ def _integers(content: bytes, width: int, count: int) -> _Integers:
 
 def _zigzag(difference: _Integers) -> _Integers:
     signed = difference.view(difference.dtype.str.replace("u", "i"))
-    return ((signed << 1) ^ (signed >> (8 * signed.itemsize - 1))).view(difference.dtype)
+    zigzagged: _Integers = ((signed << 1) ^ (signed >> (8 * signed.itemsize - 1))).view(difference.dtype)
+    return zigzagged
 
 
 def _unzigzag(values: _Integers) -> _Integers:
@@ -332,7 +333,8 @@ def _joined(planes: list[_Bytes], width: int) -> _Integers:
     columns = np.empty((len(planes[0]), width), dtype=np.uint8)
     for place, plane in enumerate(planes):
         columns[:, place] = plane
-    return np.frombuffer(columns, f"<u{width}")
+    joined: _Integers = np.frombuffer(columns, f"<u{width}")
+    return joined
 
 
 def _by_exponent(values: _Integers, width: int) -> npt.NDArray[np.intp]:

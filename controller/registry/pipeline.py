@@ -8,7 +8,7 @@ as copies of their blobs, until the version is built.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Protocol
@@ -26,6 +26,7 @@ from controller.compression.model import (
     ScoreRule,
 )
 from controller.registry.blobs import BlobStore
+from controller.registry.cutting import Cutter
 from controller.registry.model import (
     ORIGINAL,
     BundleFile,
@@ -131,11 +132,19 @@ class PublishPipeline:
     """Builds versions; see `Pipeline` in `publications`."""
 
     def __init__(
-        self, store: RegistryStore, blobs: BlobStore, workshop: Workshop, *, clock: Clock, max_model_bytes: int
+        self,
+        store: RegistryStore,
+        blobs: BlobStore,
+        workshop: Workshop,
+        *,
+        cutter: Cutter,
+        clock: Clock,
+        max_model_bytes: int,
     ) -> None:
         self._store = store
         self._blobs = blobs
         self._workshop = workshop
+        self._cutter = cutter
         self._clock = clock
         self._max_model_bytes = max_model_bytes
 
@@ -147,12 +156,18 @@ class PublishPipeline:
         """
         async with self._blobs.scratch() as folder:
             job = _Build(self._blobs, self._workshop, request, folder, progress)
-            drafts = await job.run(self._max_model_bytes)
+            drafts = [await self._cut(draft) for draft in await job.run(self._max_model_bytes)]
         number = await self._store.next_version(model)
         variants = _variants(model, number, drafts, request)
         for variant in variants:
             await self._blobs.put_bytes(variant.manifest.to_bytes())
         return ModelVersion(model, number, self._clock.now(), variants)
+
+    async def _cut(self, draft: _Draft) -> _Draft:
+        chunks = await self._cutter.cut({file.path: self._blobs.path(Digest(file.digest)) for file in draft.files})
+        return replace(
+            draft, files=tuple(file.model_copy(update={"chunks": chunks[file.path]}) for file in draft.files)
+        )
 
 
 class _Build:

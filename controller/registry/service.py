@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from uuid import uuid4
 
 from controller.registry.blobs import BlobStore
+from controller.registry.cutting import Cutter, PlainCutter
 from controller.registry.model import Model, ModelVersion, Publication, PublishRequest, Variant
 from controller.registry.pipeline import PublishPipeline, Workshop, check_request
 from controller.registry.publications import Publications, Releases
@@ -37,6 +38,7 @@ class Registry:
         max_queued_publications: int,
         releases: Releases | None = None,
         new_id: Callable[[], str] = _new_id,
+        cutter: Cutter | None = None,
     ) -> None:
         self._store = store
         self._blobs = blobs
@@ -45,7 +47,14 @@ class Registry:
         self._versions: dict[tuple[ModelName, int], ModelVersion] = {}
         self._publications = Publications(
             store,
-            PublishPipeline(store, blobs, workshop, clock=clock, max_model_bytes=max_model_bytes),
+            PublishPipeline(
+                store,
+                blobs,
+                workshop,
+                cutter=cutter or PlainCutter(),
+                clock=clock,
+                max_model_bytes=max_model_bytes,
+            ),
             clock=clock,
             new_id=new_id,
             max_queued=max_queued_publications,
