@@ -31,6 +31,8 @@ from core.logs import configure_logging
 from core.tasks import supervise
 from core.telemetry import Tracing, TracingSettings
 from edge_agent.activation.journal import Journal
+from edge_agent.activation.probation import ProbationTerms
+from edge_agent.activation.self_test import SelfTester, SelfTestLimits
 from edge_agent.cascade.offload import Offload
 from edge_agent.data_plane import EdgeDataPlane
 from edge_agent.front.grpc import GrpcFront
@@ -41,7 +43,9 @@ from edge_agent.health.status_file import AgentIdentity, AgentStatus, PeerView, 
 from edge_agent.link.reconnect import Link, ReconnectPolicy
 from edge_agent.link.session import Session, SessionLimits, SessionState
 from edge_agent.reconcile.attempts import RetryPolicy
-from edge_agent.reconcile.executor import Reconciler, Workplace
+from edge_agent.reconcile.executor import Reconciler
+from edge_agent.reconcile.trials import TrialSettings
+from edge_agent.reconcile.workplace import Workplace
 from edge_agent.runtime.pool import ModelPool
 from edge_agent.settings import AgentSettings
 from edge_agent.sync.fetch import Fetch, FetchLimits
@@ -106,8 +110,10 @@ class _Agent:
         source = Fetch(ArtifactServiceStub(channel), store, disk=self._disk, limits=limits, clock=clock)
         self._reconciler = Reconciler(
             AgentId(settings.agent_id),
-            Workplace(store, journal, source, self._pool, self._disk),
+            Workplace(store, journal, source, self._tester(), self._pool, self._disk),
             policy=RetryPolicy(sync.max_attempts, sync.retry_base_s, sync.retry_cap_s),
+            trials=TrialSettings(ProbationTerms()),
+            software_version=self._identity.software_version,
             clock=clock,
         )
         self._fleet = FleetServiceStub(channel)
@@ -136,6 +142,9 @@ class _Agent:
             for task in tasks:
                 task.cancel()
         await self._status.write_if_changed()
+
+    def _tester(self) -> SelfTester:
+        return SelfTester(SelfTestLimits(intra_op_threads=self._settings.runtime.intra_op_threads))
 
     def _connect(self, on_state: Callable[[SessionState], None]) -> Session:
         identity, link = self._identity, self._settings.link

@@ -10,12 +10,11 @@ Methods that write block on the disk; the owner calls them from one thread. `rec
 
 import logging
 import os
-from collections.abc import Collection
+from collections.abc import Callable
 from pathlib import Path
 
 from core.atomic_files import sync_folder
 from core.clock import Clock
-from core.digest import Digest
 from core.errors import NanofleetError
 from core.fleet_state import DesiredState
 from edge_agent.activation.record import Record, decode_record, encode_record
@@ -39,25 +38,22 @@ class Journal:
         """What is durable now."""
         return self._record
 
-    def save(self, record: Record) -> None:
-        """Make `record` the one that counts; durable on return, and after a failure the one before it counts.
+    def update(self, change: Callable[[Record], Record]) -> Record:
+        """Make what `change` makes of the record the one that counts; durable on return.
 
         Raises:
-            OSError: the disk did not take it.
+            OSError: the disk did not take it; the record before counts, now and after a restart.
         """
-        if record == self._record:
-            return
-        sequence = self._sequence + 1
-        self._write(self._files[sequence % 2], encode_record(record, sequence=sequence))
-        self._sequence, self._record = sequence, record
-
-    def load_active(self) -> DesiredState | None:
-        """Return the state in force; None when there is none, or none that can be read."""
-        return self._record.current
+        record = change(self._record)
+        if record != self._record:
+            sequence = self._sequence + 1
+            self._write(self._files[sequence % 2], encode_record(record, sequence=sequence))
+            self._sequence, self._record = sequence, record
+        return record
 
     def save_active(self, state: DesiredState) -> None:
         """Remember `state` as the one in force, and the one it follows as the previous."""
-        self.save(self._record.in_force(state))
+        self.update(lambda record: record.in_force(state))
 
     def note_start(self, *, software_version: str) -> Record:
         """Note that a process starts; return the record, with trials over that crashed too often.
@@ -65,7 +61,8 @@ class Journal:
         Quarantine by another version of the software ends here: what failed then may work now.
         """
         before = self._record
-        self.save(before.started(software_version=software_version, now=self._clock.now()))
+        now = self._clock.now()
+        self.update(lambda record: record.started(software_version=software_version, now=now))
         if before.is_running:
             _log.warning("the agent did not stop properly the last time", extra={"trials": len(before.trials)})
         for entry in self._record.quarantine:
@@ -75,11 +72,7 @@ class Journal:
 
     def note_clean_stop(self) -> None:
         """Note that the process ends because it was told to."""
-        self.save(self._record.stopped())
-
-    def release(self, digests: Collection[Digest]) -> None:
-        """Let these variants be tried again."""
-        self.save(self._record.released(digests))
+        self.update(lambda record: record.stopped())
 
     def _make_folder(self) -> None:
         if not self._folder.is_dir():

@@ -4,13 +4,13 @@ A *trial* is a variant between its switch and its commit. It is on record before
 a crash in loading counts too. Crashes are counted per trial and not by the clock, which a machine without a battery
 sets anew at every start: a trial lasts ten minutes of running, so three crashes in a trial are three in ten minutes.
 
-A variant in *quarantine* failed here and is not tried again by this version of the software; its `fallback` runs instead.
+A variant in *quarantine* failed here and is not tried again by this version of the software; its `fallback` runs.
 
 As bytes: one line with the digest of everything after it, then JSON. States and slots are in the JSON form of their
 protobuf messages, so that reading checks names, digests and bounds like a push from the controller.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -23,7 +23,6 @@ from core.digest import Digest, digest_of
 from core.errors import IntegrityError, InvalidRequest
 from core.fleet_state import DesiredState, Problem, Slot
 from core.fleet_wire import decode_desired, decode_slot, encode_desired, encode_slot
-from core.ids import ModelName
 from protos.fleet.v1 import fleet_pb2 as pb
 
 # As of delivery.md: "three crashes in ten minutes".
@@ -64,62 +63,80 @@ class Record:
     # True from start to clean stop: found true at a start, the process before it crashed.
     is_running: bool = False
 
-    def trial_of(self, model: ModelName) -> Trial | None:
-        return next((trial for trial in self.trials if trial.slot.model == model), None)
+    def trial_of(self, digest: Digest) -> Trial | None:
+        return next((trial for trial in self.trials if trial.slot.manifest_digest == digest), None)
 
     def quarantined(self, digest: Digest) -> Quarantine | None:
         return next((entry for entry in self.quarantine if entry.slot.manifest_digest == digest), None)
 
-    def pins(self) -> frozenset[Digest]:
-        """Return the variants that must stay in the store: current, previous, on trial, and what they fall back on."""
-        states = [state for state in (self.current, self.previous) if state is not None]
-        slots = [slot for state in states for slot in state.slots]
+    def in_use(self) -> frozenset[Digest]:
+        """Return the variants that a restart may bring back: in force, on trial, and what they fall back on."""
+        slots = [*(() if self.current is None else self.current.slots)]
         slots += [slot for trial in self.trials for slot in (trial.slot, trial.previous) if slot is not None]
         named = {slot.manifest_digest for slot in slots}
-        slots += [
-            entry.fallback
-            for entry in self.quarantine
-            if entry.fallback is not None and entry.slot.manifest_digest in named
-        ]
-        return frozenset(slot.manifest_digest for slot in slots)
+        fallbacks = (entry.fallback for entry in self.quarantine if entry.slot.manifest_digest in named)
+        return frozenset([*named, *(slot.manifest_digest for slot in fallbacks if slot is not None)])
+
+    def pins(self) -> frozenset[Digest]:
+        """Return the variants that must stay in the store: those in use, and those of the previous state."""
+        previous = () if self.previous is None else self.previous.slots
+        return self.in_use() | {slot.manifest_digest for slot in previous}
 
     def in_force(self, state: DesiredState) -> "Record":
-        """Return the record with `state` in force, and the one it follows as the previous."""
-        return self if state == self.current else replace(self, current=state, previous=self.current)
+        """Return the record with `state` in force, the one it follows as the previous, and only the trials it names."""
+        if state == self.current:
+            return self
+        trials = tuple(trial for trial in self.trials if trial.slot in state.slots)
+        return replace(self, current=state, previous=self.current, trials=trials)
+
+    def is_committed(self, slot: Slot) -> bool:
+        """Say whether the variant proved itself here: in force and not on trial, or what one on trial falls back on."""
+        if self.trial_of(slot.manifest_digest) is not None:
+            return False
+        known = [*(() if self.current is None else self.current.slots), *(trial.previous for trial in self.trials)]
+        return slot in known or any(entry.fallback == slot for entry in self.quarantine)
 
     def started(self, *, software_version: str, now: datetime) -> "Record":
         """Return the record at the start of a process: crashes counted, trials over that crashed too often."""
-        known = tuple(entry for entry in self.quarantine if entry.software_version == software_version)
         trials = tuple(replace(trial, crashes=trial.crashes + self.is_running) for trial in self.trials)
-        found = replace(self, trials=trials, quarantine=known, is_running=True)
+        others = [entry for entry in self.quarantine if entry.software_version != software_version]
+        found = replace(self, trials=trials, is_running=True).released(others)
         for trial in trials:
             if trial.crashes >= MAX_CRASHES:
-                problem = crashed_too_often(trial)
-                found = found.failed(trial, problem, software_version=software_version, now=now)
+                entry = Quarantine(trial.slot, crashed_too_often(trial), now, software_version, trial.previous)
+                found = found.quarantining(entry)
         return found
 
     def stopped(self) -> "Record":
         return replace(self, is_running=False)
 
     def on_trial(self, trial: Trial) -> "Record":
-        others = tuple(other for other in self.trials if other.slot.model != trial.slot.model)
-        return replace(self, trials=(*others, trial))
+        """Return the record with `trial`, in place of an older word about the same variant.
 
-    def ended(self, models: Collection[ModelName]) -> "Record":
-        """Return the record without the trials of `models`."""
-        return replace(self, trials=tuple(trial for trial in self.trials if trial.slot.model not in models))
+        A trial that it overtakes stays until the state in force names its variant no longer: a restart before that
+        brings it back.
+        """
+        found = self.ended(trial.slot.manifest_digest)
+        return replace(found, trials=(*found.trials, trial))
 
-    def failed(self, trial: Trial, problem: Problem, *, software_version: str, now: datetime) -> "Record":
-        """Return the record with the trial over and its variant in quarantine."""
-        entry = Quarantine(trial.slot, problem, now, software_version, trial.previous)
-        others = tuple(other for other in self.quarantine if other.slot.manifest_digest != trial.slot.manifest_digest)
-        kept = (*others, entry)[-MAX_QUARANTINED:]
-        return replace(self.ended([trial.slot.model]), quarantine=kept)
+    def ended(self, digest: Digest) -> "Record":
+        """Return the record without the trial of that variant."""
+        return replace(self, trials=tuple(trial for trial in self.trials if trial.slot.manifest_digest != digest))
 
-    def released(self, digests: Collection[Digest]) -> "Record":
-        """Return the record without these variants' quarantine: somebody said to try them again."""
-        kept = tuple(entry for entry in self.quarantine if entry.slot.manifest_digest not in digests)
-        return replace(self, quarantine=kept)
+    def quarantining(self, entry: Quarantine) -> "Record":
+        """Return the record with `entry` in quarantine, and its trial over if it is on one."""
+        digest = entry.slot.manifest_digest
+        others = tuple(other for other in self.quarantine if other.slot.manifest_digest != digest)
+        return replace(self.ended(digest), quarantine=(*others, entry)[-MAX_QUARANTINED:])
+
+    def released(self, entries: Collection[Quarantine]) -> "Record":
+        """Return the record without these entries; one that the state in force names goes on trial again."""
+        found = replace(self, quarantine=tuple(entry for entry in self.quarantine if entry not in entries))
+        in_force = () if self.current is None else self.current.slots
+        for entry in entries:
+            if entry.slot in in_force:
+                found = found.on_trial(Trial(entry.slot, entry.fallback))
+        return found
 
 
 def crashed_too_often(trial: Trial) -> Problem:
@@ -166,13 +183,6 @@ def decode_record(content: bytes) -> tuple[int, Record]:
         )
     except (ValueError, KeyError, TypeError, json_format.ParseError) as error:
         raise InvalidRequest(f"journal: expected a record of activation, got {error!r}") from error
-
-
-def effective(slots: Sequence[Slot], quarantine: Collection[Quarantine]) -> tuple[Slot, ...]:
-    """Return what shall run for `slots`: the fallback of what is in quarantine, everything else as it is."""
-    fallbacks = {entry.slot.manifest_digest: entry.fallback for entry in quarantine}
-    found = (fallbacks.get(slot.manifest_digest, slot) for slot in slots)
-    return tuple(slot for slot in found if slot is not None)
 
 
 def _to_json(message: Message) -> Any:

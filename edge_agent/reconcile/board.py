@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterable
 from dataclasses import replace
 
-from core.fleet_state import Position, Problem, ReportedState, Slot, SlotPhase, SlotReport
+from core.fleet_state import Position, Problem, ReportedState, Slot, SlotPhase, SlotReport, Transfer
 from core.ids import ModelName
 
 
@@ -33,26 +33,38 @@ class Board:
             self._reports = found
             self._announce()
 
-    def advance(self, slot: Slot, phase: SlotPhase) -> None:
-        self._put(replace(self._reports[slot.model], phase=phase, problem=None))
+    def advance(
+        self, slot: Slot, phase: SlotPhase, *, stored_bytes: int | None = None, total_bytes: int | None = None
+    ) -> None:
+        report = self._report_of(slot)
+        if report is not None:
+            stored_bytes = report.stored_bytes if stored_bytes is None else stored_bytes
+            total_bytes = report.total_bytes if total_bytes is None else total_bytes
+            self._put(replace(report, phase=phase, problem=None, stored_bytes=stored_bytes, total_bytes=total_bytes))
 
-    def progress(self, slot: Slot, stored_bytes: int, total_bytes: int) -> None:
-        report = self._reports.get(slot.model)
-        # The last words of a fetch may come after another state took its place.
-        if report is not None and report.slot == slot:
-            self._put(replace(report, stored_bytes=stored_bytes, total_bytes=total_bytes))
+    def progress(self, slot: Slot, stored_bytes: int, total_bytes: int, transfer: Transfer) -> None:
+        report = self._report_of(slot)
+        if report is not None:
+            self._put(replace(report, stored_bytes=stored_bytes, total_bytes=total_bytes, transfer=transfer))
 
-    def hold(self, model: ModelName, problem: Problem, *, final: bool) -> None:
-        """Note a failure: the slot stays in its phase while it will be tried again, and is FAILED when it will not."""
+    def hold(self, model: ModelName, problem: Problem, *, phase: SlotPhase | None) -> None:
+        """Note a failure; `phase` None: it will be tried again, and the slot stays in its phase until then."""
         report = self._reports.get(model)
         if report is not None:
-            phase = SlotPhase.FAILED if final else report.phase
-            self._put(replace(report, phase=phase, problem=problem))
+            self._put(replace(report, phase=phase or report.phase, problem=problem))
 
     def apply(self, position: Position) -> None:
         if position != self._applied:
             self._applied = position
             self._announce()
+
+    def _report_of(self, slot: Slot) -> SlotReport | None:
+        """Return the report on `slot`; None when another is shown for its model.
+
+        That is so for the last words of a fetch when a newer state took its place, and for what a model falls back on.
+        """
+        report = self._reports.get(slot.model)
+        return report if report is not None and report.slot == slot else None
 
     def _put(self, report: SlotReport) -> None:
         if self._reports.get(report.slot.model) != report:

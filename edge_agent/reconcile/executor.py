@@ -1,55 +1,46 @@
 """Bring this machine to its desired state, one step at a time, and say how it went.
 
-One task (`run`) owns the store, the fetching and the loading. After every step the plan is made anew from what is, so
-a restart, a repair and an ordinary update are the same code. Invariants:
+One task (`run`) has the steps taken (`steps`), another watches what is on probation (`trials`). After every step the
+plan is made anew from what is, so a restart, a repair, a rollback and an ordinary update are the same code. Invariants:
 
 - A model serves until its successor is loaded; a slot that fails keeps what ran before and never holds up the others.
-- The state in force is on disk before it is called applied.
-- A newer desired state takes over at once: a fetch that it does not want is dropped (what arrived stays for resuming),
-  a load under way is finished, since half a switch is worse than a short wait.
+- A variant that is new here is tried in a process of its own, then on record before it is loaded, then on probation.
+- The state in force is on disk before it is called applied. Applied means switched to: probation goes on after it.
+- What failed its self-test or its probation is in quarantine: reported with the reason, and never tried again by this
+  software unless somebody says so. What ran before it runs again, without asking anybody.
+- A newer desired state takes over at once: a fetch or self-test that it does not want is dropped (what arrived stays
+  for resuming), a load under way is finished, since half a switch is worse than a short wait.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
-from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from functools import partial
 from random import random
-from typing import ParamSpec, TypeVar, assert_never
 
 from core.clock import Clock
 from core.digest import Digest
-from core.errors import ErrorCode, InternalError, InvalidManifest, NanofleetError, Unavailable
+from core.errors import (
+    ErrorCode,
+    InternalError,
+    NanofleetError,
+    PermissionRequired,
+    Unavailable,
+)
 from core.fleet_state import NOWHERE, DesiredState, Position, Problem, PushResult, Slot, SlotPhase, SlotReport
 from core.ids import AgentId, ModelName
-from core.manifest import Manifest
-from edge_agent.activation.journal import Journal
+from edge_agent.activation.record import Record
 from edge_agent.reconcile.admission import require_admissible
 from edge_agent.reconcile.attempts import Attempts, RetryPolicy
 from edge_agent.reconcile.board import Board
-from edge_agent.reconcile.planner import Current, FetchSlot, LoadSlot, Step, UnloadModel, plan
-from edge_agent.reconcile.ports import ModelHost, VariantSource
-from edge_agent.sync.store import ContentStore
+from edge_agent.reconcile.planner import Current, LoadSlot, Step, plan
+from edge_agent.reconcile.ports import Terms
+from edge_agent.reconcile.steps import Interrupted, Steps
+from edge_agent.reconcile.trials import Trials, TrialSettings
+from edge_agent.reconcile.workplace import Workplace
 
-P = ParamSpec("P")
-T = TypeVar("T")
 _log = logging.getLogger(__name__)
-
-
-class _Overtaken(Exception):
-    """A newer desired state does not want what was being fetched."""
-
-
-@dataclass(frozen=True, slots=True)
-class Workplace:
-    """What steps are taken with; `disk` is the one thread that works on `store` and `journal`."""
-
-    store: ContentStore
-    journal: Journal
-    source: VariantSource
-    host: ModelHost
-    disk: Executor
 
 
 class Reconciler:
@@ -59,7 +50,10 @@ class Reconciler:
         place: Workplace,
         *,
         policy: RetryPolicy,
+        trials: TrialSettings,
+        software_version: str,
         clock: Clock,
+        terms: Terms | None = None,
         uniform: Callable[[], float] = random,
     ) -> None:
         self._agent_id = agent_id
@@ -71,11 +65,19 @@ class Reconciler:
         # Failures so far belong to an earlier round and say nothing about the next one.
         self._is_new_round = False
         self._answer: asyncio.Future[PushResult] | None = None
-        self._fetching: tuple[Digest, asyncio.Task[Manifest]] | None = None
         self._work = asyncio.Event()
         # Set once every variant that was whole on disk at start is loaded, or has failed to.
         self.restored = asyncio.Event()
         self.board = Board(self.applied)
+        self._trials = Trials(
+            place,
+            self.board,
+            trials,
+            software_version=software_version,
+            clock=clock,
+            on_rollback=self._replan,
+        )
+        self._steps = Steps(place, self.board, self._trials, terms=terms)
 
     @property
     def applied(self) -> Position:
@@ -101,8 +103,20 @@ class Reconciler:
         if self._attempts.given_up:
             self._start_round()
 
+    async def release(self, model: ModelName) -> bool:
+        """Let what is in quarantine of `model` be tried again; say whether there was anything."""
+        entries = [entry for entry in self._record.quarantine if entry.slot.model == model]
+        await self._place.on_disk(self._place.journal.update, lambda record: record.released(entries))
+        self._start_round()
+        return bool(entries)
+
     async def run(self) -> None:
         """Work for ever; when it fails and is run again, it goes on with the same target."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._trials.run(), name="probation")
+            await self._work_for_ever()
+
+    async def _work_for_ever(self) -> None:
         if self._active is None:
             self.restored.set()
         elif not self.restored.is_set():
@@ -128,8 +142,16 @@ class Reconciler:
             self._answer.set_result(PushResult(self._target.position, overtaken))
         self._target = desired
         self._start_round()
-        if self._fetching is not None and self._fetching[0] not in {slot.manifest_digest for slot in desired.slots}:
-            self._fetching[1].cancel()
+        self._steps.interrupt(unless={slot.manifest_digest for slot in desired.slots})
+
+    def _replan(self) -> None:
+        """Let what was just put into quarantine be replaced before anything else goes on."""
+        self._start_round()
+        self._steps.interrupt()
+
+    @property
+    def _record(self) -> Record:
+        return self._place.journal.record
 
     async def _reconcile(self, target: DesiredState) -> None:
         """Take steps until nothing is left to do or to wait for; leave when there is a new target or new hope."""
@@ -137,6 +159,7 @@ class Reconciler:
         self.board.show([await self._first_report(slot) for slot in target.slots])
         while True:
             current = await self._current(target)
+            self._show_quarantine(target)
             now_s = self._clock.monotonic_s()
             steps = plan(target.slots, current, on_hold=self._attempts.on_hold(now_s))
             if not (steps and isinstance(steps[0], LoadSlot)):
@@ -154,9 +177,16 @@ class Reconciler:
                 return
 
     async def _current(self, target: DesiredState) -> Current:
-        digests = {slot.manifest_digest for slot in target.slots}
-        complete = [digest for digest in digests if await self._on_disk(self._place.store.is_complete, digest)]
-        return Current(frozenset(complete), dict(self._place.host.running()))
+        store, record = self._place.store, self._record
+        fallbacks = {entry.slot.manifest_digest: entry.fallback for entry in record.quarantine}
+        digests = {slot.manifest_digest for slot in target.slots} | record.in_use()
+        complete = [digest for digest in digests if await self._place.on_disk(store.is_complete, digest)]
+        return Current(
+            frozenset(complete),
+            dict(self._place.host.running()),
+            record.pins() | self._steps.passed,
+            fallbacks,
+        )
 
     async def _wait(self, delay_s: float) -> None:
         try:
@@ -167,8 +197,8 @@ class Reconciler:
 
     async def _attempt(self, step: Step) -> None:
         try:
-            await self._take(step)
-        except _Overtaken:
+            await self._steps.take(step)
+        except Interrupted:
             return
         except NanofleetError as error:
             self._note_failure(step.model, error)
@@ -179,62 +209,28 @@ class Reconciler:
             _log.exception("step failed unexpectedly", extra={"model": step.model})
             self._note_failure(step.model, InternalError(f"{type(error).__name__}: {error}"))
 
-    async def _take(self, step: Step) -> None:
-        match step:
-            case FetchSlot(slot):
-                self.board.advance(slot, SlotPhase.FETCHING)
-                await self._fetch(slot)
-            case LoadSlot(slot):
-                self.board.advance(slot, SlotPhase.LOADING)
-                await self._load(slot)
-                self.board.advance(slot, SlotPhase.READY)
-                _log.info("model ready", extra={"model": slot.model, "version": slot.version, "variant": slot.variant})
-            case UnloadModel(model):
-                await self._place.host.unload(model)
-                _log.info("model unloaded", extra={"model": model})
-            case _:
-                assert_never(step)
-
-    async def _fetch(self, slot: Slot) -> None:
-        fetching = asyncio.create_task(
-            self._place.source.variant(slot.manifest_digest, partial(self.board.progress, slot)),
-            name=f"fetch {slot.model}",
-        )
-        self._fetching = slot.manifest_digest, fetching
-        try:
-            # When this task is cancelled, awaiting cancels the fetch as well.
-            await fetching
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            if self._work.is_set():
-                raise _Overtaken from None
-            raise Unavailable(f"{slot.model}: the transfer was cancelled") from None
-        finally:
-            self._fetching = None
-
-    async def _load(self, slot: Slot) -> None:
-        store = self._place.store
-        manifest = await self._on_disk(store.manifest, slot.manifest_digest)
-        _require_match(slot, manifest)
-        folder = await self._on_disk(store.materialise, manifest, slot.manifest_digest)
-        self.board.progress(slot, manifest.size_bytes, manifest.size_bytes)
-        await self._place.host.load(manifest, slot.manifest_digest, folder)
-
     def _note_failure(self, model: ModelName, error: NanofleetError) -> None:
         self._attempts.failed(model, error, now_s=self._clock.monotonic_s())
         final = model in self._attempts.given_up
-        self.board.hold(model, Problem(error.code, str(error)), final=final)
+        given_up = SlotPhase.WAITING if isinstance(error, PermissionRequired) else SlotPhase.FAILED
+        self.board.hold(model, Problem(error.code, str(error)), phase=given_up if final else None)
         level = logging.WARNING if final else logging.DEBUG
         _log.log(level, "step failed", extra={"model": model, "reason": str(error), "given_up": final})
+
+    def _show_quarantine(self, target: DesiredState) -> None:
+        for model, problem in self._quarantined(target).items():
+            self.board.hold(model, problem, phase=SlotPhase.FAILED)
+
+    def _quarantined(self, target: DesiredState) -> Mapping[ModelName, Problem]:
+        found = ((slot.model, self._record.quarantined(slot.manifest_digest)) for slot in target.slots)
+        return {model: entry.problem for model, entry in found if entry is not None}
 
     async def _settle(self, target: DesiredState) -> None:
         """Persist what is now in force, then answer."""
         answer = self._answer
-        failures = dict(self._attempts.given_up)
+        failures = {**self._quarantined(target), **self._attempts.given_up}
         state = self._in_force(target) if failures else target
-        await self._on_disk(self._place.journal.save_active, state)
+        await self._place.on_disk(self._place.journal.save_active, state)
         self._active = state
         self.board.apply(state.position)
         await self._collect(target)
@@ -254,16 +250,20 @@ class Reconciler:
 
     async def _collect(self, target: DesiredState) -> None:
         keep = {
-            *self._place.journal.record.pins(),
+            *self._record.pins(),
             *self._place.host.running().values(),
-            *(slot.manifest_digest for slot in target.slots),
+            *(slot.manifest_digest for slot in target.slots if not self._record.quarantined(slot.manifest_digest)),
         }
-        await self._on_disk(partial(self._place.store.remove_unneeded, keep=keep))
+        await self._place.on_disk(partial(self._place.store.remove_unneeded, keep=keep))
 
     async def _first_report(self, slot: Slot) -> SlotReport:
-        running = self._place.host.running().get(slot.model) == slot.manifest_digest
-        stored_bytes, total_bytes = await self._on_disk(self._sizes, slot.manifest_digest)
-        return SlotReport(slot, SlotPhase.READY if running else SlotPhase.FETCHING, stored_bytes, total_bytes)
+        stored_bytes, total_bytes = await self._place.on_disk(self._sizes, slot.manifest_digest)
+        return SlotReport(slot, self._phase_of(slot), stored_bytes, total_bytes)
+
+    def _phase_of(self, slot: Slot) -> SlotPhase:
+        if self._place.host.running().get(slot.model) != slot.manifest_digest:
+            return SlotPhase.FETCHING
+        return SlotPhase.READY if self._record.trial_of(slot.manifest_digest) is None else SlotPhase.PROBATION
 
     def _sizes(self, digest: Digest) -> tuple[int, int]:
         try:
@@ -271,15 +271,6 @@ class Reconciler:
         except NanofleetError:
             return 0, 0
         return self._place.store.stored_bytes(manifest), manifest.size_bytes
-
-    async def _on_disk(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._place.disk, partial(work, *args, **kwargs))
-
-
-def _require_match(slot: Slot, manifest: Manifest) -> None:
-    expected, got = (slot.model, slot.version, slot.variant), (manifest.model, manifest.version, manifest.variant)
-    if got != expected:
-        raise InvalidManifest(f"slot {slot.model}: expected the manifest of {expected}, got that of {got}")
 
 
 def _summary(failures: Collection[tuple[ModelName, Problem]]) -> Problem | None:

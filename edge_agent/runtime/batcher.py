@@ -119,6 +119,10 @@ class Batcher:
     def queued(self) -> int:
         return len(self._queue)
 
+    def run_with(self, run: Run) -> None:
+        """Run batches with `run` from the next one on."""
+        self._run = run
+
     def submit(self, inputs: Sequence[Array], waiter: Waiter, *, deadline_s: float = NEVER) -> None:
         """Queue one request; `deadline_s` is an instant of the clock.
 

@@ -21,6 +21,7 @@ from core.tensors import Array, Tensor
 from edge_agent.cascade.confidence import judge_for
 from edge_agent.runtime.batcher import Batcher, JudgeOutputs, QueueBounds, Run
 from edge_agent.runtime.session import OnnxModel, RunTime
+from edge_agent.runtime.vitals import Watch
 from edge_agent.settings import RuntimeSettings
 
 _log = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ class LoadedModel:
         self.cascade = manifest.cascade
         self.outputs = tuple(signature.spec() for signature in manifest.outputs)
         self._signature = ModelSignature.of(manifest)
+        self._run = run
+        self._now_s = clock.monotonic_s
         self.batcher = Batcher(
             run,
             name=manifest.model,
@@ -77,6 +80,17 @@ class LoadedModel:
         }
         wanted = tuple([tensors[name] for name in self._signature.wanted(request)])
         return InferResponse(self.manifest.model, self.version, wanted, request.id)
+
+    def watch(self) -> Watch:
+        """Take note of every run from now on, until the watch is stopped."""
+        watch = Watch(
+            self._run,
+            now_s=self._now_s,
+            shares_runs=self.manifest.batching.max_batch > 1,
+            on_stop=lambda: self.batcher.run_with(self._run),
+        )
+        self.batcher.run_with(watch.run)
+        return watch
 
     def metadata(self) -> ModelMetadata:
         return ModelMetadata(
@@ -142,6 +156,14 @@ class ModelPool:
 
     def running(self) -> Mapping[ModelName, Digest]:
         return {ModelName(name): model.digest for name, model in self._models.items()}
+
+    def watch(self, model: ModelName) -> Watch:
+        """Return a new watch over the running model of that name.
+
+        Raises:
+            UnknownModel: it does not run.
+        """
+        return self.find(model).watch()
 
     def models(self) -> Sequence[LoadedModel]:
         return tuple(self._models.values())

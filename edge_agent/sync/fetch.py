@@ -28,6 +28,7 @@ from core.errors import (
     TooLarge,
     Unavailable,
 )
+from core.fleet_state import Transfer
 from core.logs import peer_text
 from core.manifest import MAX_MANIFEST_BYTES, Manifest
 from core.status import error_from_grpc
@@ -39,8 +40,8 @@ MAX_CHUNK_BYTES = 1 << 20
 # Chosen: often enough for a progress bar, seldom enough to cost nothing.
 PROGRESS_INTERVAL_S = 0.25
 
-ProgressListener = Callable[[int, int], None]
-"""Called with the bytes of the variant's files now stored, and their sum."""
+ProgressListener = Callable[[int, int, Transfer], None]
+"""Called with the bytes of the variant's files now stored, their sum, and what it cost (not measured here)."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -107,7 +108,7 @@ class Fetch:
             raise InvalidManifest(
                 f"{digest}: expected {manifest.size_bytes} bytes of files, its blobs have {stored_bytes}"
             )
-        on_progress(stored_bytes, manifest.size_bytes)
+        on_progress(stored_bytes, manifest.size_bytes, Transfer())
         return manifest
 
     async def _files(self, manifest: Manifest, progress: "_Throttle") -> None:
@@ -225,7 +226,7 @@ class _Throttle:
         now_s = self._clock.monotonic_s()
         if now_s - self._last_s >= PROGRESS_INTERVAL_S:
             self._last_s = now_s
-            self._listener(elsewhere_bytes + position, self._total_bytes)
+            self._listener(elsewhere_bytes + position, self._total_bytes, Transfer())
 
 
 def _error_of(error: grpc.aio.AioRpcError, digest: Digest) -> NanofleetError:

@@ -57,7 +57,7 @@ def crash_at(number: int) -> None:
 def require_whole(root: Path) -> None:
     """Raise AssertionError unless what is active here is one of the versions, with all of its bytes."""
     store = ContentStore(root)
-    active = Journal(root / "journal", clock=HeldClock()).load_active()
+    active = Journal(root / "journal", clock=HeldClock()).record.current
     assert active is not None, "no version is active"
     (slot,) = active.slots
     variant = {found.digest: found for found in (OLD, NEW)}[slot.manifest_digest]

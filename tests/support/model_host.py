@@ -1,12 +1,46 @@
-"""A ModelHost that runs nothing, and remembers what it was asked to."""
+"""A ModelHost that runs nothing, and remembers what it was asked to; a SelfTester that tries nothing."""
 
 import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 
 from core.digest import Digest
+from core.fleet_state import Problem
 from core.ids import ModelName
 from core.manifest import Manifest
+from edge_agent.activation.self_test import SelfTestResult
+from edge_agent.runtime.vitals import Vitals
+
+
+class FakeWatch:
+    def __init__(self) -> None:
+        self.seen = Vitals()
+        self.is_stopped = False
+
+    def vitals(self) -> Vitals:
+        return self.seen
+
+    def stop(self) -> None:
+        self.is_stopped = True
+
+
+class FakeTester:
+    def __init__(self) -> None:
+        self.tested: list[str] = []
+        # Why the variant of this model and version fails, as often as it is tried.
+        self.failures: dict[tuple[str, int], str] = {}
+        # Testing waits for it while it is set.
+        self.gate: asyncio.Event | None = None
+        self.entered = asyncio.Event()
+
+    async def test(self, manifest: Manifest, folder: Path) -> SelfTestResult:
+        assert (folder / manifest.entry).exists()
+        self.tested.append(f"{manifest.model} {manifest.version}")
+        self.entered.set()
+        if self.gate is not None:
+            await self.gate.wait()
+        why = self.failures.get((manifest.model, manifest.version))
+        return SelfTestResult(None if why is None else Problem("forbidden", why))
 
 
 class FakeHost:
@@ -19,6 +53,8 @@ class FakeHost:
         self.gate: asyncio.Event | None = None
         self.entered = asyncio.Event()
         self.folders: list[Path] = []
+        # The newest watch over each variant; tests say what it saw.
+        self.watches: dict[Digest, FakeWatch] = {}
         self._running: dict[ModelName, Digest] = {}
 
     async def load(self, manifest: Manifest, digest: Digest, folder: Path) -> None:
@@ -37,3 +73,7 @@ class FakeHost:
 
     def running(self) -> Mapping[ModelName, Digest]:
         return self._running
+
+    def watch(self, model: ModelName) -> FakeWatch:
+        watch = self.watches[self._running[model]] = FakeWatch()
+        return watch

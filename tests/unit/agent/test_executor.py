@@ -12,15 +12,18 @@ import pytest
 from core.clock import SystemClock
 from core.digest import hex_of
 from core.errors import Conflict, Forbidden, InvalidModel, ModelNotReady, Unavailable
-from core.fleet_state import NOWHERE, DesiredState, Position, PushResult, SlotPhase, SlotReport
+from core.fleet_state import NOWHERE, DesiredState, Position, PushResult, SlotPhase, SlotReport, Transfer
 from core.ids import AgentId
 from edge_agent.activation.journal import Journal
+from edge_agent.activation.probation import ProbationTerms
 from edge_agent.reconcile.attempts import RetryPolicy
-from edge_agent.reconcile.executor import Reconciler, Workplace
+from edge_agent.reconcile.executor import Reconciler
+from edge_agent.reconcile.trials import TrialSettings
+from edge_agent.reconcile.workplace import Workplace
 from edge_agent.sync.fetch import Fetch, FetchLimits
 from edge_agent.sync.store import ContentStore
 from protos.artifacts.v1 import artifacts_pb2 as pb
-from tests.support.model_host import FakeHost
+from tests.support.model_host import FakeHost, FakeTester
 from tests.support.shelf import Sent, Shelf, ShelfStub, Silence
 from tests.support.variants import MadeVariant, made_variant
 
@@ -42,6 +45,8 @@ class Agent:
         self.root = root
         self.shelf = Shelf(OLD, NEW, OTHER, chunk_bytes=4)
         self.host = FakeHost()
+        self.tester = FakeTester()
+        self.trials = TrialSettings(ProbationTerms(duration_s=0.0), look_interval_s=0.001)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Reconciler]:
@@ -51,11 +56,13 @@ class Agent:
             store = ContentStore(self.root)
             limits = FetchLimits(chunk_timeout_s=5, reserve_bytes=0)
             source = Fetch(ShelfStub(self.shelf), store, disk=disk, limits=limits, clock=SystemClock())
-            place = Workplace(store, self.journal(), source, self.host, disk)
+            place = Workplace(store, self.journal(), source, self.tester, self.host, disk)
             reconciler = Reconciler(
                 AGENT,
                 place,
                 policy=RetryPolicy(max_attempts=3),
+                trials=self.trials,
+                software_version="1.0",
                 clock=SystemClock(),
                 uniform=lambda: 0.0,
             )
@@ -100,8 +107,11 @@ async def test_a_push_is_fetched_loaded_and_applied(agent: Agent) -> None:
 async def test_a_ready_slot_is_reported_with_all_its_bytes(agent: Agent) -> None:
     async with agent.running() as reconciler:
         await reconciler.submit(desired(OLD, generation=1))
+        await until(reconciler, lambda: is_ready(reconciler, OLD))
         size_bytes = OLD.manifest.size_bytes
-        assert report_of(reconciler, OLD) == SlotReport(OLD.slot, SlotPhase.READY, size_bytes, size_bytes)
+        assert report_of(reconciler, OLD) == SlotReport(
+            OLD.slot, SlotPhase.READY, size_bytes, size_bytes, transfer=Transfer()
+        )
         assert reconciler.board.reported().applied == Position(1, 1)
 
 
@@ -158,7 +168,7 @@ async def test_a_bad_slot_is_rejected_and_does_not_block_the_others(agent: Agent
         assert result.problem.message == "digits: opset 99 is not supported"
         assert agent.host.running() == {"faces": OTHER.digest}
         assert report_of(reconciler, OLD).phase is SlotPhase.FAILED
-        assert report_of(reconciler, OTHER).phase is SlotPhase.READY
+        await until(reconciler, lambda: is_ready(reconciler, OTHER))
         assert reconciler.applied == NOWHERE
 
 

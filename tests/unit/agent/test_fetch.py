@@ -43,7 +43,7 @@ class Bench:
         self._fetch = Fetch(self.stub, self.store, disk=disk, limits=limits, clock=SystemClock())
 
     async def variant(self, variant: MadeVariant = VARIANT) -> None:
-        await self._fetch.variant(variant.digest, lambda stored, total: self.progress.append((stored, total)))
+        await self._fetch.variant(variant.digest, lambda stored, total, _: self.progress.append((stored, total)))
 
     def break_weights(self, fault: Fault) -> None:
         """Let the transfer of the weights, the third blob, go wrong."""

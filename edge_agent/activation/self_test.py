@@ -1,0 +1,158 @@
+"""Try a variant before it serves, where it can do no harm: the parent's side of `child`, and the verdict.
+
+    SelfTester.test(manifest, folder) ─▶ child process: load, golden inputs, measure ─▶ SelfTestResult
+
+The child gets a clean environment, an isolated interpreter, the lowest priority, bounds on memory and processor time,
+and `timeout_s`; its reply is read up to a bound and it is killed by its process id however the test ends. Whatever ends
+it early, a crash in a parser, its bounds or the time, is a verdict on the variant. Not being able to start it is not.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+
+import orjson
+
+from core.errors import ErrorCode, Unavailable
+from core.fleet_state import Problem
+from core.logs import peer_text
+from core.manifest import Manifest
+
+# Derived: four numbers and a reason of at most 800 characters.
+MAX_REPLY_BYTES = 1 << 14
+_MODULE = "edge_agent.activation.child"
+# Where the dynamic linker finds the libraries that the parent found; the only thing inherited.
+_INHERITED = ("LD_LIBRARY_PATH",)
+
+
+@dataclass(frozen=True, slots=True)
+class SelfTestResult:
+    """`problem` says what was expected and what came; numbers are None when it did not come to measuring."""
+
+    problem: Problem | None = None
+    latency_p95_ms: float | None = None
+    peak_rss_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SelfTestLimits:
+    timeout_s: float = 60.0
+    # Private memory that can be written; mapped libraries and files do not count.
+    memory_bytes: int = 1 << 30
+    intra_op_threads: int = 1
+
+
+class SelfTester:
+    """Runs one child at a time per call; implements `SelfTester` of `edge_agent.reconcile`."""
+
+    def __init__(self, limits: SelfTestLimits) -> None:
+        self._limits = limits
+
+    async def test(self, manifest: Manifest, folder: Path) -> SelfTestResult:
+        """Return how `manifest`, whose files lie in `folder`, did; cancelling ends the child.
+
+        Raises:
+            Unavailable: the child could not be started.
+        """
+        limits = self._limits
+        try:
+            async with _child(folder) as process, asyncio.timeout(limits.timeout_s):
+                reply = await _converse(process, _order(manifest, folder, limits))
+                status = await process.wait()
+        except TimeoutError:
+            return _failed(f"it was not done within {limits.timeout_s:g} s")
+        return _result(status, reply)
+
+
+def _order(manifest: Manifest, folder: Path, limits: SelfTestLimits) -> bytes:
+    return orjson.dumps(
+        {
+            "manifest": manifest.to_bytes().decode(),
+            "folder": str(folder.resolve()),
+            "memory_bytes": limits.memory_bytes,
+            "cpu_s": ceil(limits.timeout_s) * limits.intra_op_threads,
+            "intra_op_threads": limits.intra_op_threads,
+        }
+    )
+
+
+@contextlib.asynccontextmanager
+async def _child(folder: Path) -> AsyncIterator[Process]:
+    """Start the child in `folder`; afterwards it is gone, however the block was left."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-m", _MODULE),
+            stdin=PIPE,
+            stdout=PIPE,
+            # What libraries print would be a second way to flood us, and names nothing that the exit status does not.
+            stderr=DEVNULL,
+            cwd=folder,
+            env=_environment(),
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise Unavailable(f"self-test: no process could be started: {error.strerror or error}") from error
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+def _environment() -> dict[str, str]:
+    return {
+        **{name: os.environ[name] for name in _INHERITED if name in os.environ},
+        "LANG": "C.UTF-8",
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "ORT_DISABLE_TELEMETRY": "1",
+    }
+
+
+async def _converse(process: Process, order: bytes) -> bytes:
+    """Send the order and read the reply, at most one byte more than it may have."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError, RuntimeError):
+        # A child that died at once has a status that says more; uvloop's word for its closed pipe is RuntimeError.
+        process.stdin.write(order + b"\n")
+        await process.stdin.drain()
+    reply = b""
+    while len(reply) <= MAX_REPLY_BYTES and (block := await process.stdout.read(MAX_REPLY_BYTES + 1 - len(reply))):
+        reply += block
+    if len(reply) > MAX_REPLY_BYTES:
+        process.kill()
+    return reply
+
+
+def _result(status: int, reply: bytes) -> SelfTestResult:
+    if status != 0:
+        return _failed(f"its process ended with {_cause(status)}")
+    try:
+        fields = orjson.loads(reply)
+        problem = fields["problem"]
+        return SelfTestResult(
+            None if problem is None else Problem(ErrorCode.FORBIDDEN, f"failed its self-test: {peer_text(problem)}"),
+            None if fields["latency_p95_ms"] is None else float(fields["latency_p95_ms"]),
+            None if fields["peak_rss_bytes"] is None else int(fields["peak_rss_bytes"]),
+        )
+    except (ValueError, KeyError, TypeError):
+        return _failed(f"its process gave an unreadable reply of {len(reply)} bytes")
+
+
+def _failed(why: str) -> SelfTestResult:
+    return SelfTestResult(Problem(ErrorCode.FORBIDDEN, f"failed its self-test: {why}"))
+
+
+def _cause(status: int) -> str:
+    if status >= 0:
+        return f"exit status {status}"
+    return f"{signal.Signals(-status).name}, which a crash in a parser or an exhausted bound of memory or time causes"
