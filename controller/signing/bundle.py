@@ -12,12 +12,13 @@ from datetime import datetime
 from typing import Any
 
 import orjson
+from tuf.api.metadata import Root, Targets
 
 from controller.signing.edition import ROOT, TARGETS, AnyMetadata, Edition, floor_of, parse_metadata
 from controller.signing.keys import Signer
 from controller.signing.model import RoleFile
 from controller.signing.revision import Revision
-from core.catalogue import DIRECTOR_KEYS
+from core.catalogue import DIRECTOR_KEYS, RELEASE_FLOOR
 from core.errors import InvalidRequest, TooLarge
 
 FORMAT = "nanofleet staged metadata 1"
@@ -66,7 +67,7 @@ class Bundle:
 
     def metadata(self) -> Mapping[str, AnyMetadata]:
         """Return the staged metadata, parsed. Raises InvalidRequest."""
-        return {role: parse_metadata(content, where=f"bundle: {role}") for role, content in self.staged.items()}
+        return {role: _parsed(role, content) for role, content in self.staged.items()}
 
     def signed(self, signers: Mapping[str, Signer], *, now: datetime) -> "Bundle":
         """Return the bundle with every signature that these signers can add.
@@ -92,17 +93,40 @@ class Bundle:
 
     def changes(self) -> list[str]:
         """Say in words what the staged metadata changes."""
-        current = {role: parse_metadata(content, where=f"bundle: {role}") for role, content in self.current.items()}
+        current = {role: _parsed(role, content) for role, content in self.current.items()}
         return [
             line for role, draft in sorted(self.metadata().items()) for line in _changes(role, current.get(role), draft)
         ]
 
     def _revision(self, now: datetime) -> Revision:
+        if not {ROOT, TARGETS} <= self.current.keys():
+            raise InvalidRequest("bundle: expected the current root and targets in it; run `nanofleet signing stage`")
+        for role, content in (*self.current.items(), *self.staged.items()):
+            _parsed(role, content)
         edition = Edition.of(RoleFile(role, 0, content) for role, content in self.current.items())
-        try:
-            return Revision(edition, self.staged, now=now)
-        except KeyError as error:
-            raise InvalidRequest("bundle: expected the current root and targets in it") from error
+        return Revision(edition, self.staged, now=now)
+
+
+def _parsed(role: str, content: bytes) -> AnyMetadata:
+    """Return a role's metadata with all that we read of it in its place.
+
+    Raises:
+        InvalidRequest: it is not TUF metadata, or not of that role, or a field of ours is missing.
+    """
+    metadata = parse_metadata(content, where=f"bundle: {role}")
+    signed = metadata.signed
+    if role == ROOT:
+        is_ours = isinstance(signed, Root)
+    elif role == TARGETS:
+        listed = isinstance(signed, Targets) and signed.unrecognized_fields.get(DIRECTOR_KEYS)
+        is_ours = isinstance(listed, dict) and signed.delegations is not None and signed.delegations.roles is not None
+    else:
+        is_ours = isinstance(signed, Targets) and isinstance(signed.unrecognized_fields.get(RELEASE_FLOOR), int)
+    if not is_ours:
+        raise InvalidRequest(
+            f"bundle: {role[:80]}: expected metadata of that role, as `nanofleet signing stage` writes"
+        )
+    return metadata
 
 
 def _contents(fields: Mapping[str, Any], key: str) -> Mapping[str, bytes]:

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tuf.api.exceptions import ExpiredMetadataError
-from tuf.api.metadata import Metadata
 
-from controller.signing.edition import NO_EDITION, floor_of, revoked_of
+from controller.signing.edition import NO_EDITION, AnyMetadata, floor_of, parse_metadata, revoked_of
 from controller.signing.keys import EnvironmentKeys, KeyFiles, KeyRing, PrivateKey
 from controller.signing.model import KEY_COUNTS, KeyRole, PublicKey
 from controller.signing.revision import Revision
@@ -39,8 +38,12 @@ async def client(world: SignedWorld, tmp_path: Path) -> TufClient:
     return TufClient(world, tmp_path / "client")
 
 
-async def family(catalogue: Catalogue, version: int, model: ModelName = METER) -> Metadata:  # type: ignore[type-arg]
-    return Metadata.from_bytes(await catalogue.metadata(f"{version}.{family_role(model)}.json"))
+async def family(catalogue: Catalogue, version: int) -> AnyMetadata:
+    return parsed(await catalogue.metadata(f"{version}.{family_role(METER)}.json"))
+
+
+def parsed(content: bytes) -> AnyMetadata:
+    return parse_metadata(content, where="test")
 
 
 # ---- first start ----------------------------------------------------------------------------------------------
@@ -140,7 +143,7 @@ async def test_a_variant_without_a_counter_is_never_released(world: SignedWorld)
 async def test_a_family_may_sign_only_its_own_models_paths(world: SignedWorld, client: TufClient) -> None:
     await world.catalogue.release([FIRST, made_release(CAT)])
 
-    targets = Metadata.from_bytes(await world.catalogue.metadata("2.targets.json")).signed
+    targets = parsed(await world.catalogue.metadata("2.targets.json")).signed
     role = targets.delegations.roles["family-meter"]
     assert (role.paths, role.terminating, role.threshold) == (["meter/*/*.json"], True, 1)
     assert await client.finds(made_release(CAT))
@@ -243,7 +246,7 @@ def test_the_floor_only_grows_and_no_listed_version_is_below_it(steps: list[tupl
         elif version in listed:
             revision.revoke(METER, versions=[version])
         revision.release([made_release(METER, version) for version in range(1, 7)])
-        signed = Metadata.from_bytes(revision.drafts[family_role(METER)]).signed
+        signed = parsed(revision.drafts[family_role(METER)]).signed
         assert floor_of(signed) >= floor
         assert min(listed_in(revision), default=floor_of(signed)) >= floor_of(signed)
         assert listed_in(revision) <= listed
@@ -426,7 +429,7 @@ def begun() -> Revision:
 
 
 def listed_in(revision: Revision) -> set[int]:
-    targets = Metadata.from_bytes(revision.drafts[family_role(METER)]).signed.targets
+    targets = parsed(revision.drafts[family_role(METER)]).signed.targets
     return {int(path.split("/")[1]) for path in targets}
 
 
