@@ -258,7 +258,9 @@ def _read_values(reader: _Reader, header: _Header) -> _Integers:
         return _joined([first, *(reader.array(header.changed) for _ in range(header.width - 1))], header.width)
     if len(content) != (header.changed + 7) // 8:
         raise _malformed(f"{len(content)} bytes of signs for {header.changed} values")
-    return _unpacked(content, header.changed).astype(f"<u{header.width}") + np.array(1, f"<u{header.width}")
+    values: _Integers = _unpacked(content, header.changed).astype(f"<u{header.width}")
+    values += 1
+    return values
 
 
 def _add_dense(reader: _Reader, header: _Header, before: _Integers) -> _Integers:
@@ -313,8 +315,7 @@ def _integers(content: bytes, width: int, count: int) -> _Integers:
 
 def _zigzag(difference: _Integers) -> _Integers:
     signed = difference.view(difference.dtype.str.replace("u", "i"))
-    zigzagged: _Integers = ((signed << 1) ^ (signed >> (8 * signed.itemsize - 1))).view(difference.dtype)
-    return zigzagged
+    return ((signed << 1) ^ (signed >> (8 * signed.itemsize - 1))).view(difference.dtype)
 
 
 def _unzigzag(values: _Integers) -> _Integers:
