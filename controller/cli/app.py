@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from controller.cli import deploy, devices, models, processes, traces
+from controller.cli import deploy, devices, models, processes, signing, traces
 from controller.cli.client import ControllerAway
 from controller.cli.options import DEFAULT_CONTROLLER, Options
 from controller.cli.screen import complain
@@ -39,6 +39,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(devices.app, name="devices")
 app.command("deploy")(deploy.deploy)
 app.add_typer(traces.app, name="traces")
+app.add_typer(signing.app, name="signing")
 app.add_typer(processes.controller_app, name="controller")
 app.command("demo")(processes.demo)
 

@@ -11,6 +11,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from controller.api import operator_views as views
+from controller.api import signing_views
 from core.addresses import is_loopback
 from core.digest import Digest
 from core.errors import NanofleetError
@@ -94,6 +95,30 @@ class ControllerClient:
 
     def deploy(self, body: views.DeploymentBody) -> views.DeployedView:
         return self._put("PUT", "/api/deployments", body, views.DeployedView)
+
+    # ---- signing --------------------------------------------------------------------------------------------------
+
+    def signing(self) -> signing_views.SigningView:
+        return self._get("/api/signing", signing_views.SigningView)
+
+    def signing_root(self) -> bytes:
+        return self._send("GET", "/api/signing/root").content
+
+    def staged_metadata(self) -> bytes:
+        return self._send("GET", "/api/signing/staged").content
+
+    def publish_signed(self, bundle: bytes) -> signing_views.SigningView:
+        headers = {"content-type": "application/json"}
+        return self._parsed(
+            self._send("POST", "/api/signing/signed", content=iter([bundle]), headers=headers),
+            signing_views.SigningView,
+        )
+
+    def rotate_key(self, body: signing_views.RotationBody) -> signing_views.RotationView:
+        return self._put("POST", "/api/signing/rotations", body, signing_views.RotationView)
+
+    def revoke(self, model: str, body: signing_views.RevocationBody) -> signing_views.RevocationView:
+        return self._put("POST", f"/api/models/{_segment(model)}/revocations", body, signing_views.RevocationView)
 
     # ---- traces ---------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,192 @@
+"""`nanofleet signing`: the catalogue's keys, what they signed, and what waits for keys that are elsewhere.
+
+    on this side            where the keys are            on this side again
+    signing stage FILE ──▶  signing sign FILE --key … ──▶ signing publish FILE
+
+`new-key` and `sign` ask no controller: they run on a machine that has no network. All others speak REST.
+"""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from controller.api import signing_views as views
+from controller.cli.options import client_of, usage_errors
+from controller.cli.screen import Output, OutputOption, age_text, peer_text, show
+from core.atomic_files import write_atomically
+from core.errors import Conflict
+
+if TYPE_CHECKING:
+    from controller.signing.keys import Signer
+
+app = typer.Typer(help="Look after the keys that say what may run.", no_args_is_help=True)
+
+# As in status: enough to tell keys apart, short enough for a table.
+_KEY_CHARS = 16
+_SOON_DAYS = 14
+_STAGED = "staged: run `nanofleet signing stage`, sign the file where the keys are, and `nanofleet signing publish` it"
+
+BundleArgument = Annotated[Path, typer.Argument(metavar="FILE", help="The file that is carried to the keys and back.")]
+ExistingBundle = Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False)]
+
+
+@app.command()
+def status(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
+    """Show every role with its version, expiry and keys, and what waits for signatures."""
+    with client_of(context) as client:
+        found = client.signing()
+    show(found, _status(found), output=output)
+
+
+@app.command("export-root")
+def export_root(
+    context: typer.Context,
+    file: Annotated[Path | None, typer.Argument(help="Where to write it; without it, to standard output.")] = None,
+) -> None:
+    """Write the root of trust: what an agent begins with, and what everything else is verified against."""
+    with client_of(context) as client:
+        root = client.signing_root()
+    if file is None:
+        typer.echo(root)
+    else:
+        write_atomically(file, root)
+
+
+@app.command()
+def rotate(
+    context: typer.Context,
+    role: Annotated[views.KeyRoleText, typer.Argument(help="Whose key.")],
+    replaces: Annotated[str | None, typer.Option(help="Beginning of the old key's id; without it, the first.")] = None,
+    public_key: Annotated[
+        str | None, typer.Option(help="The new key, from `signing new-key`; without it the controller makes one.")
+    ] = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Replace a key by a new one, and sign anew whatever depends on it."""
+    with usage_errors():
+        body = views.RotationBody(role=role, replaces=replaces, public_key=public_key)
+    with client_of(context) as client:
+        rotation = client.rotate_key(body)
+    line = f"{role}: key {rotation.removed[:_KEY_CHARS]} replaced by {rotation.added[:_KEY_CHARS]}, "
+    show(rotation, line + ("published" if rotation.is_published else _STAGED), output=output)
+
+
+@app.command()
+def revoke(
+    context: typer.Context,
+    model: str,
+    version: Annotated[list[int] | None, typer.Option(help="A version to take back; may be given again.")] = None,
+    below: Annotated[int | None, typer.Option(help="Take back every version below this one.")] = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Take versions of a model back: no agent installs them any more. What runs is replaced by `nanofleet deploy`."""
+    with usage_errors():
+        body = views.RevocationBody(versions=tuple(version or ()), below=below)
+    with client_of(context) as client:
+        revocation = client.revoke(model, body)
+    show(revocation, f"{model}: " + ("revoked" if revocation.is_published else _STAGED), output=output)
+
+
+@app.command()
+def stage(context: typer.Context, file: BundleArgument) -> None:
+    """Write what waits for signatures to a file, to be signed where the keys are."""
+    with client_of(context) as client:
+        content = client.staged_metadata()
+    from controller.signing.bundle import Bundle
+
+    bundle = Bundle.from_bytes(content)
+    write_atomically(file, content)
+    _print_lines(bundle.changes())
+    typer.echo(f"Written to {file}. Where the keys are: nanofleet signing sign {file} --key KEY.pem")
+
+
+@app.command()
+def sign(
+    file: ExistingBundle,
+    key: Annotated[
+        list[Path], typer.Option(exists=True, help="A key's PEM file, or a folder of them; may be given again.")
+    ],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask after showing what is signed.")] = False,
+) -> None:
+    """Show what a file from `signing stage` changes, and sign it, without network or controller."""
+    from controller.signing.bundle import Bundle
+
+    bundle = Bundle.from_bytes(file.read_bytes())
+    _print_lines(bundle.changes())
+    if not yes:
+        typer.confirm("Sign this?", abort=True)
+    now = datetime.now(UTC)
+    signed = bundle.signed(_signers(key), now=now)
+    write_atomically(file, signed.to_bytes())
+    missing = {key_id[:_KEY_CHARS] for key_ids in signed.missing(now=now).values() for key_id in key_ids}
+    if missing:
+        typer.echo(f"Signed; one of {', '.join(sorted(missing))} must sign too.")
+    else:
+        typer.echo(f"Signed. At the controller: nanofleet signing publish {file}")
+
+
+@app.command()
+def publish(context: typer.Context, file: ExistingBundle, output: OutputOption = Output.TABLE) -> None:
+    """Upload a signed file; the controller verifies it and publishes what was staged."""
+    with client_of(context) as client:
+        found = client.publish_signed(file.read_bytes())
+    show(found, _status(found), output=output)
+
+
+@app.command("new-key")
+def new_key(file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write the private key.")]) -> None:
+    """Make a key, to be put in place by `signing rotate --public-key`; the private half stays in the file."""
+    from controller.signing.keys import PrivateKey, write_key
+
+    if file.exists():
+        raise Conflict(f"{file}: there is a file already; name another, or remove it if it is no key in use")
+    key = PrivateKey.generate()
+    write_key(file, key)
+    typer.echo(key.public_key.hex)
+
+
+def _signers(paths: list[Path]) -> "dict[str, Signer]":
+    from controller.signing.keys import read_key
+
+    files = [file for path in paths for file in (sorted(path.rglob("*.pem")) if path.is_dir() else [path])]
+    keys = [read_key(file) for file in files]
+    return {key.public_key.key_id: key for key in keys}
+
+
+def _print_lines(lines: list[str]) -> None:
+    for line in lines:
+        # What stands in it came from another machine.
+        Console().print(peer_text(line), highlight=False, soft_wrap=True)
+
+
+def _status(found: views.SigningView) -> Group:
+    now = datetime.now(UTC)
+    roles = Table("role", "version", "expires", "keys", "here")
+    for role in found.roles:
+        here = sum(key.is_here for key in role.keys)
+        ids = "\n".join(key.id[:_KEY_CHARS] for key in role.keys)
+        needs = f"{here} of {len(role.keys)}" + (f", {role.threshold} sign" if len(role.keys) > 1 else "")
+        roles.add_row(role.role, str(role.version), _expiry(role.expires_at, now), ids, needs)
+    return Group(roles, *_staged(found, now), f"keys: {'; '.join(found.key_places)}")
+
+
+def _staged(found: views.SigningView, now: datetime) -> list[Table | str]:
+    if not found.staged:
+        return []
+    table = Table("waits for signatures", "version", "since", "signed", "keys that may sign")
+    for role in found.staged:
+        ids = "\n".join(key[:_KEY_CHARS] for key in role.missing_keys)
+        since = age_text(role.created_at, now=now)
+        table.add_row(role.role, str(role.version), since, f"{role.signatures} of {role.threshold}", ids)
+    return [table, _STAGED]
+
+
+def _expiry(expires_at: datetime, now: datetime) -> Text:
+    days = (expires_at - now).days
+    style = "red" if days < 0 else "yellow" if days < _SOON_DAYS else ""
+    return Text(f"{expires_at.astimezone():%Y-%m-%d} ({days} d)", style=style)
