@@ -1,7 +1,9 @@
 """One renewal with the controller's enrolment port, from the challenge to a checked identity; nothing is retried here.
 
-The proof is made by the child process. In whose name to ask is tried in the order of likelihood: the key that counts,
-the pending one (the controller certified it and the reply was lost), those before.
+The proof is made by the child process, in the name of the key that counts. A reply may be lost after the controller
+acted on it: the key that was sent is in the folder as the pending one and is sent again, and the controller answers the
+older key until it has seen the new one in use. Should it refuse, those before are tried: a controller restored from a
+backup knows only them.
 """
 
 import asyncio
@@ -60,7 +62,7 @@ class Exchange:
         """
         async with _enrolment_port(present) as stub:
             refused = None
-            for signer in self._signers(present):
+            for signer in await self._signers(present):
                 try:
                     return await self._renew_as(signer, present, stub)
                 except Refused as error:
@@ -68,11 +70,9 @@ class Exchange:
             assert refused is not None
             raise refused
 
-    def _signers(self, present: Identity) -> list[bytes]:
-        pending = self._folder.pending_key()
-        earlier = [identity.tls.private_key for identity in self._folder.earlier()]
-        keys = [present.tls.private_key, *([] if pending is None else [pending]), *earlier]
-        return list(dict.fromkeys(keys))
+    async def _signers(self, present: Identity) -> list[bytes]:
+        keys = [present, *await on_disk(self._disk, self._folder.earlier)]
+        return list(dict.fromkeys(identity.tls.private_key for identity in keys))
 
     async def _renew_as(self, signer: bytes, present: Identity, stub: "EnrolmentServiceAsyncStub") -> Identity:
         challenge = pb.ChallengeRequest(agent_id=present.agent_id)
@@ -92,13 +92,13 @@ class Exchange:
     async def _proof(self, signer: bytes, present: Identity, nonce: bytes) -> tuple[bytes, pb.RenewRequest]:
         if len(nonce) > MAX_NONCE_BYTES:
             raise TooLarge(f"challenge: expected at most {MAX_NONCE_BYTES} bytes, got {len(nonce)}")
-        pending = self._folder.pending_key()
+        pending = await on_disk(self._disk, self._folder.pending_key)
         if pending is None or pending == present.tls.private_key:
             pending = b""
         body = {"signer": signer.decode(), "key": pending.decode(), "nonce": b64encode(nonce).decode()}
         answer = await self._child("renewal", body)
         key = answer["key"].encode()
-        # Before it is sent: when the reply is lost, the controller may know us by this key only.
+        # Before it is sent: when the reply is lost, the same key is asked for again.
         await on_disk(self._disk, self._folder.keep_pending, key)
         csr, signature = b64decode(answer["csr"]), b64decode(answer["signature"])
         return key, pb.RenewRequest(agent_id=present.agent_id, nonce=nonce, csr=csr, signature=signature)
@@ -134,19 +134,19 @@ async def _enrolment_port(identity: Identity) -> AsyncIterator["EnrolmentService
 
 
 async def on_disk(
-    disk: Executor, write: Callable[Arguments, Result], *args: Arguments.args, **options: Arguments.kwargs
+    disk: Executor, work: Callable[Arguments, Result], *args: Arguments.args, **options: Arguments.kwargs
 ) -> Result:
-    """Run `write` on the disk's thread.
+    """Run `work` on the disk's thread.
 
     Raises:
         DiskFull: there is no room.
         Unavailable: the disk failed otherwise.
     """
     try:
-        return await asyncio.get_running_loop().run_in_executor(disk, lambda: write(*args, **options))
+        return await asyncio.get_running_loop().run_in_executor(disk, lambda: work(*args, **options))
     except OSError as error:
         kind = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else Unavailable
-        raise kind(f"identity: not written: {error.strerror}") from error
+        raise kind(f"identity: the disk failed: {error.strerror}") from error
 
 
 def text_of(pem: bytes) -> str:

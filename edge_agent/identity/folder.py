@@ -6,8 +6,8 @@
     identity/pending.pem       a key that was sent for certification, and whose certificate is not here yet
 
 A folder is written whole and made durable before the pointer names it, and is never changed afterwards; so a power
-loss leaves the old or the new key, certificate and trust, never a mix. The pending key is written before it is sent:
-when the reply is lost, the controller may already know this agent by it.
+loss leaves the old or the new key, certificate and trust, never a mix. The pending key is written before it is sent, so
+that it can be sent again when the reply is lost.
 """
 
 import shutil

@@ -7,10 +7,6 @@ Renewal goes over the enrolment port, where only the controller shows a certific
 when the agent's own has expired while it was off or offline. Nothing here stops the agent from serving: every failure
 is noted in `status`, and tried again after a full-jitter delay.
 
-A reply may be lost after the controller acted on it. It then knows this agent by the key that was sent last, which is
-in the folder as the pending one: a renewal that is refused is asked for again in the name of that key, and at last in
-the name of those before (a controller restored from a backup knows only them).
-
 Time: a machine without a clock starts in 1970. Such a clock is reported and stops nothing: attempts go on, and after a
 success a quarter of the certificate's life passes on the clock that never jumps before the next one.
 """

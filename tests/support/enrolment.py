@@ -118,6 +118,7 @@ class FakeEnrolment(EnrolmentServiceServicer):
     # Replies that are thrown away after the work was done.
     replies_to_lose: int = 0
     banned: bool = False
+    refuses_known_keys: bool = False
     # Changes the credential before it is sent.
     spoil: Callable[[pb.Credential], None] | None = None
     requests: list[pb.EnrolRequest] = field(default_factory=list)
@@ -149,6 +150,8 @@ class FakeEnrolment(EnrolmentServiceServicer):
         if self.banned or proven is None or request.nonce not in self._nonces:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, "unknown, banned or too late")
         self._nonces.discard(request.nonce)
+        if self.refuses_known_keys and public_bytes(key_in(request.csr)) == public_bytes(proven):
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "each renewal needs a new key")
         self.previous_key, self.last_key = proven, key_in(request.csr)
         return await self._sent(self._credential(), context)
 
