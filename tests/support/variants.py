@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
+from core.chunks import chunk_of
 from core.digest import Digest, digest_of
 from core.fleet_state import Slot
 from core.ids import ModelName, VariantName
-from core.manifest import Batching, File, Lineage, Manifest, Signature
+from core.manifest import MAX_CHUNK_BYTES, Batching, File, Lineage, Manifest, Signature
 from core.tensors import Datatype
 
 
@@ -23,7 +24,12 @@ class MadeVariant:
 
 
 def made_variant(
-    files: dict[str, bytes] | None = None, *, model: str = "digits", version: int = 1, variant: str = "int8"
+    files: dict[str, bytes] | None = None,
+    *,
+    model: str = "digits",
+    version: int = 1,
+    variant: str = "int8",
+    chunk_bytes: int = MAX_CHUNK_BYTES,
 ) -> MadeVariant:
     """Return a variant of `files`, the first of which is the entry; every (n, 8) float goes in, (n, 3) comes out."""
     contents = files or {"model.onnx": f"{model} {version} {variant}".encode()}
@@ -33,7 +39,13 @@ def made_variant(
         variant=variant,
         entry=next(iter(contents)),
         files=tuple(
-            File(path=path, digest=digest_of(content), size_bytes=len(content)) for path, content in contents.items()
+            File(
+                path=path,
+                digest=digest_of(content),
+                size_bytes=len(content),
+                chunks=tuple(chunk_of(content[at : at + chunk_bytes]) for at in range(0, len(content), chunk_bytes)),
+            )
+            for path, content in contents.items()
         ),
         inputs=(Signature(name="x", datatype=Datatype.FP32, shape=(-1, 8)),),
         outputs=(Signature(name="y", datatype=Datatype.FP32, shape=(-1, 3)),),
