@@ -58,6 +58,7 @@ _Request = TypeVar("_Request", bound=Message)
 _Answer = TypeVar("_Answer", bound=Message)
 # Not generic at run time.
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 class CatalogueRoot(Protocol):
@@ -80,7 +81,7 @@ class EnrolmentServicer:
         self._refused: set[ErrorCode] = set()
 
     def add_to(self, server: grpc.aio.Server) -> None:
-        calls: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        calls: dict[str, Handler] = {
             "Enrol": self._handler(pb.EnrolRequest, self._enrol, self._enrolments),
             "Challenge": self._handler(pb.ChallengeRequest, self._challenge, self._challenges),
             "Renew": self._handler(pb.RenewRequest, self._renew, self._renewals),
@@ -104,7 +105,7 @@ class EnrolmentServicer:
 
     def _handler(
         self, kind: type[_Request], answer: Callable[[_Request], Awaitable[_Answer]], limiter: RateLimiter
-    ) -> grpc.RpcMethodHandler[Any, Any]:
+    ) -> Handler:
         async def serve(_requests: object, context: Context) -> _Answer:
             try:
                 limiter.take(context.peer(), now_s=self._clock.monotonic_s())
