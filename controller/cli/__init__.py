@@ -1,7 +1,8 @@
-"""The `nanofleet` command. It speaks only REST to a running controller; two commands start things instead.
+"""The `nanofleet` command. It speaks only REST to a running controller; three commands do things here instead.
 
-    app ──▶ models · devices · deploy · traces ──▶ client ──HTTP──▶ controller  (controller.api.operator_views)
-        ──▶ processes: `controller run`, `demo`; what they start is imported when they run
+    app ──▶ models · devices · deploy · traces · operators ──▶ client ──HTTP──▶ controller  (controller.api.*_views)
+                                                credential ──▶   │
+        ──▶ processes: `controller init`, `controller run`, `demo`; what they need is imported when they run
 
 Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 no controller reached. Results go to standard output, progress
 and errors to standard error. `--help` must stay fast: nothing here imports a database, a web framework, ONNX or Ray.

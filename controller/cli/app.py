@@ -1,12 +1,13 @@
 """The root of the `nanofleet` command: options for all commands, the commands, and how failures end."""
 
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from controller.cli import deploy, devices, models, processes, signing, traces
+from controller.cli import deploy, devices, models, operators, processes, signing, traces
 from controller.cli.client import ControllerAway
 from controller.cli.options import DEFAULT_CONTROLLER, Options
 from controller.cli.screen import complain
@@ -40,6 +41,7 @@ app.add_typer(devices.app, name="devices")
 app.command("deploy")(deploy.deploy)
 app.add_typer(traces.app, name="traces")
 app.add_typer(signing.app, name="signing")
+app.add_typer(operators.app, name="operators")
 app.add_typer(processes.controller_app, name="controller")
 app.command("demo")(processes.demo)
 
@@ -54,15 +56,27 @@ def _print_version(wanted: bool) -> None:
 def options(
     context: typer.Context,
     controller: Annotated[
-        str, typer.Option(envvar="NANOFLEET_CONTROLLER", help="Base address of the controller's HTTP port.")
-    ] = DEFAULT_CONTROLLER,
+        str | None,
+        typer.Option(
+            envvar="NANOFLEET_CONTROLLER",
+            help="Base address of the controller's HTTP port; without it, that of the credential, "
+            f"or {DEFAULT_CONTROLLER}.",
+        ),
+    ] = None,
+    credential: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="NANOFLEET_CREDENTIAL",
+            help="File that says who you are; without it, nanofleet/credential.json below $XDG_CONFIG_HOME.",
+        ),
+    ] = None,
     _version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    if not controller.startswith(("http://", "https://")):
+    if controller is not None and not controller.startswith(("http://", "https://")):
         raise typer.BadParameter(f"expected an address such as {DEFAULT_CONTROLLER}, got {controller!r}")
-    context.obj = Options(controller_url=controller)
+    context.obj = Options(controller_url=controller, credential_path=credential)
 
 
 def main() -> None:

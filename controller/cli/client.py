@@ -1,5 +1,9 @@
-"""The controller's REST as methods; see `controller.api.operator_rest` for what each call does."""
+"""The controller's REST as methods; see `controller.api.operator_rest` for what each call does.
 
+Every request shows the secret of our credential, over TLS or to this machine only.
+"""
+
+import ssl
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -10,8 +14,9 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from controller.api import access_views, signing_views
 from controller.api import operator_views as views
-from controller.api import signing_views
+from controller.cli.credential import CredentialFile
 from core.addresses import is_loopback
 from core.digest import Digest
 from core.errors import NanofleetError
@@ -39,13 +44,30 @@ class ControllerAway(NanofleetError):
 class ControllerClient:
     """One controller; a context manager, because it keeps a connection."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, url: str, *, credential_file: CredentialFile | None = None) -> None:
+        """Take who we are to the controller at `url`; None stands for nobody.
+
+        Raises:
+            Refused: the secret would cross the network in clear.
+            InvalidRequest: the credential's trust bundle is none.
+        """
+        self.url = url
+        self.credential_file = credential_file
+        self.credential = None if credential_file is None else credential_file.credential
+        address = httpx.URL(url)
+        is_here, is_tls = is_loopback(address.host), address.scheme == "https"
+        if self.credential is not None and not is_tls and not is_here:
+            raise Refused(f"{url}: expected https for a controller on another machine: the secret would cross in clear")
+        # The address is checked against the certificate, unless the credential says which name stands there.
+        name = None if self.credential is None else self.credential.server_name
+        self._extensions = {} if name is None else {"sni_hostname": name}
         self._http = httpx.Client(
             base_url=url,
             timeout=httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+            verify=credential_file.tls() if credential_file is not None and is_tls else True,
+            headers={} if self.credential is None else {"authorization": f"Bearer {self.credential.secret}"},
             # A proxy from the environment knows nothing of this machine.
-            trust_env=not is_loopback(httpx.URL(url).host),
+            trust_env=not is_here,
         )
 
     def __enter__(self) -> Self:
@@ -130,6 +152,21 @@ class ControllerClient:
     def trace(self, trace_id: str) -> views.TraceView:
         return self._get(f"/api/traces/{_segment(trace_id)}", views.TraceView)
 
+    # ---- operators ------------------------------------------------------------------------------------------------
+
+    def operators(self) -> access_views.OperatorsView:
+        return self._get("/api/operators", access_views.OperatorsView)
+
+    def add_operator(self, body: access_views.OperatorBody) -> access_views.IssuedSecretView:
+        return self._put("POST", "/api/operators", body, access_views.IssuedSecretView)
+
+    def rotate_operator(self, name: str) -> access_views.IssuedSecretView:
+        response = self._send("POST", f"/api/operators/{_segment(name)}/secret")
+        return self._parsed(response, access_views.IssuedSecretView)
+
+    def remove_operator(self, name: str) -> None:
+        self._send("DELETE", f"/api/operators/{_segment(name)}")
+
     # ---- transport ------------------------------------------------------------------------------------------------
 
     def _get(self, path: str, view: type[View], parameters: Parameters = _NO_PARAMETERS) -> View:
@@ -150,24 +187,42 @@ class ControllerClient:
         accept: frozenset[int] = frozenset(),
     ) -> httpx.Response:
         try:
-            response = self._http.request(method, path, params=parameters, content=content, headers=headers)
+            response = self._http.request(
+                method, path, params=parameters, content=content, headers=headers, extensions=self._extensions
+            )
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            if (reason := _tls_reason(error)) is not None:
+                raise Refused(
+                    f"{self.url}: expected the controller of our credential, got a peer that does not prove to be it "
+                    f"({reason}); check its address, and trust_bundle and server_name in the credential file"
+                ) from error
             raise ControllerAway(
-                f"no controller answers at {self._url}: start one with `nanofleet controller run`, "
+                f"no controller answers at {self.url}: start one with `nanofleet controller run`, "
                 "or name another with --controller or NANOFLEET_CONTROLLER"
             ) from error
         except httpx.TransportError as error:
-            raise ControllerAway(f"the controller at {self._url} stopped answering ({error}); see its log") from error
+            raise ControllerAway(f"the controller at {self.url} stopped answering ({error}); see its log") from error
         if response.is_success or response.status_code in accept:
             return response
+        if response.status_code == 401:
+            raise Refused(f"{_refusal(response)}; {self._remedy()}")
         raise Refused(_refusal(response))
+
+    def _remedy(self) -> str:
+        """Say what to do about a controller that does not know us."""
+        if self.credential_file is None or self.credential is None:
+            return (
+                f"no credential was shown to {self.url}: name the one for it with --credential or "
+                "NANOFLEET_CREDENTIAL; the first is made by `nanofleet controller init` on the controller's machine"
+            )
+        return f"shown was that of {self.credential.name} in {self.credential_file.path}"
 
     def _parsed(self, response: httpx.Response, view: type[View]) -> View:
         try:
             return view.model_validate_json(response.content)
         except ValidationError as error:
             raise Refused(
-                f"expected a nanofleet controller of this version at {self._url}, got another answer: "
+                f"expected a nanofleet controller of this version at {self.url}, got another answer: "
                 f"{response.text[:_MAX_SHOWN_CHARS]!r}"
             ) from error
 
@@ -190,3 +245,17 @@ def _refusal(response: httpx.Response) -> str:
         return views.ProblemView.model_validate_json(response.content).detail
     except ValidationError:
         return f"the controller answered {response.status_code}: {response.text[:_MAX_SHOWN_CHARS]!r}"
+
+
+def _tls_reason(error: BaseException) -> str | None:
+    """Return what the TLS handshake failed for, if that is why there is no connection."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLError):
+        cause = cause.__cause__ or cause.__context__
+    match cause:
+        case ssl.SSLCertVerificationError():
+            return cause.verify_message
+        case ssl.SSLError():
+            return cause.reason or "TLS failed"
+        case _:
+            return None

@@ -1,4 +1,4 @@
-"""Commands that run something here instead of asking a controller: `controller run` and `demo`.
+"""Commands that do something here instead of asking a controller: `controller init`, `controller run` and `demo`.
 
 What they run is imported when they run, so that every other command starts without it.
 """
@@ -9,12 +9,10 @@ from typing import Annotated, Literal
 
 import typer
 
-controller_app = typer.Typer(help="Run a controller on this machine.", no_args_is_help=True)
+from controller.cli import initialise
 
-
-@controller_app.callback()
-def _controller() -> None:
-    """Keep `run` a command of its own; the framework would fold a single one into its parent."""
+controller_app = typer.Typer(help="Set up and run a controller on this machine.", no_args_is_help=True)
+controller_app.command("init")(initialise.init)
 
 
 @controller_app.command()

@@ -1,0 +1,206 @@
+"""`nanofleet controller init`: what must be there before a controller can be asked anything, made without one.
+
+    data_dir ─▶ lock ─▶ database migrated ─▶ preparations (authority, signing keys) ─▶ first admin ─▶ credential file
+
+Whoever may write data_dir is the controller's owner, so the same command makes another admin when all secrets are lost
+(`--reset-admin`). Every step may be repeated: what is there already stays.
+"""
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Protocol
+
+import typer
+from pydantic import BaseModel
+
+from controller.cli.credential import Credential, read_credential, write_credential
+from controller.cli.screen import Output, OutputOption, show
+from core.addresses import is_loopback, parse_address
+from core.errors import Conflict, InvalidRequest
+
+if TYPE_CHECKING:
+    from controller.access.service import Access, IssuedSecret
+    from controller.settings import Settings
+    from controller.storage.database import Database
+
+
+@dataclass(frozen=True, slots=True)
+class HttpTrust:
+    """How operators know the controller's HTTP port: certificates in PEM, and the name in its own."""
+
+    trust_bundle: str
+    server_name: str | None
+
+
+class Preparation(Protocol):
+    """Makes something else that a controller needs, unless it is there."""
+
+    async def __call__(self, settings: "Settings", database: "Database") -> HttpTrust | None:
+        """Return how operators know the HTTP port, when this is what decides it."""
+        ...
+
+
+class MakeAdmin(Protocol):
+    async def __call__(self, access: "Access", *, credential_path: Path) -> "IssuedSecret": ...
+
+
+class InitialisedView(BaseModel):
+    name: str
+    controller: str
+    credential: Path
+
+
+# In this order; what comes later may build on what came before.
+PREPARATIONS: Sequence[Preparation] = ()
+
+
+def init(
+    context: typer.Context,
+    config: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="TOML file; environment variables win over it.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Name of the first admin.")] = "admin",
+    credential: Annotated[
+        Path | None,
+        typer.Option(help="Where the admin's credential is written; without it, where every command looks for it."),
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Address under which operators reach the HTTP port; without it, http_bind.")
+    ] = None,
+    reset_admin: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Make this admin anew, for when its secret is lost.")
+    ] = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Set up a new controller and its first admin, without one running."""
+    from controller.settings import load_settings
+
+    settings = load_settings(config)
+    make_admin = partial(first_admin, name=name) if reset_admin is None else partial(admin_anew, name=reset_admin)
+    made = asyncio.run(
+        initialise(
+            settings,
+            make_admin=make_admin,
+            url=url or url_of(settings.http_bind),
+            credential_path=credential or context.obj.wanted_credential_path,
+            preparations=PREPARATIONS,
+        )
+    )
+    show(
+        made,
+        f"admin {made.name} of {made.controller}: credential is in {made.credential}\n"
+        "start the controller with `nanofleet controller run`",
+        output=output,
+    )
+
+
+async def initialise(
+    settings: "Settings",
+    *,
+    make_admin: "MakeAdmin",
+    url: str,
+    credential_path: Path,
+    preparations: Sequence[Preparation],
+) -> InitialisedView:
+    """Prepare `settings.data_dir` and write the credential of the admin that `make_admin` makes.
+
+    Raises:
+        Conflict: a controller runs there, or `make_admin` refuses.
+    """
+    from controller.access.service import Access
+    from controller.storage.access import SqlAccessStore
+    from controller.storage.database import Database
+    from core import folder_lock
+    from core.clock import SystemClock
+
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    async with AsyncExitStack() as stack:
+        stack.enter_context(folder_lock.held(settings.data_dir / "controller.lock", what="controller"))
+        database = Database(settings.database_url)
+        stack.push_async_callback(database.close)
+        await database.migrate()
+        access = Access(SqlAccessStore(database), clock=SystemClock())
+        trusts = [await prepare(settings, database) for prepare in preparations]
+        issued = await make_admin(access, credential_path=credential_path)
+    trust = next((trust for trust in reversed(trusts) if trust is not None), None)
+    return _saved(issued, url, trust, credential_path)
+
+
+def url_of(http_bind: str) -> str:
+    """Return how operators reach the port; on all addresses it is this machine's name."""
+    bind = parse_address(http_bind)
+    if is_loopback(bind.host):
+        return f"http://{bind}"
+    is_everywhere = bind.host in {"0.0.0.0", "::"}  # noqa: S104 (asked, not bound)
+    return f"https://{socket.gethostname()}:{bind.port}" if is_everywhere else f"https://{bind}"
+
+
+async def first_admin(access: "Access", *, name: str, credential_path: Path) -> "IssuedSecret":
+    """Make an admin.
+
+    Raises:
+        Conflict: there is one already, or another credential stands where this one shall.
+    """
+    from controller.access.model import OperatorRole
+
+    admins = [operator.name for operator in await access.operators() if operator.role is OperatorRole.ADMIN]
+    if admins:
+        raise Conflict(
+            f"expected a controller without an admin, found {', '.join(admins)}; make others with `nanofleet operators "
+            f"add`, or, when the secret is lost, `nanofleet controller init --reset-admin {admins[0]}`"
+        )
+    _refuse_to_overwrite(credential_path, owner=None)
+    return await access.create(name, OperatorRole.ADMIN)
+
+
+async def admin_anew(access: "Access", *, name: str, credential_path: Path) -> "IssuedSecret":
+    """Give an admin another secret, or make one of that name.
+
+    Raises:
+        Conflict: it is no admin, or another credential stands where this one shall.
+    """
+    from controller.access.model import OperatorRole
+
+    _refuse_to_overwrite(credential_path, owner=name)
+    role = next((operator.role for operator in await access.operators() if operator.name == name), None)
+    match role:
+        case None:
+            return await access.create(name, OperatorRole.ADMIN)
+        case OperatorRole.ADMIN:
+            return await access.rotate(name)
+        case _:
+            raise Conflict(f"operator {name}: expected an admin or a new name, got the role {role.value}")
+
+
+def _refuse_to_overwrite(path: Path, *, owner: str | None) -> None:
+    """Refuse unless there is no file yet, or the credential that `owner` had before."""
+    found = read_credential(path).credential
+    if found is not None and found.name != owner:
+        raise Conflict(
+            f"{path}: there is a credential of {found.name} at {found.controller} already; "
+            "move it away, or name another file with --credential"
+        )
+
+
+def _saved(issued: "IssuedSecret", url: str, trust: HttpTrust | None, path: Path) -> InitialisedView:
+    name = issued.operator.name
+    believed = trust if url.startswith("https://") else None
+    credential = Credential(
+        controller=url,
+        name=name,
+        secret=issued.secret,
+        trust_bundle=None if believed is None else believed.trust_bundle,
+        server_name=None if believed is None else believed.server_name,
+    )
+    try:
+        write_credential(path, credential)
+    except InvalidRequest as error:
+        raise InvalidRequest(
+            f"{error}; admin {name} is made: run `nanofleet controller init --reset-admin {name}` with another file"
+        ) from error
+    return InitialisedView(name=name, controller=url, credential=path)
