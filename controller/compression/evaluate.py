@@ -4,6 +4,7 @@ Runs in the child process. Latency is that of one request at a time on one threa
 median of each round's p50 and p90, so that a disturbance of one round does not show.
 """
 
+from dataclasses import replace
 from statistics import median
 from time import perf_counter_ns
 
@@ -11,8 +12,9 @@ import numpy as np
 
 from controller.compression.calibrate import fit_cascade
 from controller.compression.datasets import Samples, load_samples
+from controller.compression.golden import write_golden
 from controller.compression.model import CascadeFit, Evaluated, EvaluationTask, ScoreRule
-from controller.compression.session import Argument, Session, open_session, run
+from controller.compression.session import NUMPY_DTYPE, Argument, Session, open_session, run
 from core.errors import InvalidModel, InvalidRequest
 from core.tensors import Array
 
@@ -24,21 +26,6 @@ _ROUND_BUDGET_NS = 300_000_000
 _WARM_UP_RUNS = 20
 # Samples per run where the model allows it.
 _BATCH = 64
-_NUMPY = {
-    "tensor(bool)": np.bool_,
-    "tensor(uint8)": np.uint8,
-    "tensor(uint16)": np.uint16,
-    "tensor(uint32)": np.uint32,
-    "tensor(uint64)": np.uint64,
-    "tensor(int8)": np.int8,
-    "tensor(int16)": np.int16,
-    "tensor(int32)": np.int32,
-    "tensor(int64)": np.int64,
-    "tensor(float16)": np.float16,
-    "tensor(float)": np.float32,
-    "tensor(double)": np.float64,
-    "tensor(string)": np.object_,
-}
 
 
 def evaluate(task: EvaluationTask) -> Evaluated:
@@ -49,6 +36,13 @@ def evaluate(task: EvaluationTask) -> Evaluated:
         InvalidRequest: the data does not fit it, or the rule does not fit the data.
     """
     session = open_session(task.bundle)
+    found = _measured(session, task)
+    if task.golden is None:
+        return found
+    return replace(found, golden=write_golden(session, task.bundle, task.golden))
+
+
+def _measured(session: Session, task: EvaluationTask) -> Evaluated:
     if task.dataset is None:
         p50_us, p90_us = _latency_us(session, _made_up(session.get_inputs()))
         return Evaluated(p50_us, p90_us)
@@ -72,7 +66,7 @@ def require_fit(arguments: list[Argument], inputs: Array) -> str:
     if len(arguments) != 1:
         raise InvalidRequest(f"data set: expected a model with one input, got {len(arguments)}")
     (argument,) = arguments
-    expected = _NUMPY.get(argument.type)
+    expected = NUMPY_DTYPE.get(argument.type)
     if inputs.dtype != expected:
         raise InvalidRequest(f"data set: expected inputs of {argument.type}, got {inputs.dtype}")
     fits = len(argument.shape) == inputs.ndim and all(
@@ -138,10 +132,10 @@ def _made_up(arguments: list[Argument]) -> dict[str, Array]:
 
 
 def _zeros(argument: Argument) -> Array:
-    if argument.type not in _NUMPY:
+    if argument.type not in NUMPY_DTYPE:
         raise InvalidModel(f"model: {argument.name!r}: latency cannot be measured on {argument.type}")
     shape = [size if isinstance(size, int) else 1 for size in argument.shape]
-    dtype = _NUMPY[argument.type]
+    dtype = NUMPY_DTYPE[argument.type]
     return np.full(shape, "" if dtype is np.object_ else 0, dtype)
 
 

@@ -47,10 +47,29 @@ class ScoreRule:
 
 
 @dataclass(frozen=True, slots=True)
+class GoldenOrder:
+    """Where to write golden inputs and outputs, how many samples may share a run, and where samples come from."""
+
+    path: Path
+    max_batch: int
+    dataset: Dataset | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """How golden outputs are compared on another machine: |got - want| <= atol + rtol * |want|."""
+
+    samples: int
+    rtol: float
+    atol: float
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluationTask:
     bundle: ModelBundle
     dataset: Dataset | None = None
     rule: ScoreRule | None = None
+    golden: GoldenOrder | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,3 +91,4 @@ class Evaluated:
     accuracy_ratio: float | None = None
     samples: int | None = None
     fit: CascadeFit | None = None
+    golden: Golden | None = None

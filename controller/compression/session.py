@@ -6,6 +6,7 @@
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import numpy as np
 import onnxruntime
 
 from controller.compression.model import ModelBundle
@@ -14,6 +15,22 @@ from core.tensors import Array
 
 # ONNX Runtime's severity FATAL: what is wrong comes back as an exception.
 _ONLY_FATAL = 4
+
+NUMPY_DTYPE = {
+    "tensor(bool)": np.bool_,
+    "tensor(uint8)": np.uint8,
+    "tensor(uint16)": np.uint16,
+    "tensor(uint32)": np.uint32,
+    "tensor(uint64)": np.uint64,
+    "tensor(int8)": np.int8,
+    "tensor(int16)": np.int16,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+    "tensor(float16)": np.float16,
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(string)": np.object_,
+}
 
 
 class Argument(Protocol):

@@ -21,6 +21,8 @@ from controller.compression.model import (
     Dataset,
     Evaluated,
     EvaluationTask,
+    Golden,
+    GoldenOrder,
     Inspected,
     ModelBundle,
     ScoreRule,
@@ -42,7 +44,7 @@ from core.clock import Clock
 from core.digest import Digest
 from core.errors import InvalidModel, InvalidRequest, TooLarge
 from core.ids import ModelName, VariantName, checked_name
-from core.manifest import Batching, Cascade, File, FilePath, Lineage, Manifest, Signature
+from core.manifest import Batching, Cascade, File, FilePath, Lineage, Manifest, SelfTest, Signature
 from core.tensors import TensorSpec
 
 MAX_FILES = 4096
@@ -50,6 +52,10 @@ MAX_BATCH = 1024
 _FILE_PATH = TypeAdapter(FilePath)
 # Where a recipe writes its one file.
 _ENTRY = "model.onnx"
+# Chosen: a board of the size of a hand is ten times slower than a server, twice more when it is busy; and no bound so
+# tight that a scheduler's turn breaks it.
+_SLOWER_AT_MOST = 20
+_MIN_LATENCY_BOUND_MS = 50.0
 
 
 class Workshop(Protocol):
@@ -91,6 +97,7 @@ class _Draft:
     files: tuple[File, ...]
     inspected: Inspected
     evaluated: Evaluated
+    self_test: SelfTest | None = None
 
 
 def check_request(request: PublishRequest) -> None:
@@ -193,8 +200,8 @@ class _Build:
         inspected = await self._workshop.inspect(bundle)
         _require_batchable(inspected, self._request.max_batch)
         await self._begin("original")
-        evaluated = await self._evaluate(bundle)
-        drafts = [_Draft(ORIGINAL, bundle.entry, files, inspected, evaluated)]
+        evaluated = await self._evaluate(ORIGINAL, bundle)
+        drafts = [await self._draft(ORIGINAL, bundle.entry, files, inspected, evaluated)]
         drafts += [await self._compress(recipe, bundle, inspected) for recipe in self._request.recipes]
         await self._begin("record")
         return drafts
@@ -209,10 +216,25 @@ class _Build:
         inspected = await self._workshop.inspect(made)
         _require_same_signature(recipe, inspected, original)
         await self._begin(f"{recipe}: evaluate")
-        evaluated = await self._evaluate(made)
+        evaluated = await self._evaluate(VariantName(recipe), made)
         size_bytes = target.stat().st_size
         file = File(path=_ENTRY, digest=await self._blobs.put_file(target), size_bytes=size_bytes)
-        return _Draft(VariantName(recipe), _ENTRY, (file,), inspected, evaluated)
+        return await self._draft(VariantName(recipe), _ENTRY, (file,), inspected, evaluated)
+
+    async def _draft(
+        self, variant: VariantName, entry: str, files: tuple[File, ...], inspected: Inspected, evaluated: Evaluated
+    ) -> _Draft:
+        """Return the variant with the golden inputs that it answered as one more file."""
+        if evaluated.golden is None:
+            return _Draft(variant, entry, files, inspected, evaluated)
+        path = self._golden(variant)
+        size_bytes = path.stat().st_size
+        file = File(path=_unused_path(files), digest=await self._blobs.put_file(path), size_bytes=size_bytes)
+        self_test = _self_test(file.path, evaluated, evaluated.golden)
+        return _Draft(variant, entry, (*files, file), inspected, evaluated, self_test)
+
+    def _golden(self, variant: VariantName) -> Path:
+        return self._folder / f"{variant}.golden"
 
     async def _files(self) -> tuple[File, ...]:
         return tuple(
@@ -234,9 +256,12 @@ class _Build:
         await self._blobs.size(digest)
         return Dataset(self._blobs.path(digest))
 
-    async def _evaluate(self, bundle: ModelBundle) -> Evaluated:
-        dataset = await self._dataset(self._request.evaluation)
-        return await self._workshop.evaluate(EvaluationTask(bundle, dataset, _rule(self._request.cascade)))
+    async def _evaluate(self, variant: VariantName, bundle: ModelBundle) -> Evaluated:
+        request = self._request
+        dataset = await self._dataset(request.evaluation)
+        samples = await self._dataset(request.evaluation or request.calibration)
+        golden = GoldenOrder(self._golden(variant), request.max_batch, samples)
+        return await self._workshop.evaluate(EvaluationTask(bundle, dataset, _rule(request.cascade), golden))
 
     async def _begin(self, stage: str) -> None:
         # check, original and record, and two for each recipe.
@@ -246,6 +271,21 @@ class _Build:
 
 def _rule(cascade: CascadeRequest | None) -> ScoreRule | None:
     return None if cascade is None else ScoreRule(cascade.score_output, cascade.score_kind, cascade.max_error_ratio)
+
+
+def _self_test(path: str, evaluated: Evaluated, golden: Golden) -> SelfTest:
+    run_ms = evaluated.latency_p90_us / 1000 * golden.samples
+    return SelfTest(
+        file=path,
+        rtol=golden.rtol,
+        atol=golden.atol,
+        max_latency_p95_ms=max(_MIN_LATENCY_BOUND_MS, _SLOWER_AT_MOST * run_ms),
+    )
+
+
+def _unused_path(files: Sequence[File]) -> str:
+    taken = {file.path for file in files}
+    return next(path for number in range(len(taken) + 1) if (path := f"golden{number or ''}.npz") not in taken)
 
 
 def _paths(files: Sequence[BundleFile]) -> tuple[str, ...]:
@@ -289,6 +329,8 @@ def _variant(
         batching=Batching(max_batch=request.max_batch),
         cascade=_cascade(request.cascade, draft.evaluated.fit),
         lineage=Lineage(recipe=draft.variant, parent=parent),
+        self_test=draft.self_test,
+        accuracy_ratio=draft.evaluated.accuracy_ratio,
         release_counter=number,
     )
     measured = Measured(

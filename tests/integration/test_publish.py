@@ -17,6 +17,7 @@ from core.digest import Digest, digest_of_file
 from core.fleet_state import Problem
 from core.ids import ModelName
 from core.manifest import ScoreKind
+from edge_agent.activation.self_test import SelfTester, SelfTestLimits
 from tests.support.onnx_models import conv_net, dense_net, digits, external_weights, model_of
 from tests.support.registries import RunningRegistry, running_registry
 
@@ -62,7 +63,8 @@ async def test_a_classifier_is_published_with_every_recipe(running: RunningRegis
     assert [variant.variant for variant in version.variants] == ["original", *sorted(RECIPES)]
     for variant in version.variants:
         measured, cascade = variant.measured, variant.manifest.cascade
-        assert measured.size_bytes == await running.registry.blob_size(Digest(variant.manifest.files[0].digest))
+        sizes_bytes = [await running.registry.blob_size(Digest(file.digest)) for file in variant.manifest.files]
+        assert measured.size_bytes == sum(sizes_bytes)
         assert measured.accuracy_ratio == pytest.approx(original.measured.accuracy_ratio, abs=0.01)
         assert measured.evaluated_samples == 898
         assert 0 < measured.latency_p50_us <= measured.latency_p90_us
@@ -83,7 +85,23 @@ async def test_a_model_with_external_weights_is_published(running: RunningRegist
 
     assert finished.problem is None
     original = (await running.registry.latest(METER)).variants[0]
-    assert [file.path for file in original.manifest.files] == ["sub/model.onnx", "sub/weights.bin"]
+    assert [file.path for file in original.manifest.files] == ["sub/model.onnx", "sub/weights.bin", "golden.npz"]
+
+
+async def test_every_variant_passes_the_self_test_that_it_was_published_with(
+    running: RunningRegistry, tmp_path: Path
+) -> None:
+    await running.finished(await running.registry.start_publication(METER, await digits_request(running)))
+    for variant in (await running.registry.version(METER, 1)).variants:
+        manifest, folder = variant.manifest, tmp_path / variant.variant
+        for file in manifest.files:
+            await running.blobs.copy(Digest(file.digest), folder / file.path)
+        result = await SelfTester(SelfTestLimits()).test(manifest, folder)
+        assert manifest.self_test is not None
+        assert manifest.self_test.max_latency_p95_ms == 50.0
+        assert result.problem is None
+        assert result.latency_p95_ms is not None
+        assert manifest.accuracy_ratio == variant.measured.accuracy_ratio
 
 
 async def test_a_recipe_that_does_not_fit_fails_the_publication(running: RunningRegistry) -> None:
