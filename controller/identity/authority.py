@@ -178,6 +178,18 @@ def checked_csr(csr: bytes) -> PublicKey:
     return public_key_of(key)
 
 
+def csr_from_pem(text: str) -> bytes:
+    """Return a PKCS #10 request in DER; `checked_csr` looks at what it says.
+
+    Raises:
+        InvalidRequest: it is none.
+    """
+    try:
+        return x509.load_pem_x509_csr(text.encode()).public_bytes(serialization.Encoding.DER)
+    except ValueError as error:
+        raise InvalidRequest("certificate request: expected PKCS #10 in PEM, got something else") from error
+
+
 def is_signed_by(key: PublicKey, signature: bytes, message: bytes) -> bool:
     """Say whether `signature` is ECDSA with SHA-256 (DER) by `key` over `message`."""
     public = serialization.load_der_public_key(key.der)

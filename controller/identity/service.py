@@ -74,6 +74,10 @@ class Identity:
         self._server: TlsIdentity | None = None
         self._server_renewal_at = clock.now()
 
+    @property
+    def trust_domain(self) -> str:
+        return self._trust_domain
+
     async def prepare(self) -> None:
         """Load the authorities and who is known; on the first start make the fleet's authority.
 
@@ -222,6 +226,14 @@ class Identity:
     async def identities(self) -> Sequence[AgentIdentity]:
         """Return what every agent was certified for last, by agent."""
         return await self._store.read(lambda records: records.identities())
+
+    async def identity(self, agent: AgentId) -> AgentIdentity:
+        """Return what one agent was certified for last.
+
+        Raises:
+            UnknownAgent: it was never enrolled.
+        """
+        return await self._store.read(lambda records: use_cases.known_identity(records, agent))
 
     async def ban(self, agent: AgentId, *, reason: str) -> AgentIdentity:
         """Let no key of the agent count from now on, and end its session.

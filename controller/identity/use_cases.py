@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import TypeAlias
 
 from controller.identity.model import RENEWAL_WINDOW, AgentIdentity, Ban, Caller, Certificate, PublicKey, TokenRecord
-from controller.identity.store import IdentityRecords
+from controller.identity.store import IdentityReader, IdentityRecords
 from core.errors import Forbidden, InvalidRequest, UnknownAgent
 from core.ids import AgentId
 
@@ -128,9 +128,16 @@ def banned(ban: Ban) -> Forbidden:
     return Forbidden(f"banned since {ban.banned_at:%Y-%m-%d %H:%M} UTC: {ban.reason}; enrol with a token for this name")
 
 
+def known_identity(records: IdentityReader, agent: AgentId) -> AgentIdentity:
+    """Return an agent's identity. Raises UnknownAgent."""
+    if (identity := records.identity(agent)) is None:
+        raise UnknownAgent(f"agent {agent[:80]!r}: never enrolled here; see `nanofleet devices list`")
+    return identity
+
+
 def ban(records: IdentityRecords, agent: AgentId, *, reason: str, now: datetime) -> AgentIdentity:
     """Let no key of this agent count; a second ban changes the reason only."""
-    identity = _known(records, agent)
+    identity = known_identity(records, agent)
     since = now if identity.ban is None else identity.ban.banned_at
     changed = replace(identity, ban=Ban(since, reason))
     records.save_identity(changed)
@@ -139,7 +146,7 @@ def ban(records: IdentityRecords, agent: AgentId, *, reason: str, now: datetime)
 
 def unban(records: IdentityRecords, agent: AgentId) -> AgentIdentity:
     """Let the agent's last key count again: the ban was a mistake."""
-    changed = replace(_known(records, agent), ban=None)
+    changed = replace(known_identity(records, agent), ban=None)
     records.save_identity(changed)
     return changed
 
@@ -171,12 +178,6 @@ def _settled(identity: AgentIdentity, caller: Caller) -> AgentIdentity:
         not_after=caller.not_after,
         renewed_at=caller.issued_at,
     )
-
-
-def _known(records: IdentityRecords, agent: AgentId) -> AgentIdentity:
-    if (identity := records.identity(agent)) is None:
-        raise UnknownAgent(f"agent {agent[:80]!r}: never enrolled here; see `nanofleet devices list`")
-    return identity
 
 
 def _name_for(records: IdentityRecords, request: Enrolment, token: TokenRecord) -> AgentId:
