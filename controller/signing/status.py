@@ -13,7 +13,7 @@ def status_of(edition: Edition, staged: Sequence[StagedFile], keys: KeyRing, *, 
     present = keys.metadata_signers().keys()
     roles = [_role(edition, role, present) for role in sorted(edition.files, key=_rank)]
     revision = Revision(edition, {file.role: file.content for file in staged}, now=now)
-    waiting = tuple(_staged(revision, file) for file in staged)
+    waiting = tuple(_staged(revision, file) for file in sorted(staged, key=lambda file: _rank(file.role)))
     return SigningStatus((*roles, _director(edition, keys)), waiting, keys.places)
 
 

@@ -1,0 +1,160 @@
+"""Signed assignments and catalogue metadata on real sockets, verified as an agent would."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import pytest
+
+from controller.api.agents_grpc import FleetServicer
+from controller.api.catalogue_grpc import CatalogueServicer
+from controller.fleet.model import WHOLE_FLEET
+from controller.fleet.service import Fleet
+from controller.signing.director import Director
+from controller.signing.model import KeyRole
+from core.addresses import Address
+from core.clock import SystemClock
+from core.errors import Conflict
+from core.fleet_state import Position, SignedAssignment
+from core.fleet_wire import decode_assignment, decode_desired
+from core.grpc_transport import SERVER_OPTIONS, TransportCredentials, open_channel
+from core.ids import ModelName, VariantName
+from protos.catalogue.v1 import catalogue_pb2
+from protos.catalogue.v1.catalogue_pb2_grpc import CatalogueServiceStub, add_CatalogueServiceServicer_to_server
+from protos.fleet.v1 import fleet_pb2 as pb
+from protos.fleet.v1.fleet_pb2_grpc import add_FleetServiceServicer_to_server
+from tests.support.catalogues import METER, ORIGINAL, Release, SignedWorld, made_release
+from tests.support.fake_agent import Dialler, FakeAgent
+from tests.support.fleet_store import MemoryFleetStore
+from tests.support.fleet_values import made_hello
+
+FIRST = Position(1, 1)
+TIMEOUT_S = 10.0
+
+
+class Published:
+    """A registry of `meter` in two versions."""
+
+    async def variant(self, model: ModelName, version: int | None, variant: VariantName) -> Release:
+        return made_release(model, version or 2)
+
+
+class Controller:
+    def __init__(self, world: SignedWorld) -> None:
+        self.catalogue = world.catalogue
+        self.director = Director(world.catalogue, clock=world.clock)
+        self.fleet = Fleet(
+            MemoryFleetStore(), Published(), clock=SystemClock(), max_sessions=10, releases=world.catalogue
+        )
+        self.server = grpc.aio.server(options=SERVER_OPTIONS)
+        add_FleetServiceServicer_to_server(FleetServicer(self.fleet, director=self.director), self.server)
+        add_CatalogueServiceServicer_to_server(CatalogueServicer(world.catalogue), self.server)
+        port = self.server.add_secure_port("127.0.0.1:0", TransportCredentials.local().server)
+        self.address = Address("127.0.0.1", port)
+
+    async def deploy(self, version: int) -> None:
+        await self.fleet.deploy(WHOLE_FLEET, model=METER, version=version, variant=ORIGINAL)
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> SignedWorld:
+    world = SignedWorld(tmp_path)
+    await world.catalogue.prepare()
+    await world.catalogue.release([made_release(METER, 1)])
+    return world
+
+
+@pytest.fixture
+async def controller(world: SignedWorld) -> AsyncIterator[Controller]:
+    controller = Controller(world)
+    await controller.server.start()
+    reissuing = asyncio.create_task(controller.director.run(controller.fleet.reissue))
+    yield controller
+    reissuing.cancel()
+    await controller.server.stop(None)
+
+
+@pytest.fixture
+async def agent(controller: Controller) -> AsyncIterator[FakeAgent]:
+    dialler = Dialler(controller.address)
+    async with dialler.dial() as agent:
+        await agent.hello(made_hello())
+        yield agent
+    await dialler.close()
+
+
+async def assignment(agent: FakeAgent) -> SignedAssignment:
+    message = await agent.hear()
+    assert message.WhichOneof("message") == "assignment"
+    return decode_assignment(message.assignment)
+
+
+def position_of(signed: SignedAssignment) -> Position:
+    return decode_desired(pb.DesiredState.FromString(signed.payload)).position
+
+
+async def test_a_deployment_is_pushed_signed_with_the_catalogue_beside_it(
+    controller: Controller, agent: FakeAgent
+) -> None:
+    await controller.deploy(1)
+
+    signed = await assignment(agent)
+
+    assert position_of(signed) == FIRST
+    assert controller.catalogue.lists_director(signed.key_id)
+    assert signed.catalogue[-1].name == "1.family-meter.json"
+
+
+async def test_a_version_that_is_not_in_the_catalogue_is_not_deployed(controller: Controller) -> None:
+    with pytest.raises(Conflict, match="not in the catalogue"):
+        await controller.deploy(2)
+
+
+async def test_a_revocation_reaches_live_sessions_at_the_same_position(
+    controller: Controller, agent: FakeAgent
+) -> None:
+    await controller.deploy(1)
+    await assignment(agent)
+
+    await controller.catalogue.revoke(METER, versions=[1])
+
+    signed = await assignment(agent)
+    assert position_of(signed) == FIRST
+    assert signed.catalogue[-1].name == "2.family-meter.json"
+
+
+async def test_without_a_director_key_the_session_ends_and_says_why(
+    controller: Controller, agent: FakeAgent, world: SignedWorld
+) -> None:
+    world.move_keys(KeyRole.DIRECTOR)
+
+    await controller.deploy(1)
+
+    code, details = await agent.end()
+    assert code is grpc.StatusCode.PERMISSION_DENIED
+    assert "director keys" in details
+
+
+@pytest.fixture
+async def stub(controller: Controller) -> AsyncIterator[CatalogueServiceStub]:
+    channel = open_channel(controller.address, TransportCredentials.local())
+    yield CatalogueServiceStub(channel)
+    await channel.close()
+
+
+async def test_metadata_is_served_by_name(controller: Controller, stub: CatalogueServiceStub) -> None:
+    request = catalogue_pb2.GetMetadataRequest(name="timestamp.json")
+
+    answer = await stub.GetMetadata(request, timeout=TIMEOUT_S)
+
+    assert answer.content == await controller.catalogue.metadata("timestamp.json")
+
+
+@pytest.mark.parametrize("name", ["", "2.root.json", "x" * 5000])
+async def test_a_name_of_nothing_is_not_found(stub: CatalogueServiceStub, name: str) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await stub.GetMetadata(catalogue_pb2.GetMetadataRequest(name=name), timeout=TIMEOUT_S)
+
+    assert refused.value.code() is grpc.StatusCode.NOT_FOUND
