@@ -14,7 +14,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from controller.api import access_views, signing_views
+from controller.api import access_views, identity_views, signing_views
 from controller.api import operator_views as views
 from controller.cli.credential import CredentialFile
 from core.addresses import is_loopback
@@ -166,6 +166,27 @@ class ControllerClient:
 
     def remove_operator(self, name: str) -> None:
         self._send("DELETE", f"/api/operators/{_segment(name)}")
+
+    # ---- identity -------------------------------------------------------------------------------------------------
+
+    def create_token(self, body: identity_views.TokenBody) -> identity_views.IssuedTokenView:
+        return self._put("POST", "/api/enrolment-tokens", body, identity_views.IssuedTokenView)
+
+    def ban(self, agent: str, body: identity_views.BanBody) -> identity_views.IdentityView:
+        return self._put("POST", f"/api/agents/{_segment(agent)}/ban", body, identity_views.IdentityView)
+
+    def unban(self, agent: str) -> identity_views.IdentityView:
+        response = self._send("DELETE", f"/api/agents/{_segment(agent)}/ban")
+        return self._parsed(response, identity_views.IdentityView)
+
+    def authorities(self) -> identity_views.AuthoritiesView:
+        return self._get("/api/authority", identity_views.AuthoritiesView)
+
+    def rotate_authority(self) -> identity_views.AuthoritiesView:
+        return self._parsed(self._send("POST", "/api/authority/rotation"), identity_views.AuthoritiesView)
+
+    def certify(self, body: identity_views.CertificateBody) -> identity_views.CertificateView:
+        return self._put("POST", "/api/certificates", body, identity_views.CertificateView)
 
     # ---- transport ------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,128 @@
+"""`nanofleet devices token|ban|unban` and `nanofleet authority`: who gets into the fleet, and who vouches for it.
+
+The device commands are functions that the root adds to `devices`; `app` is the group `authority`.
+"""
+
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from controller.api import identity_views as views
+from controller.cli.options import client_of, usage_errors
+from controller.cli.screen import Output, OutputOption, age_text, show
+from core.atomic_files import write_atomically
+
+app = typer.Typer(help="Look after the authority that certifies agents.", no_args_is_help=True)
+
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_DURATION = re.compile(r"([0-9]{1,6})([smhd])")
+# As in `nanofleet signing`: enough to tell them apart, short enough for a table.
+_DIGEST_CHARS = 16
+
+AgentArgument = Annotated[str, typer.Argument(metavar="NAME", help="The agent's name.")]
+
+
+def parse_duration(text: str) -> timedelta:
+    """Return `90s`, `30m`, `1h` or `2d` as a time span."""
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise typer.BadParameter(f"expected a number and one of s, m, h or d, such as 1h, got {text!r}")
+    return timedelta(seconds=int(match[1]) * _UNITS_S[match[2]])
+
+
+def token(
+    context: typer.Context,
+    site: Annotated[str, typer.Option(help="The site that the device is at.")],
+    agent: Annotated[
+        str | None, typer.Option(help="The only name it is good for; also replaces or unbans that agent.")
+    ] = None,
+    lifetime: Annotated[
+        timedelta, typer.Option(parser=parse_duration, metavar="TIME", help="How long it may be used: 30m, 1h, 2d.")
+    ] = timedelta(hours=1),
+    uses: Annotated[int, typer.Option(min=1, help="How many devices it lets in.")] = 1,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Make a token that lets a device in: give it to `nanofleet-agent enrol` there. It is shown once."""
+    with usage_errors():
+        body = views.TokenBody(site=site, agent=agent, lifetime_s=lifetime.total_seconds(), uses=uses)
+    with client_of(context) as client:
+        issued = client.create_token(body)
+    show(issued, issued.text, output=output)
+
+
+def ban(
+    context: typer.Context,
+    name: AgentArgument,
+    reason: Annotated[str, typer.Option(help="Why; the device and other operators are told.")],
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Throw an agent out: its session ends, and none of its keys counts any more."""
+    with usage_errors():
+        body = views.BanBody(reason=reason)
+    with client_of(context) as client:
+        identity = client.ban(name, body)
+    remedy = (
+        f"`nanofleet devices token --site {identity.site} --agent {identity.agent}` lets it in again, with a new key"
+    )
+    show(identity, f"{identity.agent} is banned; {remedy}", output=output)
+
+
+def unban(context: typer.Context, name: AgentArgument, output: OutputOption = Output.TABLE) -> None:
+    """Let a banned agent's last key count again, when the ban was a mistake."""
+    with client_of(context) as client:
+        identity = client.unban(name)
+    show(identity, f"{identity.agent} may connect again, with the key that it has", output=output)
+
+
+@app.command()
+def status(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
+    """List the authorities that are trusted, the oldest first."""
+    with client_of(context) as client:
+        found = client.authorities()
+    show(found, _authorities(found), output=output)
+
+
+@app.command()
+def rotate(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
+    """Take the next step of a rotation: prepare an authority, or let the prepared one sign.
+
+    Without a second call the prepared one signs by itself once every agent that is online has heard of it.
+    """
+    with client_of(context) as client:
+        found = client.rotate_authority()
+    show(found, _authorities(found), output=output)
+
+
+@app.command()
+def certify(
+    context: typer.Context,
+    csr: Annotated[
+        Path, typer.Argument(metavar="REQUEST", exists=True, dir_okay=False, help="PKCS #10 in PEM, P-256.")
+    ],
+    name: Annotated[str, typer.Option(help="What the application is called.")],
+    folder: Annotated[Path, typer.Option(help="Where certificate.pem and trust.pem are written.")],
+    role: Annotated[views.CertifiedRoleText, typer.Option(help="What it may do.")] = "application",
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Certify an application's key, so that it may ask models over gRPC and send spans."""
+    with usage_errors():
+        body = views.CertificateBody(csr=csr.read_text(errors="replace"), role=role, name=name)
+    with client_of(context) as client:
+        issued = client.certify(body)
+    write_atomically(folder / "certificate.pem", issued.certificate_chain.encode())
+    write_atomically(folder / "trust.pem", issued.trust_bundle.encode())
+    show(issued, f"written to {folder}; good until {issued.not_after:%Y-%m-%d}", output=output)
+
+
+def _authorities(found: views.AuthoritiesView) -> Table:
+    now = datetime.now(UTC)
+    table = Table("authority", "state", "made", "retired")
+    for authority in found.authorities:
+        retired = "-" if authority.retired_at is None else age_text(authority.retired_at, now=now)
+        made = age_text(authority.created_at, now=now)
+        table.add_row(authority.sha256[:_DIGEST_CHARS], authority.state, made, retired)
+    return table
