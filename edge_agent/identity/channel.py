@@ -1,7 +1,11 @@
 """The agent's one channel to the controller, which stays the same object while its certificate is replaced.
 
-Stubs are made once and kept. What they get from here looks up the present inner channel at every call, so a renewal
-reaches all of them, and calls under way end on the channel that they began on.
+Stubs are made once and kept. What they get from here is bound to the present connection, and bound anew when that is
+replaced; so a renewal reaches all of them, and calls under way end on the connection that they began on.
+
+A call that gRPC cancels raises CancelledError in a task that nobody cancelled, which ends loops that should run for
+ever. Therefore only streams in both directions are cancelled, after a grace: they have no end of their own, and their
+owner (`edge_agent.link.session`) takes it as the end of a connection. Every other call has a deadline of its own.
 """
 
 import asyncio
@@ -19,8 +23,10 @@ from core.grpc_transport import MUTUAL_TLS_OPTIONS, TlsIdentity, TransportCreden
 from core.logs import peer_text
 from core.status import error_from_grpc
 
-# Chosen: a chunk or an answer arrives in it; the session, which would stay for days, is made anew after it.
+# Chosen: pushes under way are answered in it; the session, which would stay for days, is made anew after it.
 REPLACED_GRACE_S = 20.0
+# Chosen: how often is looked whether the last call on a replaced connection has ended.
+_LOOK_INTERVAL_S = 1.0
 # Derived: a certificate chain and a bundle, a few kB each, and the root of the catalogue.
 _MAX_CREDENTIAL_BYTES = 1 << 20
 # For the enrolment port, where only the controller shows a certificate: the peer must be the fleet's controller.
@@ -40,24 +46,46 @@ def error_of_call(code: grpc.StatusCode, details: str | None, *, target: Address
     return error_from_grpc(code, f"{target}: {reason}")
 
 
+class _Connection:
+    """One inner channel and what goes on over it; a call that nobody holds any more is not held here either."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.channel = channel
+        self.calls: weakref.WeakSet[grpc.aio.Call] = weakref.WeakSet()
+        self.streams: weakref.WeakSet[grpc.aio.Call] = weakref.WeakSet()
+
+    async def retire(self, *, grace_s: float) -> None:
+        """Close once all that goes on has ended; streams in both directions are ended after `grace_s`."""
+        await asyncio.sleep(grace_s)
+        for stream in list(self.streams):
+            stream.cancel()
+        # An event, set by the last call to end, would cost every call.
+        while any(not call.done() for call in list(self.calls)):  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_INTERVAL_S)
+        await self.channel.close()
+
+
 class _Method:
-    """One method of a stub, bound to the present inner channel."""
+    """One method of a stub, bound to the present connection."""
 
-    __slots__ = ("__weakref__", "_make", "inner")
+    __slots__ = ("__weakref__", "_calls", "_inner", "_make")
 
-    def __init__(self, make: Callable[[grpc.aio.Channel], Any], channel: grpc.aio.Channel) -> None:
+    def __init__(self, make: Callable[[grpc.aio.Channel], Any]) -> None:
         self._make = make
-        self.bind(channel)
 
-    def bind(self, channel: grpc.aio.Channel) -> None:
-        self.inner = self._make(channel)
+    def bind(self, connection: _Connection) -> None:
+        self._inner = self._make(connection.channel)
+        is_endless = isinstance(self._inner, grpc.aio.StreamStreamMultiCallable)
+        self._calls = connection.streams if is_endless else connection.calls
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        return self.inner(*args, **options)
+        call = self._inner(*args, **options)
+        self._calls.add(call)
+        return call
 
 
 class RotatingChannel(grpc.aio.Channel):
-    """To `target`; `credentials` are those of the first inner channel."""
+    """To `target`; `credentials` are those of the first connection. Closing it ends replaced connections at once."""
 
     def __init__(
         self,
@@ -68,23 +96,18 @@ class RotatingChannel(grpc.aio.Channel):
     ) -> None:
         self._target = target
         self._grace_s = grace_s
-        self._inner = open_channel(target, credentials)
+        self._present = _Connection(open_channel(target, credentials))
         self._methods: weakref.WeakSet[_Method] = weakref.WeakSet()
+        self._retiring: dict[asyncio.Task[None], _Connection] = {}
 
-    async def replace(self, credentials: TransportCredentials | TlsIdentity) -> None:
-        """Send every call from now on over a new connection.
-
-        The swap is done when this first waits. Then the calls on the old connection get the grace to end, and are
-        cancelled with it; cancelling this cancels them at once.
-        """
-        old, self._inner = self._inner, open_channel(self._target, credentials)
+    def replace(self, credentials: TransportCredentials | TlsIdentity) -> None:
+        """Send every call from now on over a new connection."""
+        replaced, self._present = self._present, _Connection(open_channel(self._target, credentials))
         for method in self._methods:
-            method.bind(self._inner)
-        try:
-            # Not close(grace): cancelled half way, that leaves a channel that can neither be used nor closed.
-            await asyncio.sleep(self._grace_s)
-        finally:
-            await old.close()
+            method.bind(self._present)
+        task = asyncio.create_task(replaced.retire(grace_s=self._grace_s), name="replaced connection")
+        self._retiring[task] = replaced
+        task.add_done_callback(self._retiring.pop)
 
     async def reaches_with(self, credentials: TlsIdentity, *, timeout_s: float) -> bool:
         """Say whether a connection with `credentials` comes up within `timeout_s`; it is closed again.
@@ -102,16 +125,20 @@ class RotatingChannel(grpc.aio.Channel):
         return True
 
     async def close(self, grace: float | None = None) -> None:
-        await self._inner.close(grace)
+        # Closed here, since a task that is cancelled before its first step does nothing.
+        for task, replaced in list(self._retiring.items()):
+            task.cancel()
+            await replaced.channel.close()
+        await self._present.channel.close(grace)
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
-        return self._inner.get_state(try_to_connect)
+        return self._present.channel.get_state(try_to_connect)
 
     async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
-        await self._inner.wait_for_state_change(last_observed_state)
+        await self._present.channel.wait_for_state_change(last_observed_state)
 
     async def channel_ready(self) -> None:
-        await self._inner.channel_ready()
+        await self._present.channel.channel_ready()
 
     def unary_unary(self, *args: Any, **options: Any) -> Any:
         return self._method(lambda channel: channel.unary_unary(*args, **options))
@@ -126,7 +153,8 @@ class RotatingChannel(grpc.aio.Channel):
         return self._method(lambda channel: channel.stream_stream(*args, **options))
 
     def _method(self, make: Callable[[grpc.aio.Channel], Any]) -> _Method:
-        method = _Method(make, self._inner)
+        method = _Method(make)
+        method.bind(self._present)
         self._methods.add(method)
         return method
 

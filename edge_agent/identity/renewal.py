@@ -47,7 +47,7 @@ _log = logging.getLogger(__name__)
 class Channel(Protocol):
     """What is used of RotatingChannel."""
 
-    async def replace(self, credentials: TlsIdentity, /) -> None: ...
+    def replace(self, credentials: TlsIdentity, /) -> None: ...
 
     async def reaches_with(self, credentials: TlsIdentity, /, *, timeout_s: float) -> bool: ...
 
@@ -115,8 +115,8 @@ class Renewal:
     def apply_trust_bundle(self, pem: bytes) -> None:
         """Take `pem`, which came over the controller's session, as the authorities to trust from now on.
 
-        It is looked at later, since swapping the channel ends that session; the newest one counts. One that does not
-        hold is refused and reported in `status`, and the last good one stays.
+        It is looked at later and off the session; the newest one counts. One that does not hold is refused and reported
+        in `status`, and the last good one stays.
         """
         if self._pushed.full():
             self._pushed.get_nowait()
@@ -173,7 +173,7 @@ class Renewal:
         await on_disk(self._disk, self._folder.replace, identity)
         self.identity, self._is_confirmed = identity, False
         self._on_change(identity.tls)
-        await self._channel.replace(identity.tls)
+        self._channel.replace(identity.tls)
 
     async def _confirm_when_used(self) -> None:
         """Forget what was before, once the controller accepts what is now."""

@@ -67,7 +67,7 @@ async def test_a_stub_made_before_shows_the_new_certificate_afterwards(
 ) -> None:
     method = methods_of(channel)[kind]
     assert await ask(kind, method) == b"x"
-    await channel.replace(SECOND)
+    channel.replace(SECOND)
     assert await ask(kind, method) == b"x"
     assert port.callers == [FIRST.certificate_chain, SECOND.certificate_chain]
 
@@ -79,34 +79,48 @@ async def test_a_call_under_way_ends_on_the_connection_that_it_began_on(
     call = method(b"wait", timeout=20)
     async with asyncio.timeout(5):
         await port.called.wait()
-    swap = asyncio.create_task(patient.replace(SECOND))
-    await asyncio.sleep(0)
+    patient.replace(SECOND)
     assert await method(b"x", timeout=5) == b"x"
     port.released.set()
     assert await call == b"wait"
     assert port.callers == [FIRST.certificate_chain, SECOND.certificate_chain]
-    swap.cancel()
+
+
+async def test_an_answer_that_is_awaited_is_not_cut_off_by_the_grace(port: EchoPort, channel: RotatingChannel) -> None:
+    call = channel.unary_unary(f"/{SERVICE}/UnaryUnary")(b"wait", timeout=20)
+    async with asyncio.timeout(5):
+        await port.called.wait()
+    channel.replace(SECOND)
+    await asyncio.sleep(0.2)
+    port.released.set()
+    assert await call == b"wait"
 
 
 async def test_a_stream_that_does_not_end_is_ended_after_the_grace(port: EchoPort, channel: RotatingChannel) -> None:
     stream = channel.stream_stream(f"/{SERVICE}/StreamStream")()
     await stream.write(b"x")
     assert await stream.read() == b"x"
-    await channel.replace(SECOND)
+    channel.replace(SECOND)
     async with asyncio.timeout(5):
         await port.stream_ended.wait()
     assert stream.cancelled()
 
 
-async def test_a_swap_that_is_cancelled_leaves_no_old_connection(port: EchoPort, patient: RotatingChannel) -> None:
+async def test_a_stream_on_a_replaced_connection_goes_on_until_then(port: EchoPort, patient: RotatingChannel) -> None:
     stream = patient.stream_stream(f"/{SERVICE}/StreamStream")()
     await stream.write(b"x")
     assert await stream.read() == b"x"
-    swap = asyncio.create_task(patient.replace(SECOND))
-    await asyncio.sleep(0)
-    swap.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await swap
+    patient.replace(SECOND)
+    await stream.write(b"y")
+    assert await stream.read() == b"y"
+
+
+async def test_closing_ends_replaced_connections_at_once(port: EchoPort, patient: RotatingChannel) -> None:
+    stream = patient.stream_stream(f"/{SERVICE}/StreamStream")()
+    await stream.write(b"x")
+    assert await stream.read() == b"x"
+    patient.replace(SECOND)
+    await patient.close()
     async with asyncio.timeout(5):
         await port.stream_ended.wait()
 

@@ -20,7 +20,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from core.addresses import Address
 from core.enrolment_token import EnrolmentToken
-from core.grpc_transport import TlsIdentity
+from core.grpc_transport import SERVER_OPTIONS, TlsIdentity
 from core.ids import AgentId, SiteId
 from core.spiffe import CONTROLLER_DNS_NAME
 from edge_agent.identity.folder import Identity
@@ -58,14 +58,14 @@ class FakeAuthority:
     def sha256(self) -> bytes:
         return self.certificate.fingerprint(hashes.SHA256())
 
-    def controller(self, *, dns: str = CONTROLLER_DNS_NAME) -> TlsIdentity:
+    def controller(self, *, dns: str = CONTROLLER_DNS_NAME, begins: datetime | None = None) -> TlsIdentity:
         """Return a controller's key and certificate, and behind it the authority's, as it is presented."""
         key = ec.generate_private_key(ec.SECP256R1())
         names: list[x509.GeneralName] = [
             x509.DNSName(dns),
             x509.UniformResourceIdentifier(f"spiffe://{DOMAIN}/controller/main"),
         ]
-        leaf = self._built(x509.Name([]), key.public_key(), WEEK, names=names)
+        leaf = self._built(x509.Name([]), key.public_key(), WEEK, names=names, begins=begins)
         return TlsIdentity(leaf.public_bytes(Encoding.PEM) + self.pem, pem_of_key(key), self.pem)
 
     def certified(
@@ -222,15 +222,17 @@ def token_for(
 
 
 @asynccontextmanager
-async def serving(service: FakeEnrolment, controller: TlsIdentity | None = None) -> AsyncIterator[Address]:
+async def serving(
+    service: FakeEnrolment, controller: TlsIdentity | None = None, *, port: int = 0
+) -> AsyncIterator[Address]:
     """Yield where `service` is served by `controller` (None: one of its authority), showing its certificate only."""
     shown = controller or service.authority.controller()
-    server = grpc.aio.server()
+    server = grpc.aio.server(options=SERVER_OPTIONS)
     add_EnrolmentServiceServicer_to_server(service, server)
     credentials = grpc.ssl_server_credentials([(shown.private_key, shown.certificate_chain)])
-    port = server.add_secure_port(f"{HOST}:0", credentials)
+    bound = server.add_secure_port(f"{HOST}:{port}", credentials)
     await server.start()
     try:
-        yield Address(HOST, port)
+        yield Address(HOST, bound)
     finally:
         await server.stop(None)

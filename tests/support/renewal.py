@@ -52,7 +52,7 @@ class FakeChannel:
         self.state = grpc.ChannelConnectivity.IDLE
         self.is_reachable = True
 
-    async def replace(self, credentials: TlsIdentity, /) -> None:
+    def replace(self, credentials: TlsIdentity, /) -> None:
         self.replaced.append(credentials)
 
     async def reaches_with(self, credentials: TlsIdentity, /, *, timeout_s: float) -> bool:
