@@ -50,8 +50,8 @@ class Packs(Protocol):
     async def prepare(self, to: Manifest, held: Collection[Manifest]) -> None:
         """Have the chunks of `to` encoded in full, and as differences to each of `held` where that is worth it.
 
-        What is there already costs nothing; callers that ask for the same share the work. It may take seconds per
-        100 MB; cancelling it stops the work unless others wait for it too.
+        What is there already costs nothing, and who asks for what is being built waits for it. It takes seconds per
+        100 MB; cancelling it stops what was begun for it, and the next who waits begins anew.
 
         Raises:
             InvalidManifest: it lists no chunks, so it is not made for agents.
