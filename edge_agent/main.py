@@ -104,13 +104,15 @@ class _Agent:
         self._offload = Offload(channel, settings.offload, clock=clock)
         self._plane = EdgeDataPlane(self._pool, self._offload, tracing=self._tracing, clock=clock)
         closing.push_async_callback(self._plane.close)
-        store, journal = ContentStore(folder.store), _own(Journal(folder.journal, clock=clock), settings)
+        store = ContentStore(folder.store)
+        self._journal = _own(Journal(folder.journal, clock=clock), settings)
+        self._journal.note_start(software_version=self._identity.software_version)
         sync = settings.sync
         limits = FetchLimits(chunk_timeout_s=sync.chunk_timeout_s, reserve_bytes=sync.reserve_bytes)
         source = Fetch(ArtifactServiceStub(channel), store, disk=self._disk, limits=limits, clock=clock)
         self._reconciler = Reconciler(
             AgentId(settings.agent_id),
-            Workplace(store, journal, source, self._tester(), self._pool, self._disk),
+            Workplace(store, self._journal, source, self._tester(), self._pool, self._disk),
             policy=RetryPolicy(sync.max_attempts, sync.retry_base_s, sync.retry_cap_s),
             trials=TrialSettings(ProbationTerms()),
             software_version=self._identity.software_version,
@@ -141,6 +143,7 @@ class _Agent:
             await self._drain()
             for task in tasks:
                 task.cancel()
+        self._journal.note_clean_stop()
         await self._status.write_if_changed()
 
     def _tester(self) -> SelfTester:

@@ -17,7 +17,8 @@ from core.atomic_files import sync_folder
 from core.clock import Clock
 from core.errors import NanofleetError
 from core.fleet_state import DesiredState
-from edge_agent.activation.record import Record, decode_record, encode_record
+from core.ids import ModelName
+from edge_agent.activation.record import Quarantine, Record, decode_record, encode_record
 
 # Derived: two states of 256 slots, as many trials and 64 quarantined variants stay below a quarter of it.
 MAX_JOURNAL_BYTES = 4 << 20
@@ -73,6 +74,12 @@ class Journal:
     def note_clean_stop(self) -> None:
         """Note that the process ends because it was told to."""
         self.update(lambda record: record.stopped())
+
+    def release(self, model: ModelName) -> tuple[Quarantine, ...]:
+        """Let everything of `model` that is in quarantine be tried again, and return what was."""
+        entries = tuple(entry for entry in self._record.quarantine if entry.slot.model == model)
+        self.update(lambda record: record.released(entries))
+        return entries
 
     def _make_folder(self) -> None:
         if not self._folder.is_dir():

@@ -20,7 +20,7 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 
 from core.digest import Digest, digest_of
-from core.errors import IntegrityError, InvalidRequest
+from core.errors import ErrorCode, IntegrityError, InvalidRequest
 from core.fleet_state import DesiredState, Problem, Slot
 from core.fleet_wire import decode_desired, decode_slot, encode_desired, encode_slot
 from protos.fleet.v1 import fleet_pb2 as pb
@@ -103,7 +103,7 @@ class Record:
         found = replace(self, trials=trials, is_running=True).released(others)
         for trial in trials:
             if trial.crashes >= MAX_CRASHES:
-                entry = Quarantine(trial.slot, crashed_too_often(trial), now, software_version, trial.previous)
+                entry = Quarantine(trial.slot, _crashed(trial), now, software_version, trial.previous)
                 found = found.quarantining(entry)
         return found
 
@@ -139,13 +139,18 @@ class Record:
         return found
 
 
-def crashed_too_often(trial: Trial) -> Problem:
-    slot = trial.slot
+def quarantine_problem(slot: Slot, problem: Problem) -> Problem:
+    """Return `problem` as a person reads it: of which variant, and what to do."""
     return Problem(
-        "internal",
-        f"{slot.model} {slot.version} {slot.variant}: the agent crashed {trial.crashes} times while it was on "
-        "probation; publish a version that does not",
+        problem.code,
+        f"{slot.model} {slot.version} ({slot.variant}) {problem.message}; it is not tried again on this device: "
+        f"publish a better one, or stop the agent and let it try: nanofleet-agent retry {slot.model}",
     )
+
+
+def _crashed(trial: Trial) -> Problem:
+    why = f"was on probation when the agent crashed, {trial.crashes} times"
+    return quarantine_problem(trial.slot, Problem(ErrorCode.INTERNAL, why))
 
 
 def encode_record(record: Record, *, sequence: int) -> bytes:

@@ -105,8 +105,7 @@ class Reconciler:
 
     async def release(self, model: ModelName) -> bool:
         """Let what is in quarantine of `model` be tried again; say whether there was anything."""
-        entries = [entry for entry in self._record.quarantine if entry.slot.model == model]
-        await self._place.on_disk(self._place.journal.update, lambda record: record.released(entries))
+        entries = await self._place.on_disk(self._place.journal.release, model)
         self._start_round()
         return bool(entries)
 

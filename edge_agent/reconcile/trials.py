@@ -17,7 +17,7 @@ from core.fleet_state import Problem, Slot, SlotPhase
 from core.ids import ModelName, VariantName
 from core.manifest import Manifest
 from edge_agent.activation.probation import Commit, Evidence, KeepWatching, ProbationTerms, RollBack, judge
-from edge_agent.activation.record import Quarantine, Trial
+from edge_agent.activation.record import Quarantine, Trial, quarantine_problem
 from edge_agent.reconcile.board import Board
 from edge_agent.reconcile.ports import Watch
 from edge_agent.reconcile.workplace import Workplace
@@ -107,6 +107,7 @@ class Trials:
 
     async def quarantine(self, slot: Slot, problem: Problem, *, fallback: Slot | None) -> None:
         """Never try `slot` again with this software; the record says why."""
+        problem = quarantine_problem(slot, problem)
         entry = Quarantine(slot, problem, self._clock.now(), self._software_version, fallback)
         await self._place.on_disk(self._place.journal.update, lambda found: found.quarantining(entry))
         _log.error(

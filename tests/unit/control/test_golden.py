@@ -1,4 +1,4 @@
-"""Golden inputs at publish: the same bytes for the same model, a few small samples, and outputs that are the model's."""
+"""Golden inputs at publish: the same bytes for the same model, a few small samples, and what it answers."""
 
 from pathlib import Path
 
@@ -54,7 +54,7 @@ def test_samples_come_from_the_data_where_it_fits(tmp_path: Path) -> None:
 
 
 def test_large_inputs_are_few(tmp_path: Path) -> None:
-    shape = ["n", 3, 224, 224]
+    shape: list[str | int | None] = ["n", 3, 224, 224]
     node = helper.make_node("ReduceMean", ["x"], ["y"], keepdims=0, axes=[1, 2, 3])
     model = helper.make_model(
         helper.make_graph(
@@ -97,6 +97,6 @@ def test_float32_models_are_compared_tightly(tmp_path: Path, net: object) -> Non
 def test_quantised_models_are_compared_loosely(tmp_path: Path) -> None:
     quantise = helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"])
     restore = helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"])
-    steps = {"scale": np.array(0.1, np.float32), "zero": np.array(0, np.int8)}
+    steps: dict[str, Array] = {"scale": np.array(0.1, np.float32), "zero": np.array(0, np.int8)}
     model = model_of([quantise, restore], inputs={"x": ["n", 4]}, outputs={"y": ["n", 4]}, weights=steps)
     assert golden(bundle_of(tmp_path, model))[0].rtol == 0.1
