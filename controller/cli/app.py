@@ -9,9 +9,10 @@ from typer.core import TyperGroup
 
 from controller.cli import deploy, devices, models, operators, processes, signing, traces
 from controller.cli.client import ControllerAway
+from controller.cli.credential import checked_url
 from controller.cli.options import DEFAULT_CONTROLLER, Options
 from controller.cli.screen import complain
-from core.errors import NanofleetError
+from core.errors import InvalidRequest, NanofleetError
 
 EXIT_REFUSED = 1
 EXIT_AWAY = 3
@@ -74,8 +75,11 @@ def options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    if controller is not None and not controller.startswith(("http://", "https://")):
-        raise typer.BadParameter(f"expected an address such as {DEFAULT_CONTROLLER}, got {controller!r}")
+    if controller is not None:
+        try:
+            checked_url(controller)
+        except InvalidRequest as error:
+            raise typer.BadParameter(str(error)) from error
     context.obj = Options(controller_url=controller, credential_path=credential)
 
 

@@ -226,7 +226,9 @@ class ControllerClient:
         if response.is_success or response.status_code in accept:
             return response
         if response.status_code == 401:
-            raise Refused(f"{_refusal(response)}; {self._remedy()}")
+            # What answers HEAD has no body.
+            said = _refusal(response) if response.content else "the controller does not know who asks"
+            raise Refused(f"{said}; {self._remedy()}")
         raise Refused(_refusal(response))
 
     def _remedy(self) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from core.atomic_files import write_atomically
 from core.errors import InvalidRequest
@@ -27,12 +27,35 @@ from core.errors import InvalidRequest
 MODE = 0o600
 _MAX_BYTES = 1 << 20
 _PEM = "-----BEGIN"
+EXAMPLE = "http://127.0.0.1:7080"
+
+
+def checked_url(text: str) -> str:
+    """Return the address of a controller.
+
+    Raises:
+        InvalidRequest: it is none.
+    """
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL as error:
+        raise InvalidRequest(f"expected an address such as {EXAMPLE}, got {text[:200]!r}: {error}") from error
+    if url.scheme not in {"http", "https"} or not url.host or url.query or url.fragment or url.userinfo:
+        raise InvalidRequest(f"expected an address such as {EXAMPLE}, got {text[:200]!r}")
+    return text
+
+
+def _url(text: str) -> str:
+    try:
+        return checked_url(text)
+    except InvalidRequest as error:
+        raise ValueError(str(error)) from error
 
 
 class Credential(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    controller: Annotated[str, Field(pattern=r"^https?://[^/?#\s]+/?$")]
+    controller: Annotated[str, AfterValidator(_url)]
     name: str
     # In ASCII, so that it fits into a header.
     secret: Annotated[str, Field(pattern=r"^[!-~]{1,256}$", repr=False)]

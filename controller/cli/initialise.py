@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 import typer
 from pydantic import BaseModel
 
-from controller.cli.credential import Credential, read_credential, write_credential
+from controller.cli.credential import Credential, checked_url, read_credential, write_credential
 from controller.cli.screen import Output, OutputOption, show
 from core.addresses import is_loopback, parse_address
 from core.errors import Conflict, InvalidRequest
@@ -86,7 +86,7 @@ def init(
         initialise(
             settings,
             make_admin=make_admin,
-            url=url or url_of(settings.http_bind),
+            url=checked_url(url or url_of(settings.http_bind)),
             credential_path=credential or context.obj.wanted_credential_path,
             preparations=PREPARATIONS,
         )

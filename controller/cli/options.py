@@ -10,10 +10,10 @@ import typer
 from pydantic import ValidationError
 
 from controller.cli.client import ControllerClient
-from controller.cli.credential import Credential, CredentialFile, default_path, read_credential
+from controller.cli.credential import EXAMPLE, Credential, CredentialFile, default_path, read_credential
 from core.errors import InvalidRequest
 
-DEFAULT_CONTROLLER = "http://127.0.0.1:7080"
+DEFAULT_CONTROLLER = EXAMPLE
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,6 +111,22 @@ async def test_a_role_that_does_not_suffice_is_told(desk: Desk) -> None:
     assert_refused(await desk.run("operators", "list"), "role admin", "got viewer")
 
 
+async def test_an_upload_without_the_role_ends_with_the_reason(desk: Desk, tmp_path: Path) -> None:
+    write_credential(desk.own, desk.credential(OperatorRole.VIEWER))
+    model = tmp_path / "large.onnx"
+    model.write_bytes(bytes(8 << 20))
+
+    assert_refused(await desk.run("models", "publish", "large", str(model)), "role operator", "got viewer")
+
+
+async def test_an_upload_by_nobody_ends_with_the_remedy(desk: Desk, tmp_path: Path) -> None:
+    write_credential(desk.own, desk.credential(OperatorRole.VIEWER, secret="nfo1.wrong"))
+    model = tmp_path / "model.onnx"
+    model.write_bytes(b"a model")
+
+    assert_refused(await desk.run("models", "publish", "small", str(model)), "does not know who asks", str(desk.own))
+
+
 async def test_a_controller_of_another_authority_learns_no_secret(desk: Desk) -> None:
     write_credential(desk.own, desk.credential(OperatorRole.ADMIN, trust_bundle=TestAuthority().bundle))
 

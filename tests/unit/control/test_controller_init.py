@@ -150,6 +150,13 @@ def test_a_file_that_cannot_be_written_is_named_with_the_remedy(place: Place) ->
     assert_refused(place.init("--credential", str(place.configuration / "x.json")), "Not a directory")
 
 
+@pytest.mark.parametrize("url", ["controller.example", "ftp://x", "https://", "https://x:port", "https://x?y"])
+def test_an_address_that_is_none_is_refused_before_anything_is_made(place: Place, url: str) -> None:
+    assert_refused(place.init("--url", url), "expected an address such as")
+
+    assert not place.data_dir.exists()
+
+
 def test_the_result_is_json_when_asked(place: Place) -> None:
     result = place.init("-o", "json")
 
