@@ -48,6 +48,9 @@ class RateLimiter:
         self._per_address = per_address
         self._addresses: OrderedDict[str, TokenBucket] = OrderedDict()
 
+    def __len__(self) -> int:
+        return len(self._addresses)
+
     def take(self, peer: str, *, now_s: float) -> None:
         """Count one call of a gRPC peer such as `ipv4:192.0.2.1:5000`.
 

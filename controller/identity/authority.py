@@ -28,6 +28,8 @@ BACKDATED = timedelta(minutes=5)
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
 _HASH = hashes.SHA256()
+# What the library raises for a request that is damaged or of a kind that it does not know.
+_UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion)
 _SIGNS_CERTIFICATES = x509.KeyUsage(
     digital_signature=False,
     content_commitment=False,
@@ -167,7 +169,7 @@ def checked_csr(csr: bytes) -> PublicKey:
     try:
         request = x509.load_der_x509_csr(csr)
         key, is_proven = request.public_key(), request.is_signature_valid
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except _UNREADABLE as error:
         raise InvalidRequest(
             "certificate request: expected PKCS #10 in DER for a P-256 key, got something else"
         ) from error
@@ -186,7 +188,7 @@ def csr_from_pem(text: str) -> bytes:
     """
     try:
         return x509.load_pem_x509_csr(text.encode()).public_bytes(serialization.Encoding.DER)
-    except ValueError as error:
+    except _UNREADABLE as error:
         raise InvalidRequest("certificate request: expected PKCS #10 in PEM, got something else") from error
 
 
