@@ -86,6 +86,15 @@ class Edition:
         listed: Mapping[str, str] = self.targets.unrecognized_fields[DIRECTOR_KEYS]
         return listed
 
+    def withdraws_from(self, before: "Edition") -> bool:
+        """Say whether something that `before` lists, a variant or a director key, is listed no more."""
+        if before.is_empty:
+            return False
+        has_all = (
+            self.released.keys() >= before.released.keys() and self.director_ids.keys() >= before.director_ids.keys()
+        )
+        return not has_all
+
     def file(self, role: str) -> RoleFile:
         try:
             return self.files[role]

@@ -19,7 +19,9 @@ from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Root, TargetF
 
 from controller.signing.edition import (
     ROOT,
+    SNAPSHOT,
     TARGETS,
+    TIMESTAMP,
     AnyMetadata,
     Edition,
     add_signature,
@@ -117,6 +119,10 @@ class Revision:
             family = self._edit(role)
             listed = {_version_of(path) for path in family.targets}
             self._drop(family, listed, {version for version in listed if version < floor}, at_least=floor)
+
+    def roles(self) -> list[str]:
+        """Return every role whose next version could be drafted."""
+        return sorted({*self._edition.files, *self._drafts} - {SNAPSHOT, TIMESTAMP})
 
     def renew(self, role: str) -> None:
         """Draft the same content with a later expiry."""

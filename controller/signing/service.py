@@ -11,6 +11,7 @@ import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from controller.signing.bundle import Bundle
 from controller.signing.edition import NO_EDITION, ROOT, SNAPSHOT, TARGETS, TIMESTAMP, Edition, sealed
@@ -49,6 +50,14 @@ _URGENT = timedelta(days=7)
 _FILE_NAME = re.compile(r"([1-9][0-9]{0,9})\.(root|targets|snapshot|family-[A-Za-z0-9][A-Za-z0-9._-]{0,63})\.json")
 
 
+class _Next(NamedTuple):
+    """What a revision leads to: files to store, and the state with them."""
+
+    files: Sequence[RoleFile]
+    edition: Edition
+    staged: dict[str, StagedFile]
+
+
 class Catalogue:
     """Call `prepare` before use, and keep `run` running in a task of the owner: it renews what expires."""
 
@@ -67,6 +76,8 @@ class Catalogue:
         self._is_in_doubt = True
         self._withdrawn = asyncio.Event()
         self._alarmed: dict[str, datetime] = {}
+        # Older roots, which never change: a fleet that comes back after a rotation asks for them all at once.
+        self._roots: dict[int, RoleFile] = {}
 
     async def prepare(self) -> None:
         """Load the catalogue, or make it with its keys at the first start; then renew what expired meanwhile.
@@ -115,10 +126,7 @@ class Catalogue:
             else:
                 revision.revoke_below(model, below)
 
-        is_published = await self._revise(edit)
-        if is_published:
-            self._announce_withdrawal()
-        return is_published
+        return await self._revise(edit)
 
     def is_released(self, manifest_digest: Digest) -> bool:
         return manifest_digest in self._edition.released
@@ -205,23 +213,24 @@ class Catalogue:
         Raises:
             NotFound: the role has no such key.
             Conflict: the role has the new key already.
+            InvalidRequest: the role's keys are kept elsewhere and no new one is named, or the director's is not here.
         """
-        added: list[str] = []
-        removed: list[str] = []
+        changed: list[str] = []
 
         def edit(revision: Revision) -> None:
-            removed.append(_chosen(revision.key_ids(role), replaces, role))
-            new = public_key or self._keys.create(role)
+            old = _chosen(revision.key_ids(role), replaces, role)
+            new = public_key or self._new_key(role, revision.key_ids(role))
             if new.id_for(role) in revision.key_ids(role):
                 raise Conflict(f"rotate: {role} has the key {new.id_for(role)[:16]} already")
-            revision.replace_key(role, removed[0], new)
-            added.append(new.id_for(role))
+            if role is KeyRole.DIRECTOR and new.director_id not in self._keys.signers(role):
+                raise InvalidRequest("rotate: expected the new director key on this machine, because it signs online")
+            revision.replace_key(role, old, new)
+            changed.extend((old, new.id_for(role)))
 
         is_published = await self._revise(edit)
-        _log.warning("signing key replaced", extra={"role": role, "removed": removed[0], "added": added[0]})
-        if role is KeyRole.DIRECTOR and is_published:
-            self._announce_withdrawal()
-        return Rotation(role, removed[0], added[0], is_published)
+        old, new = changed
+        _log.warning("signing key replaced", extra={"role": role, "removed": old, "added": new})
+        return Rotation(role, old, new, is_published)
 
     async def status(self) -> SigningStatus:
         return await asyncio.to_thread(
@@ -254,16 +263,15 @@ class Catalogue:
             missing = (await self.status()).staged
             keys = sorted({key_id[:16] for role in missing for key_id in role.missing_key_ids})
             raise Untrusted(f"signed metadata: expected more valid signatures; missing are some of {', '.join(keys)}")
-        self._announce_withdrawal()
 
     # ---- renewal ---------------------------------------------------------------------------------------------
 
     async def renew(self) -> None:
         """Sign anew what has a third of its life left; roles whose keys are elsewhere are staged, and alarmed."""
         due = {role for role in self._edition.files if self._is_due(self._edition.expires_at(role), role)}
-        if due:
-            offline = due - {SNAPSHOT, TIMESTAMP}
-            await self._revise(lambda revision: self._renew_drafts(revision, offline), reseals=due != offline)
+        # What is staged is looked at as well: a draft may expire, and its keys may have come back.
+        if due or self._staged:
+            await self._revise(self._renew_drafts, reseals=not due.isdisjoint({SNAPSHOT, TIMESTAMP}))
         self._alarm(self._clock.now())
 
     async def withdrawn(self, *, timeout_s: float) -> None:
@@ -291,41 +299,51 @@ class Catalogue:
             keys[role] = present + [self._keys.create(role) for _ in range(count - len(present))]
         return keys
 
+    def _new_key(self, role: KeyRole, key_ids: Sequence[str]) -> PublicKey:
+        if role in (KeyRole.ROOT, KeyRole.TARGETS) and self._keys.signers(role).keys().isdisjoint(key_ids):
+            raise InvalidRequest(
+                f"rotate: the {role} keys are kept elsewhere, and so should the new one be: make it there with "
+                "`nanofleet signing new-key` and name it with --public-key"
+            )
+        return self._keys.create(role)
+
     async def _revise(self, edit: Callable[[Revision], None], *, reseals: bool = False) -> bool:
         """Edit, sign and store; return whether nothing waits for signatures."""
         async with self._writing:
             if self._is_in_doubt:
                 await self._load()
             now = self._clock.now()
-            files, staged = await asyncio.to_thread(self._revised, edit, now, reseals)
-            if files or staged != self._staged:
-                await self._commit(files, staged)
-            return not staged
+            next_ = await asyncio.to_thread(self._revised, edit, now, reseals)
+            if next_.files or next_.staged != self._staged:
+                await self._commit(next_)
+            return not next_.staged
 
-    def _revised(
-        self, edit: Callable[[Revision], None], now: datetime, reseals: bool
-    ) -> tuple[list[RoleFile], dict[str, StagedFile]]:
-        contents = self._staged_contents()
-        revision = Revision(self._edition, contents, now=now, lifetimes=self._lifetimes)
+    def _revised(self, edit: Callable[[Revision], None], now: datetime, reseals: bool) -> "_Next":
+        revision = Revision(self._edition, self._staged_contents(), now=now, lifetimes=self._lifetimes)
         edit(revision)
         signers = self._keys.metadata_signers()
         revision.sign(signers)
         settled = revision.settled()
-        files = list(settled.files)
+        files, edition = list(settled.files), self._edition
         if files or reseals:
-            edition = Edition.of(files, after=self._edition)
-            files += sealed(edition, now=now, lifetimes=self._lifetimes, signers=signers)
-        return files, {role: self._staged_file(role, content, now) for role, content in settled.waiting.items()}
+            edition = Edition.of(files, after=edition)
+            online = sealed(edition, now=now, lifetimes=self._lifetimes, signers=signers)
+            files, edition = files + online, Edition.of(online, after=edition)
+        staged = {role: self._staged_file(role, content, now) for role, content in settled.waiting.items()}
+        return _Next(files, edition, staged)
 
     def _staged_file(self, role: str, content: bytes, now: datetime) -> StagedFile:
         known = self._staged.get(role)
         return known if known is not None and known.content == content else StagedFile(role, content, now)
 
-    async def _commit(self, files: Sequence[RoleFile], staged: dict[str, StagedFile]) -> None:
+    async def _commit(self, next_: "_Next") -> None:
         self._is_in_doubt = True
-        await self._store.publish(files, staged=tuple(staged.values()))
-        self._edition, self._staged = Edition.of(files, after=self._edition), staged
+        await self._store.publish(next_.files, staged=tuple(next_.staged.values()))
+        before, self._edition, self._staged = self._edition, next_.edition, next_.staged
         self._is_in_doubt = False
+        if self._edition.withdraws_from(before):
+            self._withdrawn.set()
+            self._withdrawn = asyncio.Event()
 
     async def _load(self) -> None:
         self._edition = Edition.of(await self._store.newest())
@@ -338,14 +356,18 @@ class Catalogue:
             return newest
         if newest is None or version > newest.version:
             raise NotFound(f"catalogue: no version {version} of {role[:80]}")
-        return await self._store.file(role, version)
+        if role != ROOT:
+            return await self._store.file(role, version)
+        if version not in self._roots:
+            self._roots[version] = await self._store.file(ROOT, version)
+        return self._roots[version]
 
     def _staged_contents(self) -> dict[str, bytes]:
         return {role: file.content for role, file in self._staged.items()}
 
-    def _renew_drafts(self, revision: Revision, roles: Iterable[str]) -> None:
+    def _renew_drafts(self, revision: Revision) -> None:
         """Draft anew what has no fresh draft yet: one that waits keeps the signatures that it has."""
-        for role in sorted(roles):
+        for role in revision.roles():
             if self._is_due(revision.expires_at(role), role):
                 revision.renew(role)
 
@@ -365,10 +387,6 @@ class Catalogue:
                 "catalogue role expires and its keys are elsewhere; run `nanofleet signing stage`",
                 extra={"role": role, "expires": expires_at.isoformat()},
             )
-
-    def _announce_withdrawal(self) -> None:
-        self._withdrawn.set()
-        self._withdrawn = asyncio.Event()
 
 
 def _chosen(key_ids: Sequence[str], replaces: str | None, role: KeyRole) -> str:
