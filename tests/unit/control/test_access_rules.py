@@ -2,14 +2,19 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import pytest
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute
 
 from controller.access.model import OperatorRole
+from controller.api import identity_rest, signing_rest
 from controller.api.access_rules import RULES, Nobody, methods_of, need
+from controller.api.identity_rest import Destination
 from controller.api.open_inference_http import routes as inference_routes
+from controller.identity.service import Identity
+from controller.signing.service import Catalogue
 from core.clock import SystemClock
 from tests.support.echo_plane import EchoPlane
 from tests.support.guarded import guarded_side
@@ -30,8 +35,13 @@ def entered() -> set[tuple[str, str]]:
 
 
 async def test_every_route_of_the_operator_has_a_rule_and_every_rule_a_route(tmp_path: Path) -> None:
+    # Nothing is asked of them here: only what routes there are.
+    identity, destination, catalogue = cast("Identity", None), cast("Destination", None), cast("Catalogue", None)
     async with guarded_side(tmp_path) as guarded:
-        served = set(endpoints(guarded.operator_app.routes))
+        app = guarded.operator_app
+        app.include_router(identity_rest.router(identity, destination))
+        app.include_router(signing_rest.signing_router(catalogue))
+        served = set(endpoints(app.routes))
 
     assert ("GET", "/api/models") in served
     assert served == {(method, path) for method, path in entered() if not path.startswith("/v2")}
@@ -59,6 +69,8 @@ def test_only_health_and_signing_in_or_out_is_open() -> None:
     [
         ("GET", "/api/models/digits", OperatorRole.VIEWER),
         ("PUT", "/api/deployments", OperatorRole.OPERATOR),
+        ("POST", "/api/enrolment-tokens", OperatorRole.OPERATOR),
+        ("POST", "/api/signing/rotations", OperatorRole.ADMIN),
         ("POST", "/api/operators", OperatorRole.ADMIN),
         ("POST", "/v2/models/digits/infer", OperatorRole.VIEWER),
         ("BREW", "/v2/anything", OperatorRole.VIEWER),
