@@ -4,10 +4,10 @@ Behind `controller.api.access.Guarded`, which has proven who asks and that the r
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 from fastapi import APIRouter, Path, Request
 
@@ -44,19 +44,28 @@ class Destination:
     root: CatalogueRoot
 
 
-def router(identity: Identity, destination: Destination) -> APIRouter:
+# The name of the operator who sent a request.
+OperatorOf: TypeAlias = Callable[[Request], str]
+
+
+def signed_in_operator(request: Request) -> str:
+    return caller_of(request).operator.name
+
+
+def router(identity: Identity, destination: Destination, *, operator_of: OperatorOf = signed_in_operator) -> APIRouter:
     """Return the endpoints about identity, below /api."""
     api = APIRouter(prefix=PREFIX, responses={"default": _REFUSED}, route_class=BoundedRoute)
-    _Tokens(identity, destination).add_to(api)
+    _Tokens(identity, destination, operator_of).add_to(api)
     _Agents(identity).add_to(api)
     _Authorities(identity).add_to(api)
     return api
 
 
 class _Tokens:
-    def __init__(self, identity: Identity, destination: Destination) -> None:
+    def __init__(self, identity: Identity, destination: Destination, operator_of: OperatorOf) -> None:
         self._identity = identity
         self._destination = destination
+        self._operator_of = operator_of
 
     def add_to(self, api: APIRouter) -> None:
         path = "/enrolment-tokens"
@@ -87,7 +96,7 @@ class _Tokens:
         root = await self._destination.root.first_root()
         made = await self._identity.create_token(
             SiteId(body.site),
-            created_by=caller_of(request).operator.name,
+            created_by=self._operator_of(request),
             agent=None if body.agent is None else AgentId(body.agent),
             lifetime=timedelta(seconds=body.lifetime_s),
             uses=body.uses,

@@ -4,7 +4,7 @@ The device commands are functions that the root adds to `devices`; `app` is the 
 """
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -26,29 +26,19 @@ _DIGEST_CHARS = 16
 AgentArgument = Annotated[str, typer.Argument(metavar="NAME", help="The agent's name.")]
 
 
-def parse_duration(text: str) -> timedelta:
-    """Return `90s`, `30m`, `1h` or `2d` as a time span."""
-    match = _DURATION.fullmatch(text)
-    if match is None:
-        raise typer.BadParameter(f"expected a number and one of s, m, h or d, such as 1h, got {text!r}")
-    return timedelta(seconds=int(match[1]) * _UNITS_S[match[2]])
-
-
 def token(
     context: typer.Context,
     site: Annotated[str, typer.Option(help="The site that the device is at.")],
     agent: Annotated[
         str | None, typer.Option(help="The only name it is good for; also replaces or unbans that agent.")
     ] = None,
-    lifetime: Annotated[
-        timedelta, typer.Option(parser=parse_duration, metavar="TIME", help="How long it may be used: 30m, 1h, 2d.")
-    ] = timedelta(hours=1),
+    lifetime: Annotated[str, typer.Option(metavar="TIME", help="How long it may be used: 30m, 1h, 2d.")] = "1h",
     uses: Annotated[int, typer.Option(min=1, help="How many devices it lets in.")] = 1,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Make a token that lets a device in: give it to `nanofleet-agent enrol` there. It is shown once."""
     with usage_errors():
-        body = views.TokenBody(site=site, agent=agent, lifetime_s=lifetime.total_seconds(), uses=uses)
+        body = views.TokenBody(site=site, agent=agent, lifetime_s=_seconds(lifetime), uses=uses)
     with client_of(context) as client:
         issued = client.create_token(body)
     show(issued, issued.text, output=output)
@@ -116,6 +106,14 @@ def certify(
     write_atomically(folder / "certificate.pem", issued.certificate_chain.encode())
     write_atomically(folder / "trust.pem", issued.trust_bundle.encode())
     show(issued, f"written to {folder}; good until {issued.not_after:%Y-%m-%d}", output=output)
+
+
+def _seconds(text: str) -> float:
+    """Return `90s`, `30m`, `1h` or `2d` in seconds."""
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise typer.BadParameter(f"lifetime: expected a number and one of s, m, h or d, such as 1h, got {text!r}")
+    return float(int(match[1]) * _UNITS_S[match[2]])
 
 
 def _authorities(found: views.AuthoritiesView) -> Table:
