@@ -161,7 +161,7 @@ class Access:
         operator = await self.authenticate(secret, source=source)
         now, token = self._clock.now(), self._token()
         session = BrowserSession(sha256_of(token), operator.name, self._token(), now, now + IDLE_LIFETIME)
-        await self._store.add_session(session, keep=MAX_SESSIONS_PER_OPERATOR)
+        await self._store.add_session(session, secret_sha256=sha256_of(secret), keep=MAX_SESSIONS_PER_OPERATOR)
         _log.info("operator signed in", extra={"operator": operator.name, "source": source})
         return SignedIn(operator, session, token)
 

@@ -44,11 +44,14 @@ class AccessStore(Protocol):
 
     # ---- browser sessions -----------------------------------------------------------------------------------------
 
-    async def add_session(self, session: BrowserSession, *, keep: int) -> None:
-        """Add `session`; of its operator's, only the newest `keep` stay.
+    async def add_session(self, session: BrowserSession, *, secret_sha256: str, keep: int) -> None:
+        """Add `session`, opened by this secret; of its operator's, only the newest `keep` stay.
+
+        The transaction proves that the secret is still the operator's: who holds one that is being replaced must not
+        slip in behind the replacement.
 
         Raises:
-            NotFound: the operator is gone.
+            Unauthenticated: the operator is gone or has another secret.
         """
         ...
 

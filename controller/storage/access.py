@@ -11,7 +11,7 @@ from controller.access.model import BrowserSession, Operator, OperatorRole
 from controller.storage.database import Database
 from controller.storage.instants import instant_of, microseconds_of
 from controller.storage.tables import browser_sessions, operators
-from core.errors import Conflict, NotFound
+from core.errors import Conflict, NotFound, Unauthenticated
 
 
 class SqlAccessStore:
@@ -30,8 +30,8 @@ class SqlAccessStore:
     async def remove_operator(self, name: str) -> None:
         await self._database.run(lambda connection: _remove_operator(connection, name))
 
-    async def add_session(self, session: BrowserSession, *, keep: int) -> None:
-        await self._database.run(lambda connection: _add_session(connection, session, keep))
+    async def add_session(self, session: BrowserSession, *, secret_sha256: str, keep: int) -> None:
+        await self._database.run(lambda connection: _add_session(connection, session, secret_sha256, keep))
 
     async def session(self, token_sha256: str) -> tuple[BrowserSession, Operator] | None:
         return await self._database.read(lambda connection: _session_of(connection, token_sha256))
@@ -93,11 +93,11 @@ def _remove_operator(connection: Connection, name: str) -> None:
 # ---- browser sessions -----------------------------------------------------------------------------------------
 
 
-def _add_session(connection: Connection, session: BrowserSession, keep: int) -> None:
-    try:
-        connection.execute(insert(browser_sessions).values(_session_row(session)))
-    except IntegrityError as error:
-        raise NotFound(f"operator {session.operator!r}: removed meanwhile") from error
+def _add_session(connection: Connection, session: BrowserSession, secret_sha256: str, keep: int) -> None:
+    by_secret = select(operators.c.secret_sha256).where(operators.c.name == session.operator)
+    if connection.scalar(by_secret) != secret_sha256:
+        raise Unauthenticated(f"operator {session.operator!r}: removed or given another secret meanwhile")
+    connection.execute(insert(browser_sessions).values(_session_row(session)))
     of_operator = browser_sessions.c.operator == session.operator
     newest = (
         select(browser_sessions.c.token_sha256)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from controller.access.model import BrowserSession, Operator, OperatorRole
-from core.errors import Conflict, NotFound
+from core.errors import Conflict, NotFound, Unauthenticated
 
 
 class MemoryAccessStore:
@@ -36,8 +36,10 @@ class MemoryAccessStore:
         del self._operators[name]
         self._end_sessions(name)
 
-    async def add_session(self, session: BrowserSession, *, keep: int) -> None:
-        self._named(session.operator)
+    async def add_session(self, session: BrowserSession, *, secret_sha256: str, keep: int) -> None:
+        operator = self._operators.get(session.operator)
+        if operator is None or operator.secret_sha256 != secret_sha256:
+            raise Unauthenticated(f"operator {session.operator!r}: removed or given another secret meanwhile")
         self._sessions[session.token_sha256] = session
         mine = [known for known in self._sessions.values() if known.operator == session.operator]
         for old in sorted(mine, key=lambda known: known.created_at, reverse=True)[keep:]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from controller.access.attempts import BURST, MAX_SOURCES, REFILL_S, FailedAttempts
-from controller.access.model import Operator, OperatorRole
+from controller.access.model import BrowserSession, Operator, OperatorRole
 from controller.access.service import MAX_SESSIONS_PER_OPERATOR, REMEMBER_S, SECRET_PREFIX, Access, SignedIn, sha256_of
 from core.errors import Conflict, InvalidName, NotFound, Overloaded, Unauthenticated
 from tests.support.access_store import MemoryAccessStore
@@ -282,6 +282,21 @@ async def test_another_secret_ends_the_sessions_of_the_old_one(access: Access) -
     await access.rotate("ada")
 
     assert not await is_live(access, done)
+
+
+class RotatingStore(MemoryAccessStore):
+    """Another secret is set just before a session is added, as when two requests meet."""
+
+    async def add_session(self, session: BrowserSession, *, secret_sha256: str, keep: int) -> None:
+        await self.replace_secret(session.operator, "0" * 64)
+        await super().add_session(session, secret_sha256=secret_sha256, keep=keep)
+
+
+async def test_a_stolen_secret_does_not_slip_in_behind_its_replacement(clock: HeldClock) -> None:
+    access = Access(RotatingStore(), clock=clock)
+    stolen = (await access.create("ada", OperatorRole.ADMIN)).secret
+    with pytest.raises(Unauthenticated):
+        await access.sign_in(stolen, source=HOME)
 
 
 async def test_the_oldest_session_of_an_operator_makes_room(access: Access, clock: HeldClock) -> None:
