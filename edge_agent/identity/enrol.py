@@ -17,7 +17,7 @@ import grpc
 
 from core.atomic_files import write_atomically
 from core.enrolment_token import EnrolmentToken
-from core.errors import Conflict, Forbidden, IntegrityError, InvalidRequest, NanofleetError, Untrusted
+from core.errors import Conflict, Forbidden, InvalidRequest, NanofleetError, Untrusted
 from core.grpc_transport import TlsIdentity
 from core.ids import AgentId, SiteId, checked_name
 from core.spiffe import Peer, Role
@@ -42,11 +42,11 @@ def enrol(
 ) -> Identity:
     """Make this machine an agent of the token's fleet, and return its identity.
 
-    The root of the catalogue goes to `root_file`, unless the one of the same fleet is there: it may have moved on.
-    `force` gives up an identity that is here already.
+    The root of the catalogue goes to `root_file`; `force` gives up an identity that is here already.
 
     Raises:
         Conflict: this machine has an identity already.
+        IntegrityError: it has one that is damaged.
         Untrusted: the peer is not the controller that the token names, or what it sent does not hold.
         Forbidden: the controller refuses the token.
         InvalidRequest: it refuses the request, or `wanted_id` is no name.
@@ -54,7 +54,8 @@ def enrol(
     """
     if wanted_id is not None:
         checked_name(wanted_id, kind="name")
-    known = _known(folder, force=force)
+    if not force:
+        _require_none(folder)
     now = datetime.now(UTC)
     authority = keys.pinned_authority(presented_chain(token.enrolment), sha256=token.authority_sha256, now=now)
     key = folder.pending_key() or keys.new_key()
@@ -67,27 +68,19 @@ def enrol(
         folder.forget_pending()
         raise
     identity = _checked(credential, token, key=key, now=now)
-    if not root_file.exists() or known is None or known.root_sha256 != identity.root_sha256:
-        write_atomically(root_file, credential.catalogue_root)
+    write_atomically(root_file, credential.catalogue_root)
     # Last: from here on the machine counts as enrolled.
     folder.replace(identity)
     folder.confirm()
     return identity
 
 
-def _known(folder: IdentityFolder, *, force: bool) -> Identity | None:
-    """Return the identity that is here, when it may be given up; None: there is none."""
+def _require_none(folder: IdentityFolder) -> None:
     try:
         known = folder.load()
     except NotEnrolled:
-        return None
-    except IntegrityError:
-        if not force:
-            raise
-        return None
-    if not force:
-        raise Conflict(f"this machine is agent {known.agent_id} of site {known.site} already; --force gives that up")
-    return known
+        return
+    raise Conflict(f"this machine is agent {known.agent_id} of site {known.site} already; --force gives that up")
 
 
 def _ask(token: EnrolmentToken, request: pb.EnrolRequest, *, authority: bytes) -> pb.Credential:

@@ -11,11 +11,29 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from core.addresses import Address
 from core.enrolment_token import EnrolmentToken
-from core.errors import Conflict, Forbidden, InvalidName, NanofleetError, Unavailable, Untrusted
+from core.errors import (
+    Conflict,
+    Forbidden,
+    IntegrityError,
+    InvalidName,
+    InvalidRequest,
+    NanofleetError,
+    Unavailable,
+    Untrusted,
+)
 from edge_agent.identity.enrol import enrol
 from edge_agent.identity.folder import Identity, IdentityFolder, NotEnrolled
 from protos.identity.v1 import identity_pb2 as pb
-from tests.support.enrolment import ROOT, FakeAuthority, FakeEnrolment, key_in, public_bytes, serving, token_for
+from tests.support.enrolment import (
+    ROOT,
+    FakeAuthority,
+    FakeEnrolment,
+    key_in,
+    pem_of_key,
+    public_bytes,
+    serving,
+    token_for,
+)
 from tests.support.mosquitto import free_port
 
 
@@ -170,14 +188,27 @@ async def test_an_enrolled_machine_keeps_its_identity_unless_forced(
     assert machine.folder.load().agent_id == "gate-8"
 
 
-async def test_enrolling_again_in_the_same_fleet_leaves_the_catalogue_where_it_is(
-    machine: Machine, service: FakeEnrolment, address: Address
+async def test_a_damaged_identity_is_replaced_only_when_forced(
+    machine: Machine, service: FakeEnrolment, address: Address, tmp_path: Path
 ) -> None:
     token = token_for(address, service.authority)
     await machine.enrol(token)
-    machine.root_file.write_bytes(b"root 2")
-    await machine.enrol(token, force=True)
-    assert machine.root_file.read_bytes() == b"root 2"
+    next(tmp_path.rglob("identity.json")).write_bytes(b"{")
+    with pytest.raises(IntegrityError, match="--force"):
+        await machine.enrol(token)
+    made = await machine.enrol(token, force=True)
+    assert machine.folder.load() == made
+
+
+async def test_a_key_that_will_not_be_certified_is_given_up(
+    machine: Machine, service: FakeEnrolment, address: Address
+) -> None:
+    machine.folder.keep_pending(pem_of_key(service.authority.key))
+    service.refused_key = public_bytes(service.authority.key.public_key())
+    token = token_for(address, service.authority)
+    with pytest.raises(InvalidRequest, match="certified before"):
+        await machine.enrol(token)
+    await machine.enrol(token)
 
 
 async def test_a_clock_before_the_controllers_certificate_is_named_as_the_cause(machine: Machine) -> None:

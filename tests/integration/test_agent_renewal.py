@@ -14,7 +14,7 @@ from core.addresses import Address
 from edge_agent.identity.exchange import MAX_BUNDLE_BYTES
 from edge_agent.identity.folder import Identity, IdentityFolder
 from protos.identity.v1 import identity_pb2 as pb
-from tests.support.enrolment import WEEK, FakeAuthority, FakeEnrolment, key_in, public_bytes, serving
+from tests.support.enrolment import WEEK, FakeAuthority, FakeEnrolment, key_in, pem_of_key, public_bytes, serving
 from tests.support.mosquitto import free_port
 from tests.support.renewal import Keeper, SleptClock
 
@@ -166,9 +166,10 @@ async def test_a_renewal_that_does_not_hold_changes_nothing(
 
 
 async def test_a_key_that_the_controller_will_not_certify_is_given_up(keeper: Keeper, service: FakeEnrolment) -> None:
-    keeper.folder.keep_pending(keeper.renewal.identity.tls.private_key)
-    service.refuses_known_keys = True
+    keeper.folder.keep_pending(pem_of_key(service.authority.key))
+    service.refused_key = public_bytes(service.authority.key.public_key())
     async with keeper.running():
+        await keeper.until_failed("certified before")
         await keeper.until_changed()
 
 

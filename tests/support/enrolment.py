@@ -118,7 +118,8 @@ class FakeEnrolment(EnrolmentServiceServicer):
     # Replies that are thrown away after the work was done.
     replies_to_lose: int = 0
     banned: bool = False
-    refuses_known_keys: bool = False
+    # A key that was certified for another identity; in DER.
+    refused_key: bytes = b""
     # Changes the credential before it is sent.
     spoil: Callable[[pb.Credential], None] | None = None
     requests: list[pb.EnrolRequest] = field(default_factory=list)
@@ -133,6 +134,7 @@ class FakeEnrolment(EnrolmentServiceServicer):
         self.requests.append(request)
         if request.secret not in self.secrets:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, "no such token")
+        await self._check_key(request.csr, context)
         self.agent = request.wanted_id or self.agent
         self.last_key, self.previous_key = key_in(request.csr), None
         credential = self._credential()
@@ -150,10 +152,13 @@ class FakeEnrolment(EnrolmentServiceServicer):
         if self.banned or proven is None or request.nonce not in self._nonces:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, "unknown, banned or too late")
         self._nonces.discard(request.nonce)
-        if self.refuses_known_keys and public_bytes(key_in(request.csr)) == public_bytes(proven):
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "each renewal needs a new key")
+        await self._check_key(request.csr, context)
         self.previous_key, self.last_key = proven, key_in(request.csr)
         return await self._sent(self._credential(), context)
+
+    async def _check_key(self, csr: bytes, context: Context) -> None:
+        if public_bytes(key_in(csr)) == self.refused_key:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "its key was certified before")
 
     def _proven(self, request: pb.RenewRequest) -> ec.EllipticCurvePublicKey | None:
         statement = b"nanofleet renew v1\n" + request.nonce + hashlib.sha256(request.csr).digest()

@@ -16,6 +16,11 @@ SERVICE = "test.Echo"
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 
 
+def certificate_of(context: Context) -> bytes:
+    """Return the caller's certificate in PEM."""
+    return next(iter(context.auth_context()["x509_pem_cert"]))
+
+
 class EchoPort:
     """`callers` are the certificates of those who called, in PEM; a stream stays open until its caller ends it."""
 
@@ -38,7 +43,7 @@ class EchoPort:
         )
 
     def _note(self, context: Context) -> None:
-        self.callers.append(context.auth_context()["x509_pem_cert"][0])
+        self.callers.append(certificate_of(context))
         self.called.set()
 
     async def _unary_unary(self, request: bytes, context: Context) -> bytes:
