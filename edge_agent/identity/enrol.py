@@ -17,7 +17,7 @@ import grpc
 
 from core.atomic_files import write_atomically
 from core.enrolment_token import EnrolmentToken
-from core.errors import Conflict, Forbidden, InvalidRequest, NanofleetError, Untrusted
+from core.errors import Conflict, InvalidRequest, Untrusted
 from core.grpc_transport import TlsIdentity
 from core.ids import AgentId, SiteId, checked_name
 from core.spiffe import Peer, Role
@@ -89,16 +89,8 @@ def _ask(token: EnrolmentToken, request: pb.EnrolRequest, *, authority: bytes) -
         try:
             return EnrolmentServiceStub(channel).Enrol(request, timeout=ENROL_TIMEOUT_S)
         except grpc.RpcError as error:
-            raise _refusal(error, token) from error
-
-
-def _refusal(error: grpc.RpcError, token: EnrolmentToken) -> NanofleetError:
-    call = cast("grpc.Call", error)
-    refusal = error_of_call(call.code(), call.details(), target=token.enrolment)
-    if call.code() is grpc.StatusCode.PERMISSION_DENIED:
-        remedy = "make another with `nanofleet devices token`"
-        return Forbidden(f"token: unknown, used or expired ({refusal}); {remedy}")
-    return refusal
+            call = cast("grpc.Call", error)
+            raise error_of_call(call.code(), call.details(), target=token.enrolment) from error
 
 
 def _checked(credential: pb.Credential, token: EnrolmentToken, *, key: bytes, now: datetime) -> Identity:

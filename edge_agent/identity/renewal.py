@@ -141,7 +141,6 @@ class Renewal:
         lifetime_s = (identity.not_after - identity.not_before).total_seconds()
         self._earliest_s = self._clock.monotonic_s() + MIN_INTERVAL_RATIO * lifetime_s
         self._backoff.reset()
-        self._last_error, self._retry_at = "", None
         _log.info("certificate renewed", extra={"not_after": identity.not_after.isoformat()})
         await self._adopt(identity)
 
@@ -172,6 +171,7 @@ class Renewal:
     async def _adopt(self, identity: Identity) -> None:
         await on_disk(self._disk, self._folder.replace, identity)
         self.identity, self._is_confirmed = identity, False
+        self._last_error, self._retry_at = "", None
         self._on_change(identity.tls)
         self._channel.replace(identity.tls)
 

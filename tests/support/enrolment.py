@@ -133,7 +133,7 @@ class FakeEnrolment(EnrolmentServiceServicer):
     async def Enrol(self, request: pb.EnrolRequest, context: Context) -> pb.Credential:  # noqa: N802  # named by the protocol
         self.requests.append(request)
         if request.secret not in self.secrets:
-            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "no such token")
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "make another with `nanofleet devices token`")
         await self._check_key(request.csr, context)
         self.agent = request.wanted_id or self.agent
         self.last_key, self.previous_key = key_in(request.csr), None
