@@ -1,6 +1,6 @@
 """The controller's composition root: every part is made here, from settings, and handed to those who need it.
 
-ports ─▶ databases ─▶ registry, traces, fleet ─▶ heavy tier ─▶ gateway ─▶ faces ─▶ ready
+foundation ─▶ ports ─▶ registry, fleet, transfers, traces ─▶ heavy tier ─▶ gateway ─▶ faces ─▶ ready
 end:    faces first (calls may finish), then loops and children, then what is still to be stored
 """
 
@@ -9,8 +9,10 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,21 +20,32 @@ import orjson
 import uvloop
 from starlette.types import ASGIApp
 
+from controller import foundation as foundations
 from controller.api.agents_grpc import FleetServicer
 from controller.api.artifacts_grpc import ArtifactServicer
+from controller.api.catalogue_grpc import CatalogueServicer
+from controller.api.delivery_grpc import DeliveryServicer
+from controller.api.enrolment_grpc import EnrolmentServer, EnrolmentServicer
 from controller.api.grpc_server import GrpcServer
-from controller.api.http_app import create_app
+from controller.api.http_app import TrustFaces, create_app
 from controller.api.http_server import HttpServer
+from controller.api.http_tls import ServerCertificate, read_certificate
+from controller.api.identity_rest import Destination
 from controller.api.otlp_grpc import CollectorClient, OtlpServicer
+from controller.api.policy import PolicyInterceptor, agent_of, require_own_name
+from controller.api.server_credentials import mutual_tls, one_sided_tls
 from controller.compression.workshop import ChildWorkshop
 from controller.fleet.service import Fleet
+from controller.foundation import Foundation
 from controller.gateway.dispatch import Gateway
 from controller.heavy.client import HeavyClient
 from controller.heavy.local import LocalHeavy
+from controller.identity.service import Identity
 from controller.registry.blobs import BlobStore
 from controller.registry.service import Registry
-from controller.settings import Settings
-from controller.storage.database import Database
+from controller.settings import Settings, TransferSettings
+from controller.signing.director import Director
+from controller.signing.service import Catalogue
 from controller.storage.fleet import SqlFleetStore
 from controller.storage.registry import SqlRegistryStore
 from controller.storage.traces import SqlTraceStore
@@ -40,22 +53,32 @@ from controller.traces.exporter import InProcessExporter
 from controller.traces.forward import Forwarder
 from controller.traces.intake import Intake
 from controller.traces.service import Traces
-from core import folder_lock
+from controller.transfer.builder import ChildBuilder
+from controller.transfer.cuts import TensorCutter
+from controller.transfer.fairness import Admission, FairSender, SendLimits
+from controller.transfer.service import Transfers
+from controller.transfer.shelf import PackShelf
 from core.addresses import Address, is_loopback, parse_address
 from core.atomic_files import write_atomically
-from core.clock import SystemClock
+from core.clock import Clock, SystemClock
 from core.errors import InvalidRequest
 from core.grpc_transport import TransportCredentials, open_channel
 from core.logs import configure_logging
 from core.open_inference.grpc_face import OpenInferenceServicer
 from core.signals import stop_on_signals
+from core.spiffe import Role
 from core.tasks import supervise
 from core.telemetry import Tracing, TracingSettings
+from core.tls_files import write_tls_identity
 
 _log = logging.getLogger(__name__)
 
 SERVER_NAME = "nanofleet"
 ENDPOINTS_FILE = "endpoints.json"
+# The replicas of a heavy tier on this machine, as their certificate calls them.
+HEAVY_NAME = "local"
+# Chosen: certificates are made anew days before the old ones end.
+CERTIFICATE_LOOK_S = 60.0
 
 
 def main(settings: Settings) -> None:
@@ -80,10 +103,12 @@ async def run(settings: Settings) -> None:
 
 async def serve(settings: Settings, stopping: asyncio.Event) -> None:
     """Serve until `stopping` is set; afterwards every child, thread and connection is gone."""
+    clock = SystemClock()
     async with AsyncExitStack() as stack:
-        ports = _open_ports(settings, TransportCredentials.local(), stack)
-        parts = await _make_parts(settings, ports, stack)
-        await _start_faces(ports, parts)
+        foundation = await foundations.lay(settings, stack, clock=clock)
+        ports = _open_ports(settings, foundation.identity, stack)
+        parts = await _make_parts(settings, foundation, ports, stack, clock=clock)
+        await _start_faces(foundation, ports, parts, clock=clock)
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(supervise(name, loop), name=name) for name, loop in parts.loops.items()]
             serving = tasks.create_task(ports.http.run(parts.app), name="http")
@@ -91,7 +116,7 @@ async def serve(settings: Settings, stopping: asyncio.Event) -> None:
                 await stopping.wait()
             parts.fleet.end_sessions()
             ports.http.stop()
-            await asyncio.gather(ports.grpc.stop(), serving)
+            await asyncio.gather(ports.grpc.stop(), ports.enrolment.stop(), serving)
             for task in running:
                 task.cancel()
     _log.info("controller has stopped")
@@ -99,11 +124,13 @@ async def serve(settings: Settings, stopping: asyncio.Event) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Ports:
-    """Bound, not yet answering: a port in use is found out before anything is opened."""
+    """Bound, not yet answering: a port in use is found out before anything is started."""
 
     grpc: GrpcServer
+    enrolment: EnrolmentServer
     http: HttpServer
-    credentials: TransportCredentials
+    # What the HTTP port shows of the fleet's authority, to be kept fresh; None: nothing, or the operator's own.
+    certificate: ServerCertificate | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,37 +139,68 @@ class _Parts:
 
     blobs: BlobStore
     fleet: Fleet
+    transfers: Transfers
+    director: Director
     gateway: Gateway
     intake: Intake
     app: ASGIApp
     loops: Mapping[str, Callable[[], Awaitable[None]]]
 
 
-def _open_ports(settings: Settings, credentials: TransportCredentials, stack: AsyncExitStack) -> _Ports:
+def _open_ports(settings: Settings, identity: Identity, stack: AsyncExitStack) -> _Ports:
     grpc_server = GrpcServer(
         parse_address(settings.grpc_bind),
-        credentials,
+        mutual_tls(identity.server_identity),
         max_sessions=settings.fleet.max_sessions,
         keepalive_s=settings.fleet.keepalive_s,
+        interceptors=[PolicyInterceptor(identity)],
     )
     stack.push_async_callback(grpc_server.stop)
-    http_server = HttpServer(parse_address(settings.http_bind))
+    enrolment = EnrolmentServer(parse_address(settings.enrolment_bind), one_sided_tls(identity.server_identity))
+    stack.push_async_callback(enrolment.stop)
+    certificate = _http_certificate(settings, identity)
+    http_server = HttpServer(parse_address(settings.http_bind), certificate=certificate)
     stack.callback(http_server.close)
-    return _Ports(grpc_server, http_server, credentials)
+    return _Ports(grpc_server, enrolment, http_server, certificate if settings.http_certificate is None else None)
 
 
-async def _make_parts(settings: Settings, ports: _Ports, stack: AsyncExitStack) -> _Parts:
-    clock = SystemClock()
-    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    stack.enter_context(folder_lock.held(settings.data_dir / "controller.lock", what="controller"))
-    database = await _opened(settings.database_url, stack)
+def _http_certificate(settings: Settings, identity: Identity) -> ServerCertificate | None:
+    if settings.http_certificate is not None and settings.http_key is not None:
+        return ServerCertificate(*read_certificate(settings.http_certificate, settings.http_key))
+    if not settings.http_speaks_tls:
+        return None
+    own = identity.server_identity()
+    return ServerCertificate(own.certificate_chain, own.private_key)
+
+
+async def _keep_certificates(identity: Identity, http: ServerCertificate | None, heavy_dir: Path) -> None:
+    """Hand on what is certified anew: to the HTTP port, and to the replicas of a heavy tier on this machine."""
+    shown = identity.server_identity()
+    while True:
+        await asyncio.sleep(CERTIFICATE_LOOK_S)
+        if (own := identity.server_identity()) is shown:
+            continue
+        shown = own
+        if http is not None:
+            http.replace(own.certificate_chain, own.private_key)
+        await asyncio.to_thread(write_tls_identity, heavy_dir, identity.issue_local(Role.HEAVY, HEAVY_NAME))
+
+
+async def _make_parts(
+    settings: Settings, foundation: Foundation, ports: _Ports, stack: AsyncExitStack, *, clock: Clock
+) -> _Parts:
+    identity, catalogue, database = foundation.identity, foundation.catalogue, foundation.database
     # Spans have a file of their own, so that a burst of them never delays the fleet.
-    trace_database = await _opened(f"sqlite:///{settings.data_dir / 'traces.sqlite'}", stack)
+    trace_database = await foundations.opened(f"sqlite:///{settings.data_dir / 'traces.sqlite'}", stack)
     blobs = BlobStore(settings.blobs_dir)
     stack.push_async_callback(blobs.close)
-    registry = _registry(settings, SqlRegistryStore(database), blobs, clock)
+    registry = _registry(settings, SqlRegistryStore(database), blobs, catalogue, clock)
     await registry.prepare()
-    fleet = Fleet(SqlFleetStore(database), registry, clock=clock, max_sessions=settings.fleet.max_sessions)
+    bound = settings.fleet.max_sessions
+    fleet = Fleet(SqlFleetStore(database), registry, releases=catalogue, clock=clock, max_sessions=bound)
+    identity.on_revoked(fleet.expel)
+    director = Director(catalogue, clock=clock)
+    transfers = await _transfers(settings.transfer, settings.packs_dir, fleet, blobs, stack, clock=clock)
 
     forwarder = _forwarder(settings.telemetry.forward_to, ports, stack)
     traces = Traces(SqlTraceStore(trace_database), max_spans=settings.telemetry.max_spans)
@@ -159,40 +217,92 @@ async def _make_parts(settings: Settings, ports: _Ports, stack: AsyncExitStack) 
         registry=registry,
         fleet=fleet,
         traces=traces,
+        trust=_trust_faces(settings, foundation, ports),
         clock=clock,
         server_name=SERVER_NAME,
         server_version=version(SERVER_NAME),
     )
-    loops = {"registry": registry.run, "fleet": fleet.run, "traces": traces.run, "heavy-probe": heavy.run}
+    loops: dict[str, Callable[[], Awaitable[None]]] = {
+        "registry": registry.run,
+        "fleet": fleet.run,
+        "traces": traces.run,
+        "heavy-probe": heavy.run,
+        "identity": identity.run,
+        "certificates": partial(_keep_certificates, identity, ports.certificate, settings.heavy_tls_dir),
+        "catalogue": catalogue.run,
+        "access": foundation.access.run,
+        "transfers": transfers.run,
+        "director": partial(director.run, fleet.reissue),
+    }
     if forwarder is not None:
         loops["trace-forwarder"] = forwarder.run
     if settings.heavy.mode == "embedded":
         here, place = ports.grpc.address, settings.data_dir
-        local = LocalHeavy(settings.heavy, data_dir=place, controller=here, readiness=heavy, clock=clock)
+        write_tls_identity(settings.heavy_tls_dir, identity.issue_local(Role.HEAVY, HEAVY_NAME))
+        local = LocalHeavy(
+            settings.heavy,
+            data_dir=place,
+            controller=here,
+            tls_dir=settings.heavy_tls_dir,
+            readiness=heavy,
+            clock=clock,
+        )
         loops["heavy"] = local.run
-    return _Parts(blobs, fleet, gateway, intake, app, loops)
+    return _Parts(blobs, fleet, transfers, director, gateway, intake, app, loops)
 
 
-async def _start_faces(ports: _Ports, parts: _Parts) -> None:
-    inference = OpenInferenceServicer(
-        parts.gateway, server_name=SERVER_NAME, server_version=version(SERVER_NAME), clock=SystemClock()
+async def _transfers(
+    bounds: TransferSettings, packs_dir: Path, fleet: Fleet, blobs: BlobStore, stack: AsyncExitStack, *, clock: Clock
+) -> Transfers:
+    shelf = PackShelf(packs_dir, ChildBuilder(packs_dir, blobs))
+    await shelf.clean()
+    stack.push_async_callback(shelf.close)
+    reader = ThreadPoolExecutor(1, thread_name_prefix="chunks")
+    stack.callback(reader.shutdown)
+    rate = bounds.bytes_per_s or None
+    return Transfers(
+        fleet,
+        blobs,
+        shelf,
+        sender=FairSender(SendLimits(bytes_per_s=rate), clock=clock),
+        admission=Admission(max_transfers=bounds.max_transfers, clock=clock),
+        disk=reader,
+        clock=clock,
+        bytes_per_s=rate,
     )
+
+
+def _trust_faces(settings: Settings, foundation: Foundation, ports: _Ports) -> TrustFaces:
+    destination = Destination(
+        settings.advertised(ports.grpc.address), settings.advertised(ports.enrolment.address), foundation
+    )
+    return TrustFaces(foundation.access, foundation.identity, foundation.catalogue, destination)
+
+
+async def _start_faces(foundation: Foundation, ports: _Ports, parts: _Parts, *, clock: Clock) -> None:
+    identity = foundation.identity
+    inference = OpenInferenceServicer(
+        parts.gateway, server_name=SERVER_NAME, server_version=version(SERVER_NAME), clock=clock
+    )
+    await ports.enrolment.start(EnrolmentServicer(identity, foundation, clock=clock))
     await ports.grpc.start(
-        fleet=FleetServicer(parts.fleet),
+        fleet=FleetServicer(
+            parts.fleet,
+            check_hello=require_own_name(identity),
+            trust_bundle=identity.trust_bundle,
+            director=parts.director,
+        ),
         artifacts=ArtifactServicer(parts.blobs),
+        delivery=DeliveryServicer(parts.transfers, agent_of=agent_of),
+        catalogue=CatalogueServicer(foundation.catalogue),
         inference=inference,
         otlp=OtlpServicer(parts.intake),
     )
 
 
-async def _opened(url: str, stack: AsyncExitStack) -> Database:
-    database = Database(url)
-    stack.push_async_callback(database.close)
-    await database.migrate()
-    return database
-
-
-def _registry(settings: Settings, store: SqlRegistryStore, blobs: BlobStore, clock: SystemClock) -> Registry:
+def _registry(
+    settings: Settings, store: SqlRegistryStore, blobs: BlobStore, catalogue: Catalogue, clock: Clock
+) -> Registry:
     bounds = settings.registry
     workshop = ChildWorkshop(
         timeout_s=bounds.publish_timeout_s,
@@ -203,6 +313,8 @@ def _registry(settings: Settings, store: SqlRegistryStore, blobs: BlobStore, clo
         store,
         blobs,
         workshop,
+        releases=catalogue,
+        cutter=TensorCutter(),
         clock=clock,
         max_model_bytes=bounds.max_model_bytes,
         max_queued_publications=bounds.max_queued_publications,
@@ -215,11 +327,11 @@ def _forwarder(collector: Address | None, ports: _Ports, stack: AsyncExitStack) 
     if not is_loopback(collector.host):
         raise InvalidRequest(
             f"telemetry.forward_to: expected a collector on this machine, got {collector}; run one here that passes "
-            "the spans on: the controller has no credentials for other machines yet"
+            "the spans on: it has credentials for others, the controller has none"
         )
     if collector.port == ports.grpc.address.port:
         raise InvalidRequest(f"telemetry.forward_to: {collector} is this controller itself; name a collector")
-    channel = open_channel(collector, ports.credentials)
+    channel = open_channel(collector, TransportCredentials.local())
     stack.push_async_callback(channel.close)
     return Forwarder(CollectorClient(channel))
 
@@ -246,7 +358,8 @@ def _announced(data_dir: Path, ports: _Ports, *, heavy: str) -> Iterator[None]:
     path = data_dir / ENDPOINTS_FILE
     endpoints = {
         "controller_grpc": str(ports.grpc.address),
-        "controller_http": f"http://{ports.http.address}",
+        "controller_enrolment": str(ports.enrolment.address),
+        "controller_http": ports.http.url,
         "heavy_http": heavy,
     }
     write_atomically(path, orjson.dumps({**endpoints, "pid": os.getpid()}))

@@ -2,23 +2,23 @@
 
 Values come from a TOML file and from environment variables, which win: `[heavy] port = 8000` is the same setting as
 `NANOFLEET_HEAVY__PORT=8000`. A key that nobody knows is an error in both, named together with where it stands.
-`NANOFLEET_AGENT_*` (the agent's settings) and `NANOFLEET_CONTROLLER` (where the CLI finds us) are left alone.
+`NANOFLEET_AGENT_*` (the agent's settings), `NANOFLEET_CONTROLLER` and `NANOFLEET_CREDENTIAL` (where the CLI finds us
+and who it is) and `NANOFLEET_SIGNING_KEY_*` (keys of the catalogue) are left alone.
 """
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from core.addresses import Address, LoopbackAddress, parse_address
+from core.addresses import Address, is_loopback, parse_address
 from core.errors import InvalidRequest
 from core.logs import LogFormat
 from core.settings import Count, Port, ProcessSettings, Ratio, Seconds, Section, load
 from core.telemetry import DEFAULT_SAMPLE_RATIO
 
-# The agent's settings, and where the command line finds us.
-_FOREIGN = ("NANOFLEET_AGENT_", "NANOFLEET_CONTROLLER")
+_FOREIGN = ("NANOFLEET_AGENT_", "NANOFLEET_CONTROLLER", "NANOFLEET_CREDENTIAL", "NANOFLEET_SIGNING_KEY_")
 _GIB = 1 << 30
 
 
@@ -31,7 +31,13 @@ def _address(value: object) -> object:
         raise ValueError(str(error)) from error
 
 
+def _address_text(text: str) -> str:
+    _address(text)
+    return text
+
+
 AddressField = Annotated[Address, BeforeValidator(_address)]
+BindAddress = Annotated[str, AfterValidator(_address_text)]
 
 
 class HeavySettings(Section):
@@ -107,6 +113,15 @@ class FleetSettings(Section):
     """Seconds between the keepalive pings of an idle session."""
 
 
+class TransferSettings(Section):
+    """Sending variants to agents."""
+
+    max_transfers: Count = 64
+    """Transfers under way at one time; further agents are told when to come back."""
+    bytes_per_s: Annotated[int, Field(ge=0)] = 0
+    """Bytes a second for all transfers together; 0: as fast as they are taken."""
+
+
 class LogSettings(Section):
     """What the process says on standard error."""
 
@@ -121,10 +136,20 @@ class Settings(ProcessSettings):
 
     data_dir: Path = Path("nanofleet-data")
     """Folder of the database and the blobs; made when missing."""
-    grpc_bind: LoopbackAddress = "127.0.0.1:7443"
-    """Where agents, gRPC inference clients and OTLP exporters connect."""
-    http_bind: LoopbackAddress = "127.0.0.1:7080"
-    """Where operators and HTTP inference clients connect."""
+    grpc_bind: BindAddress = "127.0.0.1:7443"
+    """Where agents, gRPC inference clients and OTLP exporters connect; mutual TLS."""
+    enrolment_bind: BindAddress = "127.0.0.1:7444"
+    """Where agents get and renew their certificates; TLS that shows the controller's certificate only."""
+    http_bind: BindAddress = "127.0.0.1:7080"
+    """Where operators and HTTP inference clients connect; HTTPS on every address but loopback."""
+    http_certificate: Path | None = None
+    """PEM chain for HTTPS, with `http_key`; without one the controller shows a certificate of the fleet's authority."""
+    http_key: Path | None = None
+    """PEM key of `http_certificate`."""
+    advertised_host: str | None = None
+    """Host name or address by which agents reach this machine; needed when a bind address is 0.0.0.0 or [::]."""
+    trust_domain: Annotated[str, Field(pattern=r"^[a-z0-9._-]{1,255}$")] = "nanofleet.local"
+    """SPIFFE trust domain: the name of the fleet in every certificate. It cannot be changed later."""
     heavy: HeavySettings = HeavySettings()
     """The tier that runs the large models."""
     telemetry: TelemetrySettings = TelemetrySettings()
@@ -133,6 +158,8 @@ class Settings(ProcessSettings):
     """Bounds on publishing."""
     fleet: FleetSettings = FleetSettings()
     """Agents and their sessions."""
+    transfer: TransferSettings = TransferSettings()
+    """Sending variants to agents."""
     logs: LogSettings = LogSettings()
     """What the process says on standard error."""
 
@@ -143,6 +170,43 @@ class Settings(ProcessSettings):
     @property
     def blobs_dir(self) -> Path:
         return self.data_dir / "blobs"
+
+    @property
+    def keys_dir(self) -> Path:
+        return self.data_dir / "keys"
+
+    @property
+    def packs_dir(self) -> Path:
+        return self.data_dir / "packs"
+
+    @property
+    def heavy_tls_dir(self) -> Path:
+        return self.data_dir / "heavy" / "tls"
+
+    @property
+    def http_speaks_tls(self) -> bool:
+        return self.http_certificate is not None or not is_loopback(parse_address(self.http_bind).host)
+
+    def advertised(self, bound: Address) -> Address:
+        """Return where agents reach a port that is bound here.
+
+        Raises:
+            InvalidRequest: it is bound to every address, and none is said to be the one.
+        """
+        if self.advertised_host is not None:
+            return Address(self.advertised_host, bound.port)
+        if bound.host in {"0.0.0.0", "::"}:  # noqa: S104 (recognised, not bound)
+            raise InvalidRequest(
+                f"advertised_host: expected the name by which agents reach this machine, because {bound} is every "
+                "address; set advertised_host"
+            )
+        return bound
+
+    @model_validator(mode="after")
+    def _has_both_halves(self) -> Self:
+        if (self.http_certificate is None) is not (self.http_key is None):
+            raise ValueError("expected http_certificate and http_key together, got one of them")
+        return self
 
 
 def load_settings(path: Path | None) -> Settings:

@@ -1,4 +1,4 @@
-"""`nanofleet-agent`: run an agent, or ask how one is.
+"""`nanofleet-agent`: let this machine into a fleet, run an agent, or ask how one is.
 
 Nothing heavy is imported before the command is known: `--help` answers at once also on a small machine.
 """
@@ -9,6 +9,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from edge_agent.trust.tuf_client import add_arguments
+
+STDIN = "-"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code is 0, 1 for a refusal with its reason, 2 for wrong words."""
@@ -18,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from core.errors import NanofleetError
 
     try:
-        return _run(options) if options.command == "run" else _status(options)
+        return _COMMANDS[options.command](options)
     except NanofleetError as error:
         sys.stderr.write(f"nanofleet-agent: {error}\n")
         return 1
@@ -27,14 +31,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nanofleet-agent", description="Runs models next to the devices.")
     commands = parser.add_subparsers(dest="command", required=True)
+    enrol = commands.add_parser(
+        "enrol", help="let this machine into a fleet, with a token of `nanofleet devices token`"
+    )
+    enrol.add_argument("token", metavar="TOKEN", help="the token; - reads it from standard input")
+    _add_place(enrol)
+    enrol.add_argument("--name", metavar="AGENT", help="the name that this agent would like")
+    enrol.add_argument("--force", action="store_true", help="give up the identity that is here")
     run = commands.add_parser("run", help="run an agent until it is told to stop")
     run.add_argument("--config", type=Path, metavar="FILE", help="TOML settings; NANOFLEET_AGENT_* variables win")
     status = commands.add_parser("status", help="say how the agent on this machine is")
-    place = status.add_mutually_exclusive_group()
+    _add_place(status)
+    status.add_argument("--json", action="store_true", help="for machines")
+    release = commands.add_parser("release", help="let a model that failed here be tried again; the agent must not run")
+    release.add_argument("model", metavar="MODEL")
+    _add_place(release)
+    tuf_client = commands.add_parser("tuf-client", help="verify a catalogue: the TUF conformance suite's client")
+    add_arguments(tuf_client)
+    return parser
+
+
+def _add_place(parser: argparse.ArgumentParser) -> None:
+    place = parser.add_mutually_exclusive_group()
     place.add_argument("--config", type=Path, metavar="FILE", help="the TOML settings that the agent runs with")
     place.add_argument("--state-dir", type=Path, metavar="FOLDER", help="the agent's state folder")
-    status.add_argument("--json", action="store_true", help="for machines")
-    return parser
+
+
+def _place(options: argparse.Namespace) -> Path:
+    from edge_agent.settings import load_settings
+
+    state_dir: Path | None = options.state_dir
+    return load_settings(options.config).state_dir if state_dir is None else state_dir
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -49,12 +76,52 @@ def _status(options: argparse.Namespace) -> int:
     from edge_agent.health.report import show_status
     from edge_agent.health.state_folder import StateFolder
 
-    state_dir: Path | None = options.state_dir
-    if state_dir is None:
-        from edge_agent.settings import load_settings
+    return show_status(StateFolder(_place(options)), as_json=options.json)
 
-        state_dir = load_settings(options.config).state_dir
-    return show_status(StateFolder(state_dir), as_json=options.json)
+
+def _enrol(options: argparse.Namespace) -> int:
+    from core.enrolment_token import MAX_TOKEN_CHARS, parse_token
+    from edge_agent.health.state_folder import StateFolder
+    from edge_agent.identity.enrol import enrol
+    from edge_agent.identity.folder import IdentityFolder
+
+    text = sys.stdin.readline(MAX_TOKEN_CHARS + 2) if options.token == STDIN else options.token
+    folder = StateFolder(_place(options))
+    with folder.locked():
+        identity = enrol(
+            parse_token(text.strip()),
+            IdentityFolder(folder.identity),
+            root_file=folder.trust / "root.json",
+            wanted_id=options.name,
+            force=options.force,
+        )
+    sys.stdout.write(
+        f"this machine is agent {identity.agent_id} of site {identity.site}; `nanofleet-agent run` runs it\n"
+    )
+    return 0
+
+
+def _release(options: argparse.Namespace) -> int:
+    from core.clock import SystemClock
+    from core.ids import ModelName
+    from edge_agent.activation.journal import Journal
+    from edge_agent.health.state_folder import StateFolder
+
+    folder = StateFolder(_place(options))
+    with folder.locked():
+        released = Journal(folder.journal, clock=SystemClock()).release(ModelName(options.model))
+    names = ", ".join(f"{entry.slot.model}:{entry.slot.version} {entry.slot.variant}" for entry in released)
+    sys.stdout.write(f"may be tried again: {names}\n" if released else f"{options.model}: nothing was in quarantine\n")
+    return 0
+
+
+def _tuf_client(options: argparse.Namespace) -> int:
+    from edge_agent.trust import tuf_client
+
+    return tuf_client.run(options)
+
+
+_COMMANDS = {"enrol": _enrol, "run": _run, "status": _status, "release": _release, "tuf-client": _tuf_client}
 
 
 if __name__ == "__main__":

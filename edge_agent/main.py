@@ -6,6 +6,7 @@ agent is offline, models and connections are closed, the last spans leave.
 """
 
 import asyncio
+import hashlib
 import logging
 import os
 import platform
@@ -14,7 +15,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 
 import orjson
@@ -23,9 +24,11 @@ import uvloop
 from core.addresses import Address, parse_address
 from core.atomic_files import write_atomically
 from core.clock import SystemClock
+from core.digest import Digest
 from core.errors import Conflict, NanofleetError
-from core.fleet_state import AgentHello
-from core.grpc_transport import TransportCredentials, open_channel
+from core.fleet_state import AgentHello, PushResult, SignedAssignment
+from core.fleet_wire import MAX_HELD_MANIFESTS
+from core.grpc_transport import TransportCredentials
 from core.ids import AgentId, SiteId
 from core.logs import configure_logging
 from core.tasks import supervise
@@ -39,7 +42,18 @@ from edge_agent.front.grpc import GrpcFront
 from edge_agent.front.mqtt.broker import BrokerState
 from edge_agent.front.mqtt.front import MqttFront
 from edge_agent.health.state_folder import StateFolder
-from edge_agent.health.status_file import AgentIdentity, AgentStatus, PeerView, Since, StatusWriter
+from edge_agent.health.status_file import (
+    AgentIdentity,
+    AgentStatus,
+    CertificateView,
+    PeerView,
+    Since,
+    StatusWriter,
+)
+from edge_agent.identity.channel import RotatingChannel
+from edge_agent.identity.child import ask_child
+from edge_agent.identity.folder import Identity, IdentityFolder
+from edge_agent.identity.renewal import Renewal
 from edge_agent.link.reconnect import Link, ReconnectPolicy
 from edge_agent.link.session import Session, SessionLimits, SessionState
 from edge_agent.reconcile.attempts import RetryPolicy
@@ -48,9 +62,14 @@ from edge_agent.reconcile.trials import TrialSettings
 from edge_agent.reconcile.workplace import Workplace
 from edge_agent.runtime.pool import ModelPool
 from edge_agent.settings import AgentSettings
-from edge_agent.sync.fetch import Fetch, FetchLimits
+from edge_agent.sync.controller_source import ControllerSource, SourceLimits
+from edge_agent.sync.delivery import Delivery, DeliveryLimits
 from edge_agent.sync.store import ContentStore
-from protos.artifacts.v1.artifacts_pb2_grpc import ArtifactServiceStub
+from edge_agent.trust.desk import TrustDesk
+from edge_agent.trust.gate import TrustGate
+from edge_agent.trust.question import CatalogueSource
+from edge_agent.trust.terms import AdmittedManifests
+from protos.artifacts.v1.artifacts_pb2_grpc import DeliveryServiceStub
 from protos.fleet.v1.fleet_pb2_grpc import FleetServiceStub
 
 # Chosen: a model that takes longer to load must not keep the others from answering.
@@ -91,41 +110,93 @@ class _Agent:
     def __init__(self, settings: AgentSettings, folder: StateFolder, closing: AsyncExitStack) -> None:
         self._settings, self._folder, self._closing = settings, folder, closing
         self._clock = clock = SystemClock()
-        self._identity = _identity(settings)
-        self._credentials = TransportCredentials.local()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="disk")
         closing.callback(self._disk.shutdown)
-        self._tracing = _tracing(settings, self._credentials)
+        enrolled = _enrolled(IdentityFolder(folder.identity), settings)
+        self._identity = _identity(enrolled)
+        self._controller = enrolled.controller
+        self._tags = (f"arch:{platform.machine()}", *settings.tags)
+        self._tracing = _tracing(settings, enrolled)
         closing.push_async_callback(_flush, self._tracing)
-        channel = open_channel(parse_address(settings.controller), self._credentials)
+        channel = RotatingChannel(enrolled.controller, enrolled.tls)
         closing.push_async_callback(channel.close)
+        self._renewal = self._make_renewal(channel)
         self._pool = ModelPool(settings.runtime, clock=clock)
         closing.push_async_callback(self._pool.close)
         self._offload = Offload(channel, settings.offload, clock=clock)
         self._plane = EdgeDataPlane(self._pool, self._offload, tracing=self._tracing, clock=clock)
         closing.push_async_callback(self._plane.close)
-        store = ContentStore(folder.store)
-        self._journal = _own(Journal(folder.journal, clock=clock), settings)
+        self._store = ContentStore(folder.store)
+        self._journal = _own(Journal(folder.journal, clock=clock), enrolled.agent_id, settings)
         self._journal.note_start(software_version=self._identity.software_version)
-        sync = settings.sync
-        limits = FetchLimits(chunk_timeout_s=sync.chunk_timeout_s, reserve_bytes=sync.reserve_bytes)
-        source = Fetch(ArtifactServiceStub(channel), store, disk=self._disk, limits=limits, clock=clock)
-        self._reconciler = Reconciler(
-            AgentId(settings.agent_id),
-            Workplace(store, self._journal, source, self._tester(), self._pool, self._disk),
-            policy=RetryPolicy(sync.max_attempts, sync.retry_base_s, sync.retry_cap_s),
-            trials=TrialSettings(ProbationTerms()),
-            software_version=self._identity.software_version,
-            clock=clock,
+        self._delivery = self._make_delivery(channel)
+        self._admissions = AdmittedManifests(in_force=self._in_force())
+        self._reconciler = self._make_reconciler()
+        self._gate = TrustGate(folder.trust, source=self._catalogue_source)
+        self._desk = TrustDesk(
+            self._gate,
+            self._reconciler,
+            self._admissions,
+            agent_id=enrolled.agent_id,
+            tags=self._tags,
+            in_force=self._in_force,
         )
         self._fleet = FleetServiceStub(channel)
-        pace = ReconnectPolicy(
-            settings.link.reconnect_base_s, settings.link.reconnect_cap_s, settings.link.first_delay_s
-        )
+        link = settings.link
+        pace = ReconnectPolicy(link.reconnect_base_s, link.reconnect_cap_s, link.first_delay_s)
         self._link = Link(self._connect, policy=pace, clock=clock)
         self._front: MqttFront | None = None
         self._broker_since = Since(clock)
         self._status = StatusWriter(folder.status, self._look, disk=self._disk, clock=clock)
+
+    def _make_renewal(self, channel: RotatingChannel) -> Renewal:
+        return Renewal(
+            IdentityFolder(self._folder.identity),
+            channel,
+            disk=self._disk,
+            child=ask_child,
+            clock=self._clock,
+            on_change=self._tracing.follow,
+        )
+
+    def _make_delivery(self, channel: RotatingChannel) -> Delivery:
+        sync = self._settings.sync
+        source = ControllerSource(
+            DeliveryServiceStub(channel), limits=SourceLimits(sync.chunk_timeout_s), clock=self._clock
+        )
+        return Delivery(
+            source,
+            self._store,
+            disk=self._disk,
+            limits=DeliveryLimits(sync.reserve_bytes),
+            clock=self._clock,
+            is_metered=self._settings.metered,
+        )
+
+    def _make_reconciler(self) -> Reconciler:
+        sync, activation = self._settings.sync, self._settings.activation
+        tester = SelfTester(
+            SelfTestLimits(activation.self_test_timeout_s, intra_op_threads=self._settings.runtime.intra_op_threads)
+        )
+        terms = ProbationTerms(
+            activation.probation_s, activation.probation_requests, max_failure_ratio=activation.max_error_ratio
+        )
+        return Reconciler(
+            AgentId(self._identity.agent_id),
+            Workplace(self._store, self._journal, self._delivery, tester, self._pool, self._disk),
+            policy=RetryPolicy(sync.max_attempts, sync.retry_base_s, sync.retry_cap_s),
+            trials=TrialSettings(terms),
+            software_version=self._identity.software_version,
+            clock=self._clock,
+            terms=self._admissions.require,
+        )
+
+    def _in_force(self) -> frozenset[Digest]:
+        """Return the manifests that were verified when they came: what runs or may run again needs no new word."""
+        return self._journal.record.in_use()
+
+    def _catalogue_source(self) -> CatalogueSource:
+        return CatalogueSource(self._controller, self._renewal.identity.tls)
 
     async def run(self, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as group:
@@ -136,7 +207,8 @@ class _Agent:
             self._front = self._make_front(faces)
             if self._front is not None:
                 tasks += _start(group, {"mqtt": self._front.run})
-            tasks += _start(group, {"link": self._link.run})
+            outward = {"link": self._link.run, "verification": self._desk.run, "identity": self._renewal.run}
+            tasks += _start(group, outward)
             self._announce(faces)
             await stop.wait()
             _log.info("stopping")
@@ -146,9 +218,6 @@ class _Agent:
         self._journal.note_clean_stop()
         await self._status.write_if_changed()
 
-    def _tester(self) -> SelfTester:
-        return SelfTester(SelfTestLimits(intra_op_threads=self._settings.runtime.intra_op_threads))
-
     def _connect(self, on_state: Callable[[SessionState], None]) -> Session:
         identity, link = self._identity, self._settings.link
         hello = AgentHello(
@@ -157,10 +226,24 @@ class _Agent:
             identity.software_version,
             identity.boot_id,
             self._reconciler.applied,
-            (f"arch:{platform.machine()}", *self._settings.tags),
+            self._tags,
+            self._gate.versions(),
+            self._store.complete_variants()[:MAX_HELD_MANIFESTS],
+            self._settings.metered,
+            hashlib.sha256(self._renewal.identity.tls.trust_bundle).digest(),
         )
         limits = SessionLimits(link.handshake_timeout_s, link.write_timeout_s)
-        return Session(self._fleet, self._reconciler, hello=hello, limits=limits, on_state=on_state)
+        return Session(self._fleet, self._reconciler, self, hello=hello, limits=limits, on_state=on_state)
+
+    async def push(self, signed: SignedAssignment) -> PushResult:
+        return await self._desk.push(signed)
+
+    async def trust_bundle(self, pem: bytes) -> None:
+        self._renewal.apply_trust_bundle(pem)
+
+    async def permit_transfer(self, manifest_digest: Digest) -> None:
+        self._delivery.allow(manifest_digest)
+        self._reconciler.retry_failed()
 
     async def _open_local_face(self) -> dict[str, str]:
         if self._settings.grpc_bind is None:
@@ -168,7 +251,7 @@ class _Agent:
         face = GrpcFront(
             self._plane,
             bind=parse_address(self._settings.grpc_bind),
-            credentials=self._credentials,
+            credentials=TransportCredentials.local(),
             clock=self._clock,
             version=self._identity.software_version,
         )
@@ -181,8 +264,8 @@ class _Agent:
             return None
         return MqttFront(
             self._settings.mqtt,
-            site=SiteId(self._settings.site),
-            agent=AgentId(self._settings.agent_id),
+            site=SiteId(self._identity.site),
+            agent=AgentId(self._identity.agent_id),
             plane=self._plane,
             pool=self._pool,
             clock=self._clock,
@@ -192,7 +275,7 @@ class _Agent:
     def _announce(self, faces: dict[str, str]) -> None:
         write_atomically(self._folder.endpoints, orjson.dumps(faces))
         self._closing.callback(self._folder.endpoints.unlink, missing_ok=True)
-        _log.info("agent is up", extra={"agent": self._settings.agent_id, "site": self._settings.site, **faces})
+        _log.info("agent is up", extra={"agent": self._identity.agent_id, "site": self._identity.site, **faces})
 
     async def _drain(self) -> None:
         if self._front is None:
@@ -209,6 +292,7 @@ class _Agent:
             self._reconciler.board.reported(),
             controller=self._controller_view(),
             broker=self._broker_view(),
+            certificate=CertificateView.of(self._renewal.status()),
             heavy_breaker=self._offload.state.value,
             counters={} if self._front is None else asdict(self._front.counters),
             now=self._clock.now(),
@@ -217,7 +301,7 @@ class _Agent:
     def _controller_view(self) -> PeerView:
         status = self._link.status
         return PeerView(
-            address=self._settings.controller,
+            address=str(self._controller),
             state=status.state.value,
             is_connected=status.state is SessionState.OPEN,
             since=status.since,
@@ -240,10 +324,27 @@ class _Agent:
         )
 
 
-def _identity(settings: AgentSettings) -> AgentIdentity:
+def _enrolled(folder: IdentityFolder, settings: AgentSettings) -> Identity:
+    """Return who this agent is, at the addresses that the settings say instead of those of its enrolment, if any.
+
+    Raises:
+        NotEnrolled: nobody yet.
+    """
+    known = folder.load()
+    located = replace(
+        known,
+        controller=known.controller if settings.controller is None else parse_address(settings.controller),
+        enrolment=known.enrolment if settings.enrolment is None else parse_address(settings.enrolment),
+    )
+    if located != known:
+        folder.replace(located)
+    return located
+
+
+def _identity(enrolled: Identity) -> AgentIdentity:
     return AgentIdentity(
-        agent_id=settings.agent_id,
-        site=settings.site,
+        agent_id=enrolled.agent_id,
+        site=enrolled.site,
         software_version=version("nanofleet"),
         boot_id=uuid.uuid4().hex,
         pid=os.getpid(),
@@ -251,23 +352,23 @@ def _identity(settings: AgentSettings) -> AgentIdentity:
     )
 
 
-def _tracing(settings: AgentSettings, credentials: TransportCredentials) -> Tracing:
+def _tracing(settings: AgentSettings, enrolled: Identity) -> Tracing:
     telemetry = settings.telemetry
-    endpoint = parse_address(telemetry.endpoint or settings.controller) if telemetry.export else None
+    receiver = enrolled.controller if telemetry.endpoint is None else parse_address(telemetry.endpoint)
     return Tracing(
         "nanofleet-agent",
-        TracingSettings(endpoint, telemetry.sample_ratio),
-        attributes={"service.instance.id": settings.agent_id, "nanofleet.site": settings.site},
+        TracingSettings(receiver if telemetry.export else None, telemetry.sample_ratio),
+        attributes={"service.instance.id": enrolled.agent_id, "nanofleet.site": enrolled.site},
         # Another collector is asked in the clear, as collectors on loopback expect.
-        credentials=credentials.channel if telemetry.endpoint is None else None,
+        credentials=enrolled.tls if telemetry.endpoint is None else None,
     )
 
 
-def _own(journal: Journal, settings: AgentSettings) -> Journal:
+def _own(journal: Journal, agent_id: AgentId, settings: AgentSettings) -> Journal:
     active = journal.record.current
-    if active is not None and active.agent_id != settings.agent_id:
+    if active is not None and active.agent_id != agent_id:
         raise Conflict(
-            f"{settings.state_dir}: expected the state of agent {settings.agent_id}, got that of {active.agent_id}; "
+            f"{settings.state_dir}: expected the state of agent {agent_id}, got that of {active.agent_id}; "
             "choose another state_dir"
         )
     return journal

@@ -11,17 +11,20 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import SettingsConfigDict
 
-from core.addresses import LoopbackAddress, is_loopback
-from core.ids import ANY_AGENT, Name
+from core.addresses import LoopbackAddress, is_loopback, parse_address
+from core.errors import InvalidRequest
 from core.logs import LogFormat
 from core.settings import Count, Port, ProcessSettings, Ratio, Seconds, Section, load
 from core.telemetry import DEFAULT_SAMPLE_RATIO
 
 
-def _own_name(name: str) -> str:
-    if name == ANY_AGENT:
-        raise ValueError(f"{ANY_AGENT!r} stands for whichever agent takes a request; choose another name")
-    return name
+def _dialled(text: str | None) -> str | None:
+    if text is not None:
+        try:
+            parse_address(text)
+        except InvalidRequest as error:
+            raise ValueError(str(error)) from error
+    return text
 
 
 def _loopback_host(host: str) -> str:
@@ -36,6 +39,7 @@ def _none_when_empty(value: object) -> object:
 
 
 OptionalAddress = Annotated[LoopbackAddress | None, BeforeValidator(_none_when_empty)]
+OptionalDialledAddress = Annotated[str | None, BeforeValidator(_none_when_empty), AfterValidator(_dialled)]
 SecondsOrZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Bytes = Annotated[int, Field(ge=1)]
 
@@ -97,6 +101,19 @@ class SyncSettings(Section):
     """Longest delay between those attempts."""
 
 
+class ActivationSettings(Section):
+    """Between a model's first request and the word that it stays."""
+
+    probation_s: SecondsOrZero = 600.0
+    """Seconds that a new model serves while the one before it is kept at hand."""
+    probation_requests: Count = 1000
+    """Requests that end the probation earlier."""
+    max_error_ratio: Ratio = 0.05
+    """Share of failed requests above which a model on probation is rolled back."""
+    self_test_timeout_s: Seconds = 60.0
+    """Seconds that the self-test of a variant may take."""
+
+
 class RuntimeSettings(Section):
     """How models run."""
 
@@ -146,14 +163,14 @@ class LogSettings(Section):
 class AgentSettings(ProcessSettings):
     model_config = SettingsConfigDict(env_prefix="NANOFLEET_AGENT_")
 
-    agent_id: Annotated[Name, AfterValidator(_own_name)]
-    """This agent's name, unique in the fleet."""
-    site: Name
-    """The place it serves; devices of the same site find it."""
     state_dir: Path = Path("nanofleet-agent")
-    """Folder of models, status and endpoints; made when missing, used by one agent at a time."""
-    controller: LoopbackAddress = "127.0.0.1:7443"
-    """The controller's gRPC address; loopback only as long as peers do not authenticate."""
+    """Folder of identity, models, status and endpoints; used by one agent at a time."""
+    controller: OptionalDialledAddress = None
+    """The controller's gRPC address, where it is another than the one said at enrolment."""
+    enrolment: OptionalDialledAddress = None
+    """The controller's enrolment address, where it is another than the one said at enrolment."""
+    metered: bool = False
+    """True: the link costs money; whole chunks are fetched only with a person's word, differences always."""
     grpc_bind: OptionalAddress = "127.0.0.1:7181"
     """Where the local gRPC face listens; port 0 lets the system choose (see endpoints.json); `""` for none."""
     tags: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=128)], ...], Field(max_length=32)] = ()
@@ -166,6 +183,8 @@ class AgentSettings(ProcessSettings):
     """The stream to the controller."""
     sync: SyncSettings = SyncSettings()
     """Fetching models from the controller."""
+    activation: ActivationSettings = ActivationSettings()
+    """Between a model's first request and the word that it stays."""
     runtime: RuntimeSettings = RuntimeSettings()
     """How models run."""
     offload: OffloadSettings = OffloadSettings()

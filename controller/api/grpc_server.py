@@ -9,12 +9,15 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import add_Tr
 
 from controller.api.agents_grpc import FleetServicer
 from controller.api.artifacts_grpc import ArtifactServicer
+from controller.api.catalogue_grpc import CatalogueServicer
+from controller.api.delivery_grpc import DeliveryServicer, add_delivery_to_server
 from controller.api.otlp_grpc import OtlpServicer
 from core.addresses import Address
 from core.errors import Unavailable
 from core.grpc_transport import SERVER_OPTIONS, TransportCredentials
 from core.open_inference.grpc_face import OpenInferenceServicer, add_open_inference
 from protos.artifacts.v1.artifacts_pb2_grpc import add_ArtifactServiceServicer_to_server
+from protos.catalogue.v1.catalogue_pb2_grpc import add_CatalogueServiceServicer_to_server
 from protos.fleet.v1.fleet_pb2_grpc import add_FleetServiceServicer_to_server
 
 # Chosen: calls in progress beside the sessions, so that agents on their streams cannot lock everybody else out.
@@ -66,10 +69,19 @@ class GrpcServer:
         self.address = Address(bind.host, port)
 
     async def start(
-        self, *, fleet: FleetServicer, artifacts: ArtifactServicer, inference: OpenInferenceServicer, otlp: OtlpServicer
+        self,
+        *,
+        fleet: FleetServicer,
+        artifacts: ArtifactServicer,
+        delivery: DeliveryServicer,
+        catalogue: CatalogueServicer,
+        inference: OpenInferenceServicer,
+        otlp: OtlpServicer,
     ) -> None:
         add_FleetServiceServicer_to_server(fleet, self._server)
         add_ArtifactServiceServicer_to_server(artifacts, self._server)
+        add_delivery_to_server(delivery, self._server)
+        add_CatalogueServiceServicer_to_server(catalogue, self._server)
         add_open_inference(inference, self._server)
         # The stubs of these two come without annotations.
         add_TraceServiceServicer_to_server(otlp, self._server)  # type: ignore[no-untyped-call]

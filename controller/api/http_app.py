@@ -6,31 +6,43 @@
 Each face is an application of its own, so that none answers in the other's words. Pure ASGI: no layer here buffers
 bodies or moves a request to another task.
 
-As long as peers do not prove who they are, only requests addressed to this machine by a loopback name are answered: a
-web page that points its own host name at 127.0.0.1 ("DNS rebinding") cannot reach the controller through a browser.
+In front of all of them stands `controller.api.access`: who asks, and whether the role suffices.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from controller.api import operator_rest
+from controller.access.service import Access
+from controller.api import identity_rest, operator_rest, operators_rest, sign_in
+from controller.api.access import Guarded
+from controller.api.access_rules import INFERENCE_PREFIX
 from controller.api.open_inference_http import create_open_inference_app
 from controller.api.operator_views import ProblemView
 from controller.api.problems import exception_handlers, problem_answer
+from controller.api.signing_rest import signing_router
 from controller.fleet.service import Fleet
+from controller.identity.service import Identity
 from controller.registry.service import Registry
+from controller.signing.service import Catalogue
 from controller.traces.service import Traces
-from core.addresses import is_loopback
 from core.clock import Clock
-from core.errors import Forbidden
 from core.open_inference.messages import DEFAULT_LIMITS, BodyLimits
 from core.open_inference.service import DataPlane
-from core.status import STATUS
 
 TITLE = "nanofleet controller"
+
+
+@dataclass(frozen=True, slots=True)
+class TrustFaces:
+    """What the endpoints about trust work on."""
+
+    access: Access
+    identity: Identity
+    catalogue: Catalogue
+    destination: identity_rest.Destination
 
 
 def create_app(
@@ -39,6 +51,7 @@ def create_app(
     registry: Registry,
     fleet: Fleet,
     traces: Traces,
+    trust: TrustFaces,
     clock: Clock,
     server_name: str,
     server_version: str,
@@ -48,11 +61,15 @@ def create_app(
     inference = create_open_inference_app(
         plane, server_name=server_name, server_version=server_version, clock=clock, limits=limits
     )
-    operator = create_operator_app(registry=registry, fleet=fleet, traces=traces, server_version=server_version)
-    return LoopbackOnly(ByPrefix("/v2", inference, otherwise=operator))
+    operator = create_operator_app(
+        registry=registry, fleet=fleet, traces=traces, trust=trust, server_version=server_version
+    )
+    return Guarded(ByPrefix(INFERENCE_PREFIX, inference, otherwise=operator), trust.access)
 
 
-def create_operator_app(*, registry: Registry, fleet: Fleet, traces: Traces, server_version: str) -> FastAPI:
+def create_operator_app(
+    *, registry: Registry, fleet: Fleet, traces: Traces, trust: TrustFaces, server_version: str
+) -> FastAPI:
     app = OperatorApp(
         title=TITLE,
         version=server_version,
@@ -68,6 +85,10 @@ def create_operator_app(*, registry: Registry, fleet: Fleet, traces: Traces, ser
     app.include_router(
         operator_rest.router(registry=registry, fleet=fleet, traces=traces, server_version=server_version)
     )
+    app.include_router(operators_rest.router(trust.access))
+    app.include_router(identity_rest.router(trust.identity, trust.destination))
+    app.include_router(signing_router(trust.catalogue))
+    app.include_router(sign_in.pages(trust.access))
     return app
 
 
@@ -91,31 +112,3 @@ class ByPrefix:
         path = scope.get("path", "")
         is_below = path == self._prefix or path.startswith(f"{self._prefix}/")
         await (self._app if is_below else self._otherwise)(scope, receive, send)
-
-
-class LoopbackOnly:
-    """Refuses a request whose Host is not a loopback name, or that a page from elsewhere makes a browser send."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = _refusal(Headers(scope=scope)) if scope["type"] == "http" else None
-        answer = self._app if refusal is None else problem_answer(STATUS[refusal.code].http, refusal, {})
-        await answer(scope, receive, send)
-
-
-def _refusal(headers: Headers) -> Forbidden | None:
-    if not is_loopback(_host_name(headers.get("host", ""))):
-        return Forbidden("Host: expected a loopback address or localhost; other names are not served yet")
-    origin = headers.get("origin")
-    if origin is not None and not is_loopback(_host_name(origin.partition("://")[2])):
-        return Forbidden("Origin: expected a page from this machine; pages from elsewhere are not served")
-    return None
-
-
-def _host_name(host: str) -> str:
-    """Return a Host header without its port and brackets."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0]

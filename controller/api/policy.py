@@ -88,6 +88,11 @@ def caller_of(context: Context) -> Caller:
     return _caller(shown[0])
 
 
+def agent_of(context: Context) -> AgentId:
+    """Return the agent that calls a method which the table gives to agents alone."""
+    return AgentId(caller_of(context).peer.name)
+
+
 @lru_cache(maxsize=_REMEMBERED_CERTIFICATES)
 def _caller(pem: bytes) -> Caller:
     certificate = x509.load_pem_x509_certificate(pem)

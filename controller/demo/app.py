@@ -1,10 +1,10 @@
 """`nanofleet demo`: the story from start to end.
 
-    train ─▶ start broker, controller, Ray ─▶ publish, quantize ─▶ start agents, deploy ─▶ cameras ask ─▶ count
+    train ─▶ start broker, controller, Ray ─▶ publish, quantize ─▶ enrol agents, deploy ─▶ cameras ask ─▶ update
 
-The held-out pictures are asked three times: by cameras whose pictures may not leave the site (what the nano model is
-worth alone), of the gateway directly (what the large model is worth), and by cameras whose pictures may go anywhere
-(what both are worth together).
+Everybody proves who they are, and nothing runs on an agent that the catalogue has not signed. The held-out pictures are
+asked three times: by cameras whose pictures may not leave the site (what the nano model is worth alone), of the gateway
+directly (what the large model is worth), and by cameras whose pictures may go anywhere (what both are worth together).
 """
 
 import importlib.util
@@ -55,6 +55,8 @@ class Stage:
     controller: Controller
     operator: Operator
     agents: tuple[Agent, ...]
+    # What the cameras prove themselves with when they send spans.
+    camera_tls: Path
 
 
 def run_demo(*, keep: bool, output: Path, broker: BrokerChoice) -> None:
@@ -72,6 +74,8 @@ def run_demo(*, keep: bool, output: Path, broker: BrokerChoice) -> None:
         started_s = time.monotonic()
         stage = set_up(folder, parts, console, broker)
         figures, promises = measure(stage, parts, console)
+        figures["update"] = update(stage)
+        promises["an update smaller than the model"] = figures["update"]["saved_bytes"] > 0
         figures["seconds"] = round(time.monotonic() - started_s, 1)
         output.write_text(json.dumps(figures, indent=2) + "\n")
         show(figures, console)
@@ -89,28 +93,55 @@ def set_up(folder: Path, parts: Parts, console: Console, choice: BrokerChoice) -
     with console.status("starting the broker and the controller"):
         broker = start_broker(parts, folder / "broker", choice)
         controller = Controller.planned(folder / "controller")
+        controller.initialise(parts)
         controller_part = controller.start(parts)
     if not broker.speaks_v5:
         console.print("[yellow]using the embedded broker, which speaks MQTT 3.1.1 only; so does everything else now[/]")
-    operator = Operator(controller.url, console)
-    publish(operator, digits)
+    operator = Operator(controller, console)
+    operator.run("models", "publish", LARGE, str(digits.large), "--max-batch", str(MAX_BATCH))
+    publish_nano(operator, digits, digits.nano)
     agents = tuple(Agent.planned(folder / agent_id, agent_id=agent_id, site=site) for site, agent_id in SITES)
+    for agent in agents:
+        agent.enrol(parts, token=operator.token(site=agent.site, agent=agent.agent_id))
     with console.status("starting two agents"):
         for agent in agents:
-            agent.start(parts, broker=broker, controller=controller.grpc)
-    for site, _ in SITES:
-        operator.run("deploy", NANO, "--variant", VARIANT, "--site", site)
+            agent.start(parts, broker=broker)
+    deploy_nano(operator)
     with console.status("waiting for Ray"):
         controller.wait_for_heavy(controller_part)
-    return Stage(folder, digits, broker, controller, operator, agents)
+    camera_tls = folder / "cameras"
+    operator.run("authority", "certify", "--name", "cameras", "--folder", str(camera_tls))
+    return Stage(folder, digits, broker, controller, operator, agents, camera_tls)
 
 
-def publish(operator: Operator, digits: Digits) -> None:
-    operator.run("models", "publish", LARGE, str(digits.large), "--max-batch", str(MAX_BATCH))
+def publish_nano(operator: Operator, digits: Digits, model: Path) -> None:
     data = ["--calibration", str(digits.calibration), "--evaluation", str(digits.calibration)]
     cascade = ["--escalate-to", LARGE, "--score-output", SCORES, "--max-error-ratio", str(MAX_ERROR_RATIO)]
-    words = [str(digits.nano), "--recipe", VARIANT, "--max-batch", str(MAX_BATCH), *data, *cascade]
+    words = [str(model), "--recipe", VARIANT, "--max-batch", str(MAX_BATCH), *data, *cascade]
     operator.run("models", "publish", NANO, *words)
+
+
+def deploy_nano(operator: Operator) -> None:
+    for site, _ in SITES:
+        operator.run("deploy", NANO, "--variant", VARIANT, "--site", site)
+
+
+def update(stage: Stage) -> dict[str, Any]:
+    """Train the nano model a little further, bring it to the agents, and return what that cost on the wire."""
+    publish_nano(stage.operator, stage.digits, stage.digits.nano_next)
+    deploy_nano(stage.operator)
+    transfers = {}
+    for agent in stage.agents:
+        [slot] = stage.operator.run("devices", "show", agent.agent_id)["slots"]
+        transfers[agent.agent_id] = slot["transfer"]
+    brought, received = (sum(each[key] for each in transfers.values()) for key in ("brought_bytes", "wire_bytes"))
+    return {
+        "brought_bytes": brought,
+        "wire_bytes": received,
+        "saved_bytes": brought - received,
+        "saved_ratio": round(1 - received / brought, 4),
+        "agents": transfers,
+    }
 
 
 def measure(stage: Stage, parts: Parts, console: Console) -> tuple[dict[str, Any], dict[str, bool]]:
@@ -127,6 +158,7 @@ def measure(stage: Stage, parts: Parts, console: Console) -> tuple[dict[str, Any
                 parts=parts,
                 broker=stage.broker,
                 otlp=stage.controller.grpc,
+                tls=stage.camera_tls,
                 folder=stage.folder,
             )
         outcomes[scene.name] = outcome_of(rows, totals, labels)
@@ -182,6 +214,7 @@ def endpoints(stage: Stage) -> dict[str, Any]:
     return {
         "mqtt": str(stage.broker.address),
         "controller_http": stage.controller.url,
+        "credential": str(stage.controller.credential),
         "controller_grpc": str(stage.controller.grpc),
         "heavy_http": f"http://{stage.controller.heavy_http}",
         "agents": {
@@ -205,6 +238,12 @@ def show(figures: Mapping[str, Any], console: Console) -> None:
     trace = figures["trace"]
     console.print(f"{NANO}: {measured}", highlight=False)
     console.print(", ".join(f"{figures[key]} {key}" for key in COUNTS), highlight=False)
+    changed = figures["update"]
+    console.print(
+        f"update of {NANO}: {changed['wire_bytes']:,} of {changed['brought_bytes']:,} bytes sent, "
+        f"{changed['saved_bytes']:,} saved by the delta ({changed['saved_ratio']:.0%})",
+        highlight=False,
+    )
     console.print(f"one trace of {trace['spans']} spans across {', '.join(trace['services'])}", highlight=False)
 
 
@@ -212,7 +251,7 @@ def keep_running(addresses: Mapping[str, Any], console: Console) -> None:
     """Print where everything is and wait for Ctrl-C."""
     console.print_json(data=addresses)
     console.print("running until Ctrl-C; try:")
-    console.print(f"  nanofleet --controller {addresses['controller_http']} traces list", highlight=False)
+    console.print(f"  nanofleet --credential {addresses['credential']} traces list", highlight=False)
     try:
         signal.pause()
     except KeyboardInterrupt:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from rich.console import Console
 
 from controller.demo.digits import INPUT
+from controller.demo.stack import Controller
 from core.errors import Unavailable
 
 COMMAND_TIMEOUT_S = 180.0
@@ -24,8 +25,8 @@ BATCH = 32
 
 
 class Operator:
-    def __init__(self, controller_url: str, console: Console) -> None:
-        self._url = controller_url
+    def __init__(self, controller: Controller, console: Console) -> None:
+        self._controller = controller
         self._console = console
 
     def run(self, *words: str) -> dict[str, Any]:
@@ -35,7 +36,8 @@ class Operator:
             Unavailable: the command failed; its own message is the reason.
         """
         self._console.print(f"[bold]$ nanofleet {' '.join(words)}[/]", highlight=False)
-        command = [sys.executable, "-m", "controller.cli.app", "--controller", self._url, *words, "--output", "json"]
+        who = ["--credential", str(self._controller.credential)]
+        command = [sys.executable, "-m", "controller.cli.app", *who, *words, "--output", "json"]
         try:
             done = subprocess.run(command, stdout=subprocess.PIPE, timeout=COMMAND_TIMEOUT_S, check=True)
         except subprocess.TimeoutExpired as error:
@@ -45,10 +47,20 @@ class Operator:
         answer: dict[str, Any] = json.loads(done.stdout)
         return answer
 
+    def token(self, *, site: str, agent: str) -> str:
+        """Return a token that lets this one agent in."""
+        return str(self.run("devices", "token", "--site", site, "--agent", agent)["text"])
+
+    def _http(self) -> httpx.Client:
+        """Return a client of the controller's HTTP port that says who we are."""
+        secret = json.loads(self._controller.credential.read_bytes())["secret"]
+        headers = {"authorization": f"Bearer {secret}"}
+        return httpx.Client(base_url=self._controller.url, headers=headers, timeout=COMMAND_TIMEOUT_S)
+
     def ask_directly(self, model: str, pictures: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
         """Ask the gateway for the labels of all pictures, (n, features) float32 -> (n,) int64."""
         labels: list[int] = []
-        with httpx.Client(base_url=self._url, timeout=COMMAND_TIMEOUT_S) as http:
+        with self._http() as http:
             for start in range(0, len(pictures), BATCH):
                 batch = pictures[start : start + BATCH]
                 tensor = {"name": INPUT, "shape": list(batch.shape), "datatype": "FP32", "data": batch.ravel().tolist()}
@@ -66,7 +78,7 @@ class Operator:
             Unavailable: none was whole in time.
         """
         give_up_s = time.monotonic() + TRACE_TIMEOUT_S
-        with httpx.Client(base_url=self._url) as http:
+        with self._http() as http:
             while time.monotonic() < give_up_s:
                 for trace_id in trace_ids:
                     spans = self._spans(http, trace_id)

@@ -50,6 +50,7 @@ def play(
     parts: Parts,
     broker: Broker,
     otlp: Address,
+    tls: Path,
     folder: Path,
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Run the scene to its end and return one row per picture, in order, and the totals of all cameras."""
@@ -69,6 +70,7 @@ def play(
             "--deadline-ms": str(DEADLINE_MS),
             "--privacy": scene.privacy,
             "--otlp": str(otlp),
+            "--tls": str(tls),
             "--report": str(report),
         }
         words = [word for pair in arguments.items() for word in pair]

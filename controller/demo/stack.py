@@ -25,26 +25,45 @@ PROBE_TIMEOUT_S = 2.0
 class Controller:
     folder: Path
     grpc: Address
+    enrolment: Address
     http: Address
     heavy_http: Address
 
     @classmethod
     def planned(cls, folder: Path) -> Self:
         """Choose free ports; nothing runs yet."""
-        return cls(folder, grpc=free_address(), http=free_address(), heavy_http=free_address())
+        return cls(folder, free_address(), free_address(), free_address(), free_address())
 
     @property
     def url(self) -> str:
         return f"http://{self.http}"
 
+    @property
+    def credential(self) -> Path:
+        """The admin's, made by `initialise`."""
+        return self.folder / "admin.json"
+
+    @property
+    def configuration(self) -> Path:
+        return self.folder / "controller.toml"
+
+    def initialise(self, parts: Parts) -> None:
+        """Make the fleet's authority, its catalogue and the first admin."""
+        top = {
+            "data_dir": str(self.folder),
+            "grpc_bind": str(self.grpc),
+            "enrolment_bind": str(self.enrolment),
+            "http_bind": str(self.http),
+        }
+        write_toml(self.configuration, top, heavy={"port": self.heavy_http.port, "max_replicas": 1})
+        words = ["--config", str(self.configuration), "--credential", str(self.credential)]
+        part = parts.start_python("controller-init", "controller.cli.app", "controller", "init", *words)
+        part.finish(timeout_s=START_TIMEOUT_S)
+
     def start(self, parts: Parts) -> Part:
         """Start the process and wait until it answers; its heavy tier is still starting then."""
-        top = {"data_dir": str(self.folder), "grpc_bind": str(self.grpc), "http_bind": str(self.http)}
-        heavy = {"port": self.heavy_http.port, "max_replicas": 1}
-        configuration = write_toml(self.folder / "controller.toml", top, heavy=heavy)
-        part = parts.start_python(
-            "controller", "controller.cli.app", "controller", "run", "--config", str(configuration)
-        )
+        words = ["controller", "run", "--config", str(self.configuration)]
+        part = parts.start_python("controller", "controller.cli.app", *words)
         health = f"{self.url}/v2/health/live"
         part.wait_for("a live controller", lambda: answers_ok(health), timeout_s=START_TIMEOUT_S)
         return part
@@ -67,15 +86,15 @@ class Agent:
         """Choose a free port; nothing runs yet."""
         return cls(folder, agent_id, site, grpc=free_address())
 
-    def start(self, parts: Parts, *, broker: Broker, controller: Address) -> Part:
-        """Start the process and wait until its local face is up."""
-        top = {
-            "agent_id": self.agent_id,
-            "site": self.site,
-            "state_dir": str(self.folder),
-            "controller": str(controller),
-            "grpc_bind": str(self.grpc),
-        }
+    def enrol(self, parts: Parts, *, token: str) -> None:
+        """Let it into the fleet."""
+        words = ["enrol", token, "--state-dir", str(self.folder)]
+        part = parts.start_python(f"{self.agent_id}-enrol", "edge_agent", *words)
+        part.finish(timeout_s=START_TIMEOUT_S)
+
+    def start(self, parts: Parts, *, broker: Broker) -> Part:
+        """Start the process and wait until its local face is up; it was enrolled before."""
+        top = {"state_dir": str(self.folder), "grpc_bind": str(self.grpc)}
         mqtt = {"host": broker.address.host, "port": broker.address.port, "protocol": 5 if broker.speaks_v5 else 4}
         link = {"first_delay_s": 0.0, "reconnect_cap_s": 2.0}
         configuration = write_toml(self.folder / "agent.toml", top, mqtt=mqtt, link=link)

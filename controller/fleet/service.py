@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Protocol
@@ -148,6 +148,11 @@ class Fleet:
         if agent is None:
             raise UnknownAgent(f"agent {agent_id[:80]!r}: never seen here; check its id and the controller it dials")
         return self._view(agent)
+
+    async def wanted_by(self, agent_id: AgentId) -> Collection[Digest]:
+        """Return the manifests in the desired state of an agent; none for one that nobody knows."""
+        agent = await self._store.read(lambda records: records.agent(agent_id))
+        return () if agent is None else tuple(slot.manifest_digest for slot in agent.desired.slots)
 
     async def deployments(self) -> Sequence[Deployment]:
         """Return what operators asked for, by target and model."""

@@ -13,6 +13,7 @@ On a cluster of your own, whose nodes have nanofleet[heavy] installed and can re
     RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD=0 \\
     serve run controller.heavy.application:build controller=127.0.0.1:7443 max_replicas=4
 
+with `identity.pem` and `trust.pem` of role heavy in `tls_dir` on every node (`nanofleet authority certify`),
 and the controller gets `heavy.url` of the ingress. Keys: controller.heavy.arguments.ApplicationArguments.
 """
 
@@ -20,6 +21,7 @@ import asyncio
 import logging
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +43,9 @@ from core.addresses import parse_address
 from core.clock import SystemClock
 from core.digest import Digest
 from core.errors import ModelNotReady, NanofleetError
-from core.grpc_transport import CHANNEL_OPTIONS, TransportCredentials
+from core.grpc_transport import CHANNEL_OPTIONS, MUTUAL_TLS_OPTIONS
 from core.telemetry import Tracing, TracingSettings
+from core.tls_files import read_tls_identity
 
 APPLICATION = "nanofleet-heavy"
 # Chosen: a model that just failed to load is not fetched again for every request that asks for it.
@@ -57,16 +60,15 @@ class HeavyModels:
     def __init__(self, arguments: ApplicationArguments) -> None:
         self._clock = SystemClock()
         self._threads = arguments.threads
-        credentials = TransportCredentials.local()
         target = parse_address(arguments.controller)
-        channel = grpc.secure_channel(str(target), credentials.channel, options=CHANNEL_OPTIONS)
-        self._store = ModelStore(arguments.cache_dir, GrpcArtifacts(channel), budget_bytes=arguments.cache_budget_bytes)
+        artifacts = GrpcArtifacts(partial(_open_channel, str(target), arguments.tls_dir))
+        self._store = ModelStore(arguments.cache_dir, artifacts, budget_bytes=arguments.cache_budget_bytes)
         # No sampling of its own: the incoming flag decides.
         self._tracing = Tracing(
             "nanofleet-heavy",
             TracingSettings(target if arguments.export_spans else None, sample_ratio=0.0),
             attributes={"service.instance.id": serve.get_replica_context().replica_id.unique_id},
-            credentials=credentials.channel,
+            credentials=read_tls_identity(arguments.tls_dir),
         )
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="heavy-load")
         self._runners = ThreadPoolExecutor(arguments.concurrent_runs, thread_name_prefix="heavy-run")
@@ -158,6 +160,11 @@ class HeavyModels:
             return model
 
         return load
+
+
+def _open_channel(target: str, tls_dir: Path) -> grpc.Channel:
+    credentials = read_tls_identity(tls_dir).channel_credentials()
+    return grpc.secure_channel(target, credentials, options=[*CHANNEL_OPTIONS, *MUTUAL_TLS_OPTIONS])
 
 
 def build(arguments: ApplicationArguments) -> Application:

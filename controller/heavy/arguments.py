@@ -34,6 +34,9 @@ class ApplicationArguments(_Arguments):
     controller: AddressText = "127.0.0.1:7443"
     """gRPC address of the controller: ArtifactService for the models, OTLP for the spans."""
 
+    tls_dir: Path = Path("/etc/nanofleet/heavy")
+    """Folder on every node with `identity.pem` (key and certificate of role heavy) and `trust.pem`."""
+
     cache_dir: Path = Path("/tmp/nanofleet-heavy")  # noqa: S108 (a default for clusters; the controller names its own)
     """Folder on every node for fetched models, content-addressed; replicas of one node share it."""
 

@@ -1,6 +1,6 @@
 """Bytes from the controller by digest, over `ArtifactService.Fetch`; blocking, for the thread that loads models."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol, cast
 
 import grpc
@@ -26,14 +26,18 @@ class Artifacts(Protocol):
 
 
 class GrpcArtifacts:
-    """The artifacts of the controller behind `channel`, which the caller owns."""
+    """The artifacts of the controller, over a channel for each blob: they are few, and a certificate may be new."""
 
-    def __init__(self, channel: grpc.Channel, *, fetch_timeout_s: float = 600.0) -> None:
-        self._stub = ArtifactServiceStub(channel)
+    def __init__(self, open_channel: Callable[[], grpc.Channel], *, fetch_timeout_s: float = 600.0) -> None:
+        self._open_channel = open_channel
         self._fetch_timeout_s = fetch_timeout_s
 
     def fetch(self, digest: Digest) -> Iterator[bytes]:
-        call = self._stub.Fetch(pb.FetchRequest(digest=digest), timeout=self._fetch_timeout_s)
+        with self._open_channel() as channel:
+            yield from self._pieces(channel, digest)
+
+    def _pieces(self, channel: grpc.Channel, digest: Digest) -> Iterator[bytes]:
+        call = ArtifactServiceStub(channel).Fetch(pb.FetchRequest(digest=digest), timeout=self._fetch_timeout_s)
         try:
             for chunk in call:
                 yield chunk.data

@@ -62,12 +62,13 @@ class LocalHeavy:
         *,
         data_dir: Path,
         controller: Address,
+        tls_dir: Path,
         readiness: Probe,
         clock: Clock,
         policy: ChildPolicy | None = None,
         command: Sequence[str] = _CHILD,
     ) -> None:
-        self._arguments = cluster_arguments(settings, data_dir=data_dir, controller=controller)
+        self._arguments = cluster_arguments(settings, data_dir=data_dir, controller=controller, tls_dir=tls_dir)
         self._log_file = data_dir / "heavy" / "heavy.log"
         self._probe = readiness
         self._clock = clock
@@ -154,7 +155,9 @@ def _kill_group(group_id: int) -> None:
         return
 
 
-def cluster_arguments(settings: HeavySettings, *, data_dir: Path, controller: Address) -> ClusterArguments:
+def cluster_arguments(
+    settings: HeavySettings, *, data_dir: Path, controller: Address, tls_dir: Path
+) -> ClusterArguments:
     """Return what the child is told."""
     state_dir = (data_dir / "heavy").absolute()
     return ClusterArguments(
@@ -164,6 +167,7 @@ def cluster_arguments(settings: HeavySettings, *, data_dir: Path, controller: Ad
         cpus=math.ceil(settings.max_replicas * settings.cpus_per_replica),
         application=ApplicationArguments(
             controller=str(controller),
+            tls_dir=tls_dir.absolute(),
             cache_dir=state_dir / "models",
             min_replicas=settings.min_replicas,
             max_replicas=settings.max_replicas,

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from core.addresses import parse_address
 from core.telemetry import TRACEPARENT, Tracing, TracingSettings, traceparent_of
+from core.tls_files import read_tls_identity
 from edge_agent.client.device import DeviceClient, NoReply, Protocol, Reply
 
 
@@ -59,7 +59,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--deadline-ms", type=int, default=5000)
     parser.add_argument("--qos", type=int, choices=(0, 1), default=1)
     parser.add_argument("--privacy", choices=("device", "site", "any"), default="any", help="where a picture may go")
-    parser.add_argument("--otlp", help="OTLP/gRPC receiver for spans, host:port")
+    parser.add_argument("--otlp", help="the controller's gRPC address for spans, host:port")
+    parser.add_argument("--tls", type=Path, help="folder of `nanofleet authority certify`, to send spans as")
     parser.add_argument("--sample-ratio", type=float, default=0.1, help="share of requests traced (default: 0.1)")
     parser.add_argument("--report", type=Path, required=True, help="JSON-lines file to write")
     return parser.parse_args()
@@ -67,9 +68,10 @@ def parse_arguments() -> argparse.Namespace:
 
 def make_tracing(arguments: argparse.Namespace) -> Tracing:
     endpoint = parse_address(arguments.otlp) if arguments.otlp else None
+    credentials = read_tls_identity(arguments.tls) if arguments.tls else None
     settings = TracingSettings(endpoint, arguments.sample_ratio if endpoint else 0.0)
     attributes = {"service.instance.id": arguments.client, "nanofleet.site": arguments.site}
-    return Tracing("nanofleet-device", settings, attributes=attributes, credentials=grpc.local_channel_credentials())
+    return Tracing("nanofleet-device", settings, attributes=attributes, credentials=credentials)
 
 
 def pictures(arguments: argparse.Namespace) -> Iterator[tuple[int, list[float]]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from core.errors import NanofleetError
 from edge_agent.health.state_folder import StateFolder
-from edge_agent.health.status_file import AgentStatus, ModelView, PeerView, read_status
+from edge_agent.health.status_file import AgentStatus, CertificateView, ModelView, PeerView, read_status
 
 _MIB = 1 << 20
 
@@ -43,6 +43,7 @@ def render(status: AgentStatus, *, is_running: bool, now: datetime) -> list[str]
         f"process     {life}; status written {_span(status.written_at, now)} ago",
         f"controller  {_peer(status.controller, is_running=is_running, now=now)}",
         f"broker      {_peer(status.broker, is_running=is_running, now=now)}",
+        f"certificate {_certificate(status.certificate, now=now)}",
         f"heavy tier  breaker {status.heavy_breaker}",
         f"desired     epoch {status.epoch}, generation {status.generation} applied",
         "",
@@ -69,6 +70,11 @@ def _peer(peer: PeerView | None, *, is_running: bool, now: datetime) -> str:
     if not is_running:
         return text
     return f"{text}; trying again" + (f" in {_span(now, peer.retry_at)}" if peer.retry_at is not None else "")
+
+
+def _certificate(certificate: CertificateView, *, now: datetime) -> str:
+    text = f"good for {_span(now, certificate.not_after)}" if now < certificate.not_after else "expired"
+    return "; ".join(part for part in (text, certificate.last_error, certificate.clock_problem) if part)
 
 
 def _row(model: ModelView) -> tuple[str, ...]:

@@ -9,6 +9,8 @@ from core import folder_lock
 
 class StateFolder:
     def __init__(self, root: Path) -> None:
+        self.identity = root / "identity"
+        self.trust = root / "trust"
         self.store = root / "store"
         self.journal = root / "journal"
         self.status = root / "status.json"

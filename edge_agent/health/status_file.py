@@ -17,6 +17,7 @@ from core.atomic_files import write_atomically
 from core.clock import Clock
 from core.errors import InvalidRequest, NotFound
 from core.fleet_state import ReportedState, SlotReport
+from edge_agent.identity.renewal import RenewalStatus
 
 LOOK_INTERVAL_S = 1.0
 # Chosen: counters are for people and for trends; liveness shows in the lock of the state folder.
@@ -65,6 +66,26 @@ class ModelView(_View):
         )
 
 
+class CertificateView(_View):
+    """The agent's own certificate."""
+
+    not_after: datetime
+    last_error: str = ""
+    """Why the last renewal failed."""
+    retry_at: datetime | None = None
+    clock_problem: str = ""
+    """How this machine's clock contradicts the certificate."""
+
+    @classmethod
+    def of(cls, status: RenewalStatus) -> Self:
+        return cls(
+            not_after=status.not_after,
+            last_error=status.last_error,
+            retry_at=status.retry_at,
+            clock_problem=status.clock_problem,
+        )
+
+
 class AgentIdentity(_View):
     agent_id: str
     site: str
@@ -79,6 +100,7 @@ class AgentStatus(_View):
     controller: PeerView
     broker: PeerView | None
     """None: switched off in the settings."""
+    certificate: CertificateView
     epoch: int
     generation: int
     models: tuple[ModelView, ...]
@@ -95,6 +117,7 @@ class AgentStatus(_View):
         *,
         controller: PeerView,
         broker: PeerView | None,
+        certificate: CertificateView,
         heavy_breaker: str,
         counters: dict[str, int],
         now: datetime,
@@ -103,6 +126,7 @@ class AgentStatus(_View):
             agent=agent,
             controller=controller,
             broker=broker,
+            certificate=certificate,
             heavy_breaker=heavy_breaker,
             epoch=reported.applied.epoch,
             generation=reported.applied.generation,

@@ -24,8 +24,6 @@ from core.errors import DeadlineExceeded, ErrorCode, InvalidRequest, NanofleetEr
 from core.fleet_state import (
     NOWHERE,
     AgentHello,
-    DesiredState,
-    Position,
     Problem,
     PushResult,
     ReportedState,
@@ -33,7 +31,6 @@ from core.fleet_state import (
 )
 from core.fleet_wire import (
     decode_assignment,
-    decode_desired,
     decode_position,
     encode_hello,
     encode_push_result,
@@ -103,14 +100,10 @@ class WatchedReport(Protocol):
 
 
 class Desk(Protocol):
-    """Where pushes go, and what is reported."""
+    """What is reported, and who wants to hear that the link is back."""
 
     @property
     def board(self) -> WatchedReport: ...
-
-    def submit(self, desired: DesiredState) -> "asyncio.Future[PushResult]":
-        """Return the answer to come, shared with others; raise when the state is refused at once."""
-        ...
 
     def retry_failed(self) -> None: ...
 
@@ -142,11 +135,11 @@ class Session:
         self,
         stub: FleetStub,
         desk: Desk,
+        intake: Intake,
         *,
         hello: AgentHello,
         limits: SessionLimits,
         on_state: Callable[[SessionState], None],
-        intake: Intake | None = None,
     ) -> None:
         self.state = SessionState.CONNECTING
         self._stub = stub
@@ -212,10 +205,6 @@ class Session:
     async def _taken(self, message: pb.ControllerMessage) -> PushResult | None:
         """Return the answer to `message`, None when it wants none."""
         kind = message.WhichOneof("message")
-        if kind == "desired":
-            return await self._outcome(message.desired)
-        if self._intake is None:
-            return None
         try:
             if kind == "assignment":
                 return await self._intake.push(decode_assignment(message.assignment))
@@ -230,15 +219,6 @@ class Session:
             )
             return PushResult(NOWHERE, Problem(error.code, str(error))) if kind == "assignment" else None
         return None
-
-    async def _outcome(self, desired: pb.DesiredState) -> PushResult:
-        position: Position = decode_position(desired.position)
-        try:
-            answer = self._desk.submit(decode_desired(desired))
-        except NanofleetError as error:
-            _log.warning("desired state refused", extra={"reason": peer_text(str(error))})
-            return PushResult(position, Problem(error.code, str(error)))
-        return await asyncio.shield(answer)
 
     async def _report_changes(self, call: Call) -> None:
         board = self._desk.board

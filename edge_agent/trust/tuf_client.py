@@ -13,8 +13,6 @@ from pathlib import Path
 
 from core.atomic_files import write_atomically
 from core.errors import InvalidRequest, NotFound
-from edge_agent.trust.catalogue import Catalogue
-from edge_agent.trust.fetchers import FromHttp, Pace
 
 # Not `.json`: the suite takes every such file for metadata.
 _ANCHOR = "trusted-root"
@@ -43,6 +41,10 @@ def run(options: argparse.Namespace) -> int:
     if options.tuf_command == "init":
         _init(folder, options.trusted_root)
         return 0
+    # Here: the command's help must not wait for TUF and its cryptography.
+    from edge_agent.trust.catalogue import Catalogue
+    from edge_agent.trust.fetchers import FromHttp, Pace
+
     catalogue = Catalogue(folder, _anchor(folder), base_url=_required(options.metadata_url, "--metadata-url"))
     catalogue.refresh(FromHttp(pace=Pace()))
     if options.tuf_command == "download":

@@ -1,0 +1,67 @@
+"""What everything else stands on: the database, who may connect, what may run, who may operate.
+
+Made by the controller when it starts, and by `nanofleet controller init` before there is one: the first of them makes
+the fleet's authority, the catalogue and all of their keys, as files below `data_dir/keys`.
+"""
+
+import os
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from controller.access.service import Access
+from controller.identity.keys import AuthorityKeys
+from controller.identity.service import Identity
+from controller.settings import Settings
+from controller.signing.keys import EnvironmentKeys, KeyFiles, KeyRing
+from controller.signing.service import Catalogue
+from controller.storage.access import SqlAccessStore
+from controller.storage.catalogue import SqlCatalogueStore
+from controller.storage.database import Database
+from controller.storage.identity import SqlIdentityStore
+from core import folder_lock
+from core.clock import Clock
+
+FIRST_ROOT = "1.root.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Foundation:
+    database: Database
+    identity: Identity
+    catalogue: Catalogue
+    access: Access
+
+    async def first_root(self) -> bytes:
+        """Return the catalogue's first root, which every enrolment token pins."""
+        return await self.catalogue.metadata(FIRST_ROOT)
+
+
+async def lay(settings: Settings, stack: AsyncExitStack, *, clock: Clock) -> Foundation:
+    """Open, or make, what stands in `settings.data_dir`; `stack` closes it.
+
+    Raises:
+        Conflict: a controller runs on it.
+        Unavailable: a database cannot be opened, or a key that signs online is missing.
+    """
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    stack.enter_context(folder_lock.held(settings.data_dir / "controller.lock", what="controller"))
+    database = await opened(settings.database_url, stack)
+    identity = Identity(
+        SqlIdentityStore(database),
+        AuthorityKeys(settings.keys_dir / "authorities"),
+        clock=clock,
+        trust_domain=settings.trust_domain,
+    )
+    await identity.prepare()
+    keys = KeyRing(KeyFiles(settings.keys_dir), EnvironmentKeys(os.environ))
+    catalogue = Catalogue(SqlCatalogueStore(database), keys, clock=clock)
+    await catalogue.prepare()
+    return Foundation(database, identity, catalogue, Access(SqlAccessStore(database), clock=clock))
+
+
+async def opened(url: str, stack: AsyncExitStack) -> Database:
+    """Open a database at this release's schema."""
+    database = Database(url)
+    stack.push_async_callback(database.close)
+    await database.migrate()
+    return database
