@@ -85,10 +85,14 @@ def _large_tensors(name: str, path: Path, sizes: Mapping[str, int]) -> list[tupl
     """Return the large tensors of a model with the file that holds them; none of a file that is no model."""
     with _mapped(path) as content:
         try:
-            placed = [_placed(name, tensor, sizes) for tensor in tensors_of(content)]
+            placed = [_placed(name, tensor, sizes) for tensor in tensors_of(content) if _may_be_large(tensor)]
         except Malformed:
             return []
     return [(owner, tensor) for owner, tensor in placed if tensor.size_bytes >= LARGE_TENSOR_BYTES]
+
+
+def _may_be_large(tensor: Tensor | ExternalTensor) -> bool:
+    return tensor.size_bytes is None or tensor.size_bytes >= LARGE_TENSOR_BYTES
 
 
 def _placed(model: str, tensor: Tensor | ExternalTensor, sizes: Mapping[str, int]) -> tuple[str, Tensor]:
