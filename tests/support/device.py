@@ -50,6 +50,7 @@ class Device:
     def __init__(self, root: Path, *variants: MadeVariant, terms: ProbationTerms = TERMS) -> None:
         self.root = root
         self.shelf = DeliveryShelf(*variants)
+        self.calls = ShelfCalls(self.shelf)
         self.host = FakeHost()
         self.tester = FakeTester()
         self.settings = TrialSettings(terms, look_interval_s=LOOK_S)
@@ -68,7 +69,7 @@ class Device:
             clock = SystemClock()
             store, journal = ContentStore(self.root / "store"), self.journal()
             journal.note_start(software_version=self.software_version)
-            source = ControllerSource(ShelfCalls(self.shelf), limits=SourceLimits(chunk_timeout_s=5), clock=clock)
+            source = ControllerSource(self.calls, limits=SourceLimits(chunk_timeout_s=5), clock=clock)
             delivery = Delivery(source, store, disk=disk, limits=DeliveryLimits(reserve_bytes=0), clock=clock)
             reconciler = Reconciler(
                 AGENT,

@@ -60,7 +60,7 @@ async def test_a_model_is_watched_until_the_watch_is_stopped(tmp_path: Path) -> 
     assert watch.vitals().runs == 2
 
 
-async def test_D18_what_the_old_variant_has_accepted_it_still_answers() -> None:
+async def test_what_the_old_variant_has_accepted_it_still_answers() -> None:
     models = pool()
     old, new = slow_model(version=1), echo_model(version=2)
     await models.host(old)
