@@ -25,6 +25,8 @@ from core.manifest import MAX_CHUNK_BYTES, Chunk
 # Chosen: a chunk costs about 60 bytes of manifest and 20 on the wire; a tensor below this is coded well enough with
 # what is around it.
 LARGE_TENSOR_BYTES = 64 << 10
+# Derived: two regions each, 60 bytes of manifest a chunk: a third of what a manifest may have.
+MAX_LARGE_TENSORS = 10_000
 _MODEL_SUFFIX = ".onnx"
 
 
@@ -106,7 +108,9 @@ def _placed(model: str, tensor: Tensor | ExternalTensor, sizes: Mapping[str, int
 
 
 def _regions(file: str, tensors: Sequence[Tensor], size_bytes: int) -> tuple[Region, ...]:
-    """Return the tensors and what is between them; one region where they overlap or leave the file."""
+    """Return the tensors and what is between them; one region where they are too many, overlap or leave the file."""
+    if len(tensors) > MAX_LARGE_TENSORS:
+        return _whole(file, size_bytes)
     regions: list[Region] = []
     at, last, seen = 0, file, dict[str, int]()
     for tensor in sorted(set(tensors), key=lambda tensor: (tensor.offset, tensor.size_bytes)):
