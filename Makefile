@@ -6,6 +6,11 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 LOCKS  := deploy/requirements
 
+# An environment of its own for one benchmark: torch, and what needs it. Torch is not in the lock, because its pinned
+# wheels for Linux bring gigabytes of CUDA: pip takes whatever build of this version its configuration finds.
+BENCH  := build/venvs/bench
+TORCH  := torch==2.13.0
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check format bench protos locks
 
@@ -38,10 +43,17 @@ format: setup ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup ## Run the benchmarks; prints one JSON object each
+bench: setup $(BENCH)/installed ## Run the benchmarks; prints one JSON object each
 	$(BIN)/python -m benchmarks.footprint --json
 	$(BIN)/python -m benchmarks.hot_path --json
 	$(BIN)/python -m benchmarks.offload --json
+	$(BENCH)/bin/python -m benchmarks.delta --json
+
+$(BENCH)/installed: $(LOCKS)/bench.lock
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $(LOCKS)/bench.lock
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	@touch $@
 
 protos: setup ## Regenerate the code of protos/**/*.proto
 	$(BIN)/python -m protos.generate
@@ -52,5 +64,6 @@ locks: ## Resolve the pinned dependencies again (needs uv)
 	$(COMPILE) pyproject.toml --extra dev --output-file $(LOCKS)/dev.lock
 	$(COMPILE) pyproject.toml --extra agent --output-file $(LOCKS)/agent.lock
 	$(COMPILE) pyproject.toml --extra controller --extra heavy --output-file $(LOCKS)/controller.lock
+	$(COMPILE) pyproject.toml --extra bench --override $(LOCKS)/bench.overrides --no-emit-package torch --output-file $(LOCKS)/bench.lock
 	$(COMPILE) $(LOCKS)/conformance.in --output-file $(LOCKS)/conformance.lock
 	$(COMPILE) $(LOCKS)/protoc.in --output-file $(LOCKS)/protoc.lock

@@ -71,11 +71,14 @@ def fine_tune(model: SentenceModel, *, only: str = "") -> SentenceModel:
     """Take STEPS steps of AdamW on the parameters whose name has `only` in it; the model itself is changed."""
     torch.manual_seed(0)
     tokens = AutoTokenizer.from_pretrained(_package_folder())
-    chosen = [parameter for name, parameter in model.named_parameters() if only in name]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(only in name)
+    chosen = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(chosen, lr=LEARNING_RATE)
+    text = sentences()
     model.train()
     for step in range(STEPS):
-        batch = sentences()[step * BATCH : (step + 1) * BATCH]
+        batch = text[step * BATCH : (step + 1) * BATCH]
         inputs = tokens(batch, padding=True, truncation=True, max_length=TOKENS, return_tensors="pt")
         views = [model(inputs["input_ids"], inputs["attention_mask"]) for _ in range(2)]
         loss = torch.nn.functional.cross_entropy(views[0] @ views[1].T / TEMPERATURE, torch.arange(len(batch)))

@@ -69,7 +69,7 @@ class Doorkeeper(Protocol):
     """What identity knows of callers."""
 
     def admit(self, caller: Caller) -> None:
-        """Let pass who may call. Raises Forbidden or Untrusted."""
+        """Let pass who may call. Raises Unauthenticated, Forbidden or Untrusted."""
         ...
 
     def site_of(self, agent: AgentId) -> SiteId | None: ...

@@ -3,7 +3,7 @@
     on this side            where the keys are            on this side again
     signing stage FILE ──▶  signing sign FILE --key … ──▶ signing publish FILE
 
-`new-key` and `sign` ask no controller: they run on a machine that has no network. All others speak REST.
+`new-key`, `keys` and `sign` ask no controller: they run on a machine that has no network. All others speak REST.
 """
 
 from datetime import UTC, datetime
@@ -109,7 +109,8 @@ def stage(context: typer.Context, file: BundleArgument) -> None:
 def sign(
     file: ExistingBundle,
     key: Annotated[
-        list[Path], typer.Option(exists=True, help="A key's PEM file, or a folder of them; may be given again.")
+        list[Path],
+        typer.Option("--key", "--keys", exists=True, help="A key's PEM file, or a folder of them; may be given again."),
     ],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask after showing what is signed.")] = False,
 ) -> None:
@@ -150,11 +151,28 @@ def new_key(file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to 
     typer.echo(key.public_key.hex)
 
 
+@app.command("keys")
+def keys_in(
+    paths: Annotated[list[Path], typer.Argument(metavar="FILE...", exists=True, help="Keys, or folders of them.")],
+) -> None:
+    """Say what keys are in files, to check copies of them; `signing status` at the controller names the same ids."""
+    from controller.signing.keys import read_key
+
+    table = Table("file", "key", "id of a director key", "public key")
+    for file in _key_files(paths):
+        key = read_key(file).public_key
+        table.add_row(str(file), key.key_id[:_KEY_CHARS], key.director_id[:_KEY_CHARS], key.hex)
+    Console().print(table, soft_wrap=True)
+
+
+def _key_files(paths: list[Path]) -> list[Path]:
+    return [file for path in paths for file in (sorted(path.rglob("*.pem")) if path.is_dir() else [path])]
+
+
 def _signers(paths: list[Path]) -> "dict[str, Signer]":
     from controller.signing.keys import read_key
 
-    files = [file for path in paths for file in (sorted(path.rglob("*.pem")) if path.is_dir() else [path])]
-    keys = [read_key(file) for file in files]
+    keys = [read_key(file) for file in _key_files(paths)]
     return {key.public_key.key_id: key for key in keys}
 
 

@@ -8,10 +8,11 @@ machine locks the first one out, although its certificate is valid for days.
 import asyncio
 import logging
 from collections.abc import Iterable
+from datetime import datetime
 
 from controller.identity.model import AgentIdentity, Caller
 from controller.identity.use_cases import banned
-from core.errors import Forbidden, Untrusted
+from core.errors import Forbidden, Unauthenticated, Untrusted
 from core.ids import AgentId, SiteId
 from core.logs import peer_text
 from core.spiffe import Role
@@ -40,15 +41,20 @@ class Admission:
         identity = self._known.get(agent)
         return None if identity is None else identity.site
 
-    def admit(self, caller: Caller) -> None:
+    def admit(self, caller: Caller, *, now: datetime) -> None:
         """Let pass who may call.
 
         Raises:
+            Unauthenticated: the certificate has expired, on a connection that is older.
             Untrusted: the certificate is of another trust domain.
             Forbidden: the agent is banned, or has another key now.
         """
         if caller.peer.domain != self._trust_domain:
             raise Untrusted(f"certificate: expected trust domain {self._trust_domain}, got {caller.peer.domain}")
+        if now > caller.not_after:
+            raise Unauthenticated(
+                f"certificate: it expired at {caller.not_after:%Y-%m-%d %H:%M} UTC; renew and reconnect"
+            )
         if caller.peer.role is Role.AGENT:
             self._admit_agent(AgentId(caller.peer.name), caller)
 

@@ -269,8 +269,8 @@ class Identity:
         return identity
 
     def admit(self, caller: Caller) -> None:
-        """Let pass who may call on the mTLS port. Raises Forbidden or Untrusted."""
-        self._admission.admit(caller)
+        """Let pass who may call on the mTLS port. Raises Unauthenticated, Forbidden or Untrusted."""
+        self._admission.admit(caller, now=self._clock.now())
 
     def site_of(self, agent: AgentId) -> SiteId | None:
         """Return the site that the agent was enrolled for; None when it is not known here."""

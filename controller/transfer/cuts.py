@@ -25,6 +25,8 @@ from core.manifest import MAX_CHUNK_BYTES, Chunk
 # Chosen: a chunk costs about 60 bytes of manifest and 20 on the wire; a tensor below this is coded well enough with
 # what is around it.
 LARGE_TENSOR_BYTES = 64 << 10
+# Derived: two regions each, 60 bytes of manifest a chunk: a third of what a manifest may have.
+MAX_LARGE_TENSORS = 10_000
 _MODEL_SUFFIX = ".onnx"
 
 
@@ -85,10 +87,14 @@ def _large_tensors(name: str, path: Path, sizes: Mapping[str, int]) -> list[tupl
     """Return the large tensors of a model with the file that holds them; none of a file that is no model."""
     with _mapped(path) as content:
         try:
-            placed = [_placed(name, tensor, sizes) for tensor in tensors_of(content)]
+            placed = [_placed(name, tensor, sizes) for tensor in tensors_of(content) if _may_be_large(tensor)]
         except Malformed:
             return []
     return [(owner, tensor) for owner, tensor in placed if tensor.size_bytes >= LARGE_TENSOR_BYTES]
+
+
+def _may_be_large(tensor: Tensor | ExternalTensor) -> bool:
+    return tensor.size_bytes is None or tensor.size_bytes >= LARGE_TENSOR_BYTES
 
 
 def _placed(model: str, tensor: Tensor | ExternalTensor, sizes: Mapping[str, int]) -> tuple[str, Tensor]:
@@ -102,7 +108,9 @@ def _placed(model: str, tensor: Tensor | ExternalTensor, sizes: Mapping[str, int
 
 
 def _regions(file: str, tensors: Sequence[Tensor], size_bytes: int) -> tuple[Region, ...]:
-    """Return the tensors and what is between them; one region where they overlap or leave the file."""
+    """Return the tensors and what is between them; one region where they are too many, overlap or leave the file."""
+    if len(tensors) > MAX_LARGE_TENSORS:
+        return _whole(file, size_bytes)
     regions: list[Region] = []
     at, last, seen = 0, file, dict[str, int]()
     for tensor in sorted(set(tensors), key=lambda tensor: (tensor.offset, tensor.size_bytes)):

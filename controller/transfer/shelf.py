@@ -3,12 +3,14 @@
     full/<target>   delta/<target>/<source>   tmp/
 
 One pack is built at a time, and whoever asks for one that is being built waits for it. A pack that proves damaged is
-dropped, so that the next preparation builds it again. Reading happens on one thread of the shelf's own, which also owns
-the open files; a bounded number of them stays open.
+dropped, so that the next preparation builds it again. After each build the packs that nobody used for longest go, until
+all of them fit into `max_bytes`. Reading happens on one thread of the shelf's own, which also owns the open files; a
+bounded number of them stays open.
 """
 
 import asyncio
 import logging
+import os
 import shutil
 import time
 from collections import OrderedDict
@@ -21,7 +23,7 @@ from controller.transfer.builder import TEMPORARIES
 from controller.transfer.model import Codec, Encoded, Sizes
 from controller.transfer.packs import Form, PackFile, PackId
 from core.chunks import chunks_of
-from core.digest import Digest
+from core.digest import Digest, hex_of
 from core.errors import IntegrityError, NotFound, Unavailable
 from core.manifest import Manifest
 
@@ -29,6 +31,8 @@ T = TypeVar("T")
 
 # Chosen: a model's versions under delivery at a time, each with the deltas to what a fleet holds.
 _MAX_OPEN = 64
+# Chosen: some hundred variants of the size that agents run, with their deltas.
+MAX_PACKS_BYTES = 16 << 30
 _CODECS = {Form.RAW: Codec.RAW, Form.ZSTD: Codec.ZSTD, Form.DIFFERENCE: Codec.DIFFERENCE}
 
 _log = logging.getLogger(__name__)
@@ -53,9 +57,10 @@ class _Best(NamedTuple):
 class PackShelf:
     """Implements `controller.transfer.model.Packs`. Call `clean` once before use and `close` at the end."""
 
-    def __init__(self, root: Path, builder: Builder) -> None:
+    def __init__(self, root: Path, builder: Builder, *, max_bytes: int = MAX_PACKS_BYTES) -> None:
         self._root = root
         self._builder = builder
+        self._max_bytes = max_bytes
         self._building = asyncio.Lock()
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="packs")
         # Touched by the reader's thread only, newest use last.
@@ -93,6 +98,7 @@ class PackShelf:
                 return
             started_s = time.monotonic()
             await self._builder.build(to, source)
+            await self._read(lambda: self._make_room(pack.target))
             seconds = round(time.monotonic() - started_s, 3)
             fields = {"model": to.model, "version": to.version, "variant": to.variant, "seconds": seconds}
             _log.info("pack built", extra=fields | {"source_version": None if source is None else source.version})
@@ -175,6 +181,8 @@ class PackShelf:
         if pack not in self._open:
             try:
                 self._open[pack] = PackFile.open(self._root, pack)
+                # Its time of change says when it was last of use.
+                os.utime(pack.path(self._root))
             except FileNotFoundError:
                 return None
             except IntegrityError:
@@ -185,6 +193,19 @@ class PackShelf:
                 self._open.popitem(last=False)[1].close()
         self._open.move_to_end(pack)
         return self._open[pack]
+
+    def _make_room(self, target: Digest) -> None:
+        """Remove the packs used longest ago until the rest fits; those of `target` stay: they are about to be used."""
+        found = [(path, path.stat()) for path in self._root.glob("full/*")]
+        found += [(path, path.stat()) for path in self._root.glob("delta/*/*")]
+        total_bytes = sum(stat.st_size for _, stat in found)
+        for path, stat in sorted(found, key=lambda each: each[1].st_mtime):
+            if total_bytes <= self._max_bytes:
+                return
+            if hex_of(target) not in (path.name, path.parent.name):
+                total_bytes -= stat.st_size
+                # One that is open stays readable until it is closed.
+                path.unlink()
 
     def _drop(self, pack: PackId) -> None:
         _log.warning("a damaged pack is dropped", extra={"target": pack.target, "source": pack.source})

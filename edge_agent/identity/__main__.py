@@ -1,7 +1,7 @@
 """`python -m edge_agent.identity COMMAND`: the short child process that does cryptography for the running agent.
 
 One JSON object on standard input, one on standard output; bytes that are not text are in base64. Exit code 0: the
-answer; 1: a refusal, `{"refusal": reason}`; 2: not a call that this version knows. Keys never stand in arguments, which
+answer; 2: not a call that this version knows; 3: a refusal, `{"refusal": reason}`. Keys never stand in arguments, which
 every user of the machine can read.
 """
 
@@ -17,7 +17,8 @@ from core.errors import Untrusted
 from core.spiffe import parse_spiffe
 from edge_agent.identity import keys
 
-ANSWER, REFUSAL, NO_CALL = 0, 1, 2
+# Not 1, with which Python ends after a defect.
+ANSWER, NO_CALL, REFUSAL = 0, 2, 3
 # Derived: a certificate chain and a bundle of a few kB each, and some.
 MAX_BYTES = 256 << 10
 # Behind everything that answers a device.

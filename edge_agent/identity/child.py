@@ -13,7 +13,8 @@ from core.errors import InternalError, Unavailable, Untrusted
 CHILD_TIMEOUT_S = 60.0
 # Derived: the answer is a key, a request and a signature.
 _MAX_ANSWER_BYTES = 64 << 10
-_ANSWER, _REFUSAL = 0, 1
+# Of `__main__`, which is not imported: it brings the library.
+_ANSWER, _REFUSAL = 0, 3
 
 
 class Child(Protocol):

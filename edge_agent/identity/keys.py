@@ -5,12 +5,13 @@ Only the child process (`edge_agent.identity.__main__`) and the enrolment comman
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
@@ -60,7 +61,11 @@ def check_credential(chain: bytes, bundle: bytes, *, key: bytes, peer: Peer) -> 
     Raises:
         Untrusted: another key, another name, or not issued by an authority in `bundle`.
     """
-    leaf = _certificates(chain, what="certificate")[0]
+    with _well_formed("certificate"):
+        return _checked_leaf(_certificates(chain, what="certificate")[0], bundle, key=key, peer=peer)
+
+
+def _checked_leaf(leaf: x509.Certificate, bundle: bytes, *, key: bytes, peer: Peer) -> Validity:
     if _public_bytes(leaf.public_key()) != _public_bytes(_private(key).public_key()):
         raise Untrusted("certificate: expected one for the key that was sent, got one for another key")
     names = _uris(leaf)
@@ -78,7 +83,11 @@ def check_bundle(bundle: bytes, *, now: datetime) -> tuple[bytes, ...]:
     Raises:
         Untrusted: a certificate in it is no authority, or every one has expired at `now`.
     """
-    authorities = _certificates(bundle, what="trust bundle")
+    with _well_formed("trust bundle"):
+        return _checked_authorities(_certificates(bundle, what="trust bundle"), now=now)
+
+
+def _checked_authorities(authorities: Sequence[x509.Certificate], *, now: datetime) -> tuple[bytes, ...]:
     if len(authorities) > MAX_AUTHORITIES:
         raise Untrusted(f"trust bundle: expected at most {MAX_AUTHORITIES} authorities, got {len(authorities)}")
     for authority in authorities:
@@ -102,13 +111,30 @@ def pinned_authority(chain: Sequence[bytes], *, sha256: bytes, now: datetime) ->
             "controller: expected the authority that the token names, got another: the token is of another fleet, or "
             "somebody sits in between; nothing was sent"
         )
-    for certificate in map(x509.load_der_x509_certificate, chain):
-        if now < certificate.not_valid_before_utc:
-            raise Untrusted(
-                f"controller: its certificate begins on {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC, and "
-                f"this machine's clock says {now:%Y-%m-%d %H:%M}; set the clock"
-            )
-    return x509.load_der_x509_certificate(found[0]).public_bytes(Encoding.PEM)
+    with _well_formed("controller: certificate"):
+        begins = max(x509.load_der_x509_certificate(certificate).not_valid_before_utc for certificate in chain)
+        authority = x509.load_der_x509_certificate(found[0]).public_bytes(Encoding.PEM)
+    if now < begins:
+        raise Untrusted(
+            f"controller: its certificate begins on {begins:%Y-%m-%d %H:%M} UTC, and this machine's clock says "
+            f"{now:%Y-%m-%d %H:%M}; set the clock"
+        )
+    return authority
+
+
+@contextmanager
+def _well_formed(what: str) -> Iterator[None]:
+    """Turn what the library raises for a hostile certificate, here or where a part of it is first read, into ours."""
+    try:
+        yield
+    except (
+        ValueError,
+        TypeError,
+        UnsupportedAlgorithm,
+        x509.DuplicateExtension,
+        x509.UnsupportedGeneralNameType,
+    ) as error:
+        raise Untrusted(f"{what}: expected a well-formed certificate, got {type(error).__name__}") from error
 
 
 def _certificates(pem: bytes, *, what: str) -> list[x509.Certificate]:
@@ -138,7 +164,7 @@ def _public_bytes(key: object) -> bytes | None:
 def _uris(certificate: x509.Certificate) -> list[str]:
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, ValueError):
+    except x509.ExtensionNotFound:
         return []
     return names.get_values_for_type(x509.UniformResourceIdentifier)
 
@@ -146,7 +172,7 @@ def _uris(certificate: x509.Certificate) -> list[str]:
 def _is_authority(certificate: x509.Certificate) -> bool:
     try:
         return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except (x509.ExtensionNotFound, ValueError):
+    except x509.ExtensionNotFound:
         return False
 
 

@@ -116,7 +116,7 @@ class Renewal:
         """Take `pem`, which came over the controller's session, as the authorities to trust from now on.
 
         It is looked at later and off the session; the newest one counts. One that does not hold is refused and reported
-        in `status`, and the last good one stays.
+        in `status`, and the last good one stays; the next session or renewal brings it again.
         """
         if self._pushed.full():
             self._pushed.get_nowait()

@@ -519,7 +519,7 @@ async def test_I11_a_session_without_hello_is_ended(controller: TrustedControlle
 
 
 async def test_a_plaintext_client_gets_nothing_from_either_port(controller: TrustedController) -> None:
-    for address in (controller.main.address, controller.enrolment.address):
+    for address in (controller.main_address, controller.enrolment.address):
         async with grpc.aio.insecure_channel(str(address)) as channel:
             with pytest.raises(grpc.aio.AioRpcError) as refusal:
                 await sent(channel, "/inference.GRPCInferenceService/ServerLive", timeout_s=3)
@@ -529,7 +529,7 @@ async def test_a_plaintext_client_gets_nothing_from_either_port(controller: Trus
 async def test_a_client_without_a_certificate_gets_nothing_from_the_main_port(controller: TrustedController) -> None:
     credentials = grpc.ssl_channel_credentials(controller.identity.trust_bundle())
     options = [("grpc.ssl_target_name_override", "controller.nanofleet.internal")]
-    async with grpc.aio.secure_channel(str(controller.main.address), credentials, options=options) as channel:
+    async with grpc.aio.secure_channel(str(controller.main_address), credentials, options=options) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as refusal:
             await sent(channel, "/inference.GRPCInferenceService/ServerLive", timeout_s=3)
 

@@ -38,13 +38,12 @@ async def controller(tmp_path: Path) -> AsyncIterator[TrustedController]:
 
 async def enrolled(controller: TrustedController, folder: Path) -> Identity:
     """Enrol with a token that went through its text, as the operator's command prints it."""
-    (authority,) = controller.identity.authorities()
     token = EnrolmentToken(
         await controller.token(CAM),
-        bytes.fromhex(authority.sha256),
+        controller.identity.authority_sha256(),
         hashlib.sha256(ROOT).digest(),
         DOMAIN,
-        controller.main.address,
+        controller.main_address,
         controller.enrolment.address,
     )
     machine = IdentityFolder(folder / "identity")
@@ -106,6 +105,17 @@ async def test_the_authorities_pushed_while_they_rotate_are_taken(
             keeper.renewal.apply_trust_bundle(pushed)
             assert (await keeper.until_changed()).tls.trust_bundle == pushed
             assert await is_served(channel)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+async def test_a_machine_is_enrolled_at_every_step_of_a_rotation(
+    controller: TrustedController, tmp_path: Path, disk: ThreadPoolExecutor, steps: int
+) -> None:
+    for _ in range(steps):
+        await controller.identity.rotate()
+    identity = await enrolled(controller, tmp_path / "agent")
+    async with kept(identity, tmp_path, disk) as (_, channel):
+        assert await is_served(channel)
 
 
 async def test_a_banned_agent_says_why_it_is_refused(

@@ -215,6 +215,18 @@ async def test_a_pack_is_built_once_for_all_who_ask(root: Path, blobs: FolderBlo
     await shelf.close()
 
 
+async def test_packs_that_were_not_used_for_longest_make_room(root: Path, blobs: FolderBlobs) -> None:
+    shelf = PackShelf(root, ChildBuilder(root, blobs), max_bytes=1)
+    await shelf.clean()
+    old, new = made(blobs, 1), made(blobs, 2)
+    await shelf.prepare(old.manifest, [])
+    await shelf.prepare(new.manifest, [old.manifest])
+    assert not PackId(old.digest).path(root).exists()
+    assert PackId(new.digest).path(root).exists()
+    assert PackId(new.digest, old.digest).path(root).exists()
+    await shelf.close()
+
+
 async def test_cancelling_a_preparation_ends_its_process_and_leaves_nothing(root: Path, blobs: FolderBlobs) -> None:
     shelf = PackShelf(root, ChildBuilder(root, blobs))
     await shelf.clean()

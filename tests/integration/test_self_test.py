@@ -21,7 +21,7 @@ def with_golden(model: BuiltModel, inputs: Array, outputs: Array, **bounds: floa
     """Return the model's manifest with a self-test; its file is put beside the others."""
     path = model.folder / "golden.npz"
     with path.open("wb") as file:
-        np.savez(file, **{"input.x": inputs, "output.scores": outputs})
+        np.savez(file, allow_pickle=True, **{"input.x": inputs, "output.scores": outputs})
     golden = File(path=path.name, digest=digest_of_file(path), size_bytes=path.stat().st_size)
     found = model.manifest.model_dump()
     found["files"] = [*model.manifest.files, golden]
@@ -29,7 +29,7 @@ def with_golden(model: BuiltModel, inputs: Array, outputs: Array, **bounds: floa
     return Manifest.model_validate(found)
 
 
-async def tested(manifest: Manifest, folder: Path, limits: SelfTestLimits | None = None) -> SelfTestResult:
+async def outcome(manifest: Manifest, folder: Path, limits: SelfTestLimits | None = None) -> SelfTestResult:
     return await SelfTester(limits or SelfTestLimits()).test(manifest, folder)
 
 
@@ -40,7 +40,7 @@ def why(result: SelfTestResult) -> str:
 
 async def test_a_variant_that_answers_as_published_passes(tmp_path: Path) -> None:
     manifest = with_golden(make_mlp(tmp_path), INPUTS, mlp_scores(INPUTS), max_latency_p95_ms=500.0)
-    result = await tested(manifest, tmp_path)
+    result = await outcome(manifest, tmp_path)
     assert result.problem is None
     assert result.latency_p95_ms is not None
     assert 0 < result.latency_p95_ms < 500
@@ -51,11 +51,11 @@ async def test_a_variant_that_answers_as_published_passes(tmp_path: Path) -> Non
 async def test_a_variant_that_does_not_batch_is_asked_one_sample_after_another(tmp_path: Path) -> None:
     model = make_mlp(tmp_path, max_batch=1)
     manifest = with_golden(model, INPUTS[:, None, :], mlp_scores(INPUTS)[:, None, :])
-    assert (await tested(manifest, tmp_path)).problem is None
+    assert (await outcome(manifest, tmp_path)).problem is None
 
 
 async def test_a_variant_without_golden_inputs_is_loaded_and_run_once(tmp_path: Path) -> None:
-    assert (await tested(make_mlp(tmp_path).manifest, tmp_path)).problem is None
+    assert (await outcome(make_mlp(tmp_path).manifest, tmp_path)).problem is None
 
 
 def shifted(outputs: Array) -> Array:
@@ -69,18 +69,18 @@ def wider(outputs: Array) -> Array:
 @pytest.mark.parametrize(("wrong", "reason"), [(shifted, "a difference of 0.01"), (wider, "expected shape [4, 9]")])
 async def test_other_answers_than_published_fail(tmp_path: Path, wrong: Callable[[Array], Array], reason: str) -> None:
     manifest = with_golden(make_mlp(tmp_path), INPUTS, wrong(mlp_scores(INPUTS)))
-    assert reason in why(await tested(manifest, tmp_path))
+    assert reason in why(await outcome(manifest, tmp_path))
 
 
 async def test_nan_where_the_publisher_had_a_number_fails(tmp_path: Path) -> None:
     inputs = np.full((1, 4), np.nan, np.float32)
     manifest = with_golden(make_echo(tmp_path), inputs, np.zeros((1, 4), np.float32))
-    assert "expected finite numbers" in why(await tested(manifest, tmp_path))
+    assert "expected finite numbers" in why(await outcome(manifest, tmp_path))
 
 
 async def test_nan_where_the_publisher_had_it_too_passes(tmp_path: Path) -> None:
     inputs = np.full((1, 4), np.nan, np.float32)
-    assert (await tested(with_golden(make_echo(tmp_path), inputs, inputs), tmp_path)).problem is None
+    assert (await outcome(with_golden(make_echo(tmp_path), inputs, inputs), tmp_path)).problem is None
 
 
 @pytest.mark.parametrize(
@@ -91,35 +91,35 @@ async def test_a_bound_of_the_manifest_that_does_not_hold_fails(
     tmp_path: Path, bound: dict[str, float], reason: str
 ) -> None:
     manifest = with_golden(make_mlp(tmp_path), INPUTS, mlp_scores(INPUTS), **bound)
-    assert reason in why(await tested(manifest, tmp_path))
+    assert reason in why(await outcome(manifest, tmp_path))
 
 
 async def test_a_file_that_is_no_model_fails(tmp_path: Path) -> None:
     model = make_mlp(tmp_path)
     (tmp_path / "model.onnx").write_bytes(b"GIF89a")
-    assert "does not load it" in why(await tested(model.manifest, tmp_path))
+    assert "does not load it" in why(await outcome(model.manifest, tmp_path))
 
 
 async def test_golden_inputs_with_pickles_are_never_opened(tmp_path: Path) -> None:
     trap = np.array([Path(tmp_path)], dtype=object)
     manifest = with_golden(make_mlp(tmp_path), trap, trap)
-    assert "allow_pickle=False" in why(await tested(manifest, tmp_path))
+    assert "allow_pickle=False" in why(await outcome(manifest, tmp_path))
 
 
 async def test_a_variant_that_wants_more_memory_than_allowed_fails(tmp_path: Path) -> None:
     manifest = make_mlp(tmp_path).manifest
-    assert "failed its self-test" in why(await tested(manifest, tmp_path, SelfTestLimits(memory_bytes=16 << 20)))
+    assert "failed its self-test" in why(await outcome(manifest, tmp_path, SelfTestLimits(memory_bytes=16 << 20)))
 
 
 async def test_a_variant_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
     manifest = make_mlp(tmp_path).manifest
-    assert "not done within 0.02 s" in why(await tested(manifest, tmp_path, SelfTestLimits(timeout_s=0.02)))
+    assert "not done within 0.02 s" in why(await outcome(manifest, tmp_path, SelfTestLimits(timeout_s=0.02)))
 
 
 async def test_cancelling_leaves_no_process_behind(tmp_path: Path) -> None:
     manifest = make_mlp(tmp_path).manifest
     before = children()
-    task = asyncio.create_task(tested(manifest, tmp_path))
+    task = asyncio.create_task(outcome(manifest, tmp_path))
     async with asyncio.timeout(10):
         while children() == before:
             await asyncio.sleep(0)

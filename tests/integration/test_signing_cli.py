@@ -32,7 +32,8 @@ from core.addresses import Address
 from core.clock import SystemClock
 from tests.support.operator_side import MAX_MODEL_BYTES, PretendingWorkshop
 
-PATIENCE_S = 20.0
+# Generous: a test that needs it has failed, or the machine is very busy.
+PATIENCE_S = 120.0
 Run = Callable[..., Result]
 
 
@@ -57,13 +58,13 @@ def running_controller(folder: Path) -> Iterator[Running]:
     async def serve() -> None:
         server, loop = HttpServer(Address("127.0.0.1", 0)), asyncio.get_running_loop()
         async with AsyncExitStack() as stack:
+            stack.callback(server.close)
             app = await _app(folder, stack)
             running.append(Running(f"http://{server.address}", folder))
             stops.append(lambda: loop.call_soon_threadsafe(server.stop))
             serving = asyncio.create_task(server.run(app))
             started.set()
             await serving
-        server.close()
 
     thread = threading.Thread(target=lambda: asyncio.run(serve()), name="controller")
     thread.start()
@@ -275,3 +276,18 @@ def test_a_file_that_is_no_bundle_is_refused(run: Run, tmp_path: Path, content: 
     (tmp_path / "staged.json").write_bytes(content)
 
     assert_refused(run("signing", "publish", str(tmp_path / "staged.json")), "bundle")
+
+
+def test_copies_of_keys_are_checked_by_their_ids(controller: Running, run: Run) -> None:
+    found = json.loads(done(run("signing", "status", "-o", "json")))
+    ids = {role["role"]: role["keys"][0]["id"][:16] for role in found["roles"]}
+
+    table = done(invoke("signing", "keys", str(controller.folder / "keys")))
+
+    assert all(key_id in table for key_id in ids.values())
+
+
+def test_a_root_kept_elsewhere_gets_no_new_key_here(controller: Running, run: Run) -> None:
+    controller.move_keys(KeyRole.ROOT)
+
+    assert_refused(run("signing", "rotate", "root"), "nanofleet signing new-key", "--public-key")

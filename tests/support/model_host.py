@@ -1,10 +1,10 @@
 """A ModelHost that runs nothing, and remembers what it was asked to; a SelfTester that tries nothing."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from core.digest import Digest
+from core.digest import Digest, digest_of_file
 from core.fleet_state import Problem
 from core.ids import ModelName
 from core.manifest import Manifest
@@ -56,6 +56,7 @@ class FakeHost:
         # The newest watch over each variant; tests say what it saw.
         self.watches: dict[Digest, FakeWatch] = {}
         self._running: dict[ModelName, Digest] = {}
+        self._changed = asyncio.Event()
 
     async def load(self, manifest: Manifest, digest: Digest, folder: Path) -> None:
         self.loads.append(digest)
@@ -65,11 +66,21 @@ class FakeHost:
             await self.gate.wait()
         if digest in self.failures:
             raise self.failures[digest]
+        for file in manifest.files:
+            assert digest_of_file(folder / file.path) == file.digest, "loaded although it is not whole"
         self._running[ModelName(manifest.model)] = digest
+        self._changed.set()
 
     async def unload(self, model: ModelName) -> None:
         self.unloads.append(model)
         self._running.pop(model, None)
+        self._changed.set()
+
+    async def until(self, claim: Callable[[], bool]) -> None:
+        """Return as soon as `claim` holds; it is asked whenever a model came or went."""
+        while not claim():
+            self._changed.clear()
+            await self._changed.wait()
 
     def running(self) -> Mapping[ModelName, Digest]:
         return self._running

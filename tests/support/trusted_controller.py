@@ -16,8 +16,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from controller.api.agents_grpc import FleetServicer
 from controller.api.artifacts_grpc import ArtifactServicer
 from controller.api.enrolment_grpc import EnrolmentServer, EnrolmentServicer
-from controller.api.grpc_server import GrpcServer
-from controller.api.otlp_grpc import OtlpServicer
 from controller.api.policy import PolicyInterceptor, require_own_name
 from controller.api.server_credentials import mutual_tls, one_sided_tls
 from controller.fleet.service import Fleet
@@ -25,17 +23,16 @@ from controller.identity.authority import CertificateAuthority, key_pem, new_key
 from controller.identity.keys import AuthorityKeys
 from controller.identity.renewal import signed_message
 from controller.identity.service import Identity
-from controller.traces.intake import Intake
-from controller.traces.service import Traces
 from core.addresses import Address
 from core.clock import SystemClock
 from core.digest import Digest
 from core.errors import NotFound
 from core.fleet_state import AgentHello
-from core.grpc_transport import MUTUAL_TLS_OPTIONS, TlsIdentity, open_channel
+from core.grpc_transport import MUTUAL_TLS_OPTIONS, SERVER_OPTIONS, TlsIdentity, open_channel
 from core.ids import AgentId
-from core.open_inference.grpc_face import OpenInferenceServicer
-from protos.fleet.v1.fleet_pb2_grpc import FleetServiceStub
+from core.open_inference.grpc_face import OpenInferenceServicer, add_open_inference
+from protos.artifacts.v1.artifacts_pb2_grpc import add_ArtifactServiceServicer_to_server
+from protos.fleet.v1.fleet_pb2_grpc import FleetServiceStub, add_FleetServiceServicer_to_server
 from protos.identity.v1 import identity_pb2 as pb
 from protos.identity.v1.identity_pb2_grpc import EnrolmentServiceStub
 from tests.support.echo_plane import EchoPlane
@@ -43,7 +40,6 @@ from tests.support.fake_agent import FakeAgent
 from tests.support.fleet_store import MemoryFleetStore
 from tests.support.fleet_values import NORTH, FakeCatalogue, made_hello
 from tests.support.identity_store import MemoryIdentityStore
-from tests.support.trace_store import MemoryTraceStore
 
 HOST = Address("127.0.0.1", 0)
 DOMAIN = "fleet.test"
@@ -121,32 +117,33 @@ class TrustedController:
         self.clock = clock
         self.fleet = Fleet(MemoryFleetStore(), FakeCatalogue(), clock=clock, max_sessions=100)
         identity.on_revoked(self.fleet.expel)
-        self.main = GrpcServer(
-            HOST,
-            mutual_tls(identity.server_identity),
-            max_sessions=100,
-            keepalive_s=60,
-            interceptors=[PolicyInterceptor(identity)],
-        )
+        self._main = grpc.aio.server(interceptors=[PolicyInterceptor(identity)], options=SERVER_OPTIONS)
+        port = self._main.add_secure_port(str(HOST), mutual_tls(identity.server_identity))
+        self.main_address = Address(HOST.host, port)
         self.enrolment = EnrolmentServer(
             HOST, one_sided_tls(identity.server_identity), connection_age_s=connection_age_s
         )
 
     async def start(self) -> None:
-        await self.main.start(
-            fleet=FleetServicer(
-                self.fleet, check_hello=require_own_name(self.identity), trust_bundle=self.identity.trust_bundle
-            ),
-            artifacts=ArtifactServicer(NoBlobs()),
-            inference=OpenInferenceServicer(EchoPlane(), server_name="test", server_version="1", clock=self.clock),
-            otlp=OtlpServicer(Intake(Traces(MemoryTraceStore(), max_spans=10), None)),
+        fleet = FleetServicer(
+            self.fleet, check_hello=require_own_name(self.identity), trust_bundle=self.identity.trust_bundle
         )
+        add_FleetServiceServicer_to_server(fleet, self._main)
+        add_ArtifactServiceServicer_to_server(ArtifactServicer(NoBlobs()), self._main)
+        inference = OpenInferenceServicer(EchoPlane(), server_name="test", server_version="1", clock=self.clock)
+        add_open_inference(inference, self._main)
+        await self._main.start()
         await self.enrolment.start(EnrolmentServicer(self.identity, Root(), clock=self.clock))
 
     def stolen_authority(self) -> CertificateAuthority:
         """Return what a thief of the controller's disk has."""
         authority = self.identity.authorities()[0]
         return CertificateAuthority.load(authority.certificate.encode(), self._keys.load(authority.sha256))
+
+    async def stop(self) -> None:
+        self.fleet.end_sessions()
+        await self._main.stop(None)
+        await self.enrolment.stop()
 
     # ---- enrolling --------------------------------------------------------------------------------------------
 
@@ -188,7 +185,7 @@ class TrustedController:
     @asynccontextmanager
     async def channel(self, tls: TlsIdentity) -> AsyncIterator[grpc.aio.Channel]:
         """Yield a connection of its own, as of another machine."""
-        channel = open_channel(self.main.address, tls)
+        channel = open_channel(self.main_address, tls)
         try:
             yield channel
         finally:
@@ -230,6 +227,4 @@ async def trusted_controller(folder: Path, *, connection_age_s: float = 20.0) ->
     try:
         yield controller
     finally:
-        controller.fleet.end_sessions()
-        await controller.main.stop()
-        await controller.enrolment.stop()
+        await controller.stop()

@@ -48,6 +48,18 @@ async def test_a_new_variant_takes_the_place_of_the_old_one(tmp_path: Path) -> N
     assert models.find("digits").version == "2"
 
 
+async def test_a_model_is_watched_until_the_watch_is_stopped(tmp_path: Path) -> None:
+    models, mlp = pool(), make_mlp(tmp_path)
+    await models.load(mlp.manifest, mlp.digest, mlp.folder)
+    row = np.zeros((1, 64), np.float32)
+    watch = models.watch(ModelName("digits"))
+    await ask_row(models, row)
+    await ask_row(models, row)
+    watch.stop()
+    await ask_row(models, row)
+    assert watch.vitals().runs == 2
+
+
 async def test_what_the_old_variant_has_accepted_it_still_answers() -> None:
     models = pool()
     old, new = slow_model(version=1), echo_model(version=2)

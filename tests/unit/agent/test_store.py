@@ -1,7 +1,5 @@
 """ContentStore: what arrives is verified, what activates is whole, what is not needed goes."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -187,11 +185,3 @@ def test_files_shared_with_a_kept_variant_stay(tmp_path: Path) -> None:
     store.remove_unneeded(keep=[new.digest])
     assert store.is_complete(new.digest)
     assert not store.has(digest_of(b"old graph"))
-
-
-def test_d08_a_power_cut_before_any_change_of_the_disk_leaves_the_old_or_the_new_version_whole(tmp_path: Path) -> None:
-    # In a process without other threads, which may fork.
-    command = [sys.executable, "-m", "tests.support.crash_points", str(tmp_path)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 20, "expected many points at which it can crash"

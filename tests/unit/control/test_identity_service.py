@@ -19,7 +19,16 @@ from controller.identity.model import AUTHORITY_OVERLAP, LIFETIMES, AuthoritySta
 from controller.identity.renewal import NONCE_LIFETIME_S, RenewalNonces, signed_message
 from controller.identity.service import MAX_REASON_CHARS, MAX_TOKEN_LIFETIME, Identity
 from controller.identity.store import IdentityRecords
-from core.errors import Conflict, Forbidden, InvalidRequest, NotFound, Unavailable, UnknownAgent, Untrusted
+from core.errors import (
+    Conflict,
+    Forbidden,
+    InvalidRequest,
+    NotFound,
+    Unauthenticated,
+    Unavailable,
+    UnknownAgent,
+    Untrusted,
+)
 from core.ids import AgentId
 from core.spiffe import Peer, Role
 from tests.support.fleet_values import CAM, NORTH, HeldClock
@@ -134,6 +143,18 @@ async def test_a_certificate_of_another_trust_domain_is_untrusted(side: Side) ->
 
     with pytest.raises(Untrusted):
         side.identity.admit(replace(shown, peer=Peer("other.test", Role.AGENT, CAM)))
+
+
+async def test_a_connection_does_not_outlive_its_certificate(side: Side) -> None:
+    key = new_key()
+    shown = caller(key, await side.enrol(key))
+    side.clock.advance(LIFETIMES[Role.AGENT].total_seconds() - 1)
+    side.identity.admit(shown)
+
+    side.clock.advance(2)
+
+    with pytest.raises(Unauthenticated, match="renew"):
+        side.identity.admit(shown)
 
 
 async def test_a_ban_counts_although_the_operator_hung_up(side: Side) -> None:

@@ -130,6 +130,20 @@ async def test_agents_are_told_again_by_the_new_director_key(world: SignedWorld,
         await reissues.get()
 
 
+async def test_agents_are_told_again_when_a_revocation_that_waited_is_published(
+    world: SignedWorld, reissues: asyncio.Queue[None]
+) -> None:
+    elsewhere = world.move_keys(KeyRole.TARGETS)
+    await world.catalogue.revoke(METER, versions=[1])
+    assert reissues.empty()
+    (elsewhere / "targets").rename(world.folder / "keys" / "targets")
+
+    await world.catalogue.renew()
+
+    async with asyncio.timeout(5):
+        await reissues.get()
+
+
 async def test_a_release_by_itself_tells_agents_nothing(world: SignedWorld, reissues: asyncio.Queue[None]) -> None:
     await world.catalogue.release([made_release(METER, 2)])
 

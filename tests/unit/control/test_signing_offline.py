@@ -1,17 +1,23 @@
 """Keys that are not on the controller: what it wants published is staged, carried to them, signed and brought back."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from controller.signing.bundle import MAX_BUNDLE_BYTES, Bundle
+from controller.signing.bundle import FORMAT, MAX_BUNDLE_BYTES, Bundle
 from controller.signing.keys import KeyFiles, KeyRing, PrivateKey, Signer
 from controller.signing.model import KeyRole
 from core.errors import Conflict, InvalidRequest, NotFound, TooLarge, Untrusted
 from tests.support.catalogues import METER, START, SignedWorld, TufClient, made_release
+
+# What TUF metadata is made of, so that some of what is made up gets far.
+_KEYS = ["root", "targets", "signed", "signatures", "_type", "version", "expires", "keys", "roles", "delegations"]
 
 FIRST = made_release(METER, 1)
 SECOND = made_release(METER, 2)
@@ -175,6 +181,34 @@ async def test_keys_that_come_back_publish_what_waited_with_the_next_change(
     assert await client.finds(FIRST)
 
 
+async def test_keys_that_come_back_publish_what_waited_at_the_next_look(world: SignedWorld, client: TufClient) -> None:
+    elsewhere = world.move_keys(KeyRole.TARGETS)
+    await world.catalogue.release([FIRST])
+    (elsewhere / "targets").rename(world.folder / "keys" / "targets")
+
+    await world.catalogue.renew()
+
+    assert await client.finds(FIRST)
+
+
+async def test_a_draft_that_waits_for_long_is_drafted_anew_before_it_expires(
+    world: SignedWorld, client: TufClient, safe: Mapping[str, Signer]
+) -> None:
+    await world.catalogue.release([FIRST])
+    for _ in range(100):
+        world.clock.advance(days=1)
+        await world.catalogue.renew()
+
+    await world.catalogue.publish_signed(world.catalogue.bundle().signed(safe, now=world.clock.now()))
+
+    assert await client.finds(FIRST)
+
+
+async def test_a_director_key_that_is_elsewhere_is_refused(world: SignedWorld) -> None:
+    with pytest.raises(InvalidRequest, match="signs online"):
+        await world.catalogue.rotate(KeyRole.DIRECTOR, public_key=PrivateKey.generate().public_key)
+
+
 async def test_a_draft_that_expired_while_it_waited_is_refused(world: SignedWorld, safe: Mapping[str, Signer]) -> None:
     await world.catalogue.release([FIRST])
     bundle = world.catalogue.bundle().signed(safe, now=START)
@@ -237,6 +271,23 @@ def test_a_file_that_is_no_bundle_is_refused(content: bytes) -> None:
 def test_a_bundle_is_bounded() -> None:
     with pytest.raises(TooLarge):
         Bundle.from_bytes(b" " * (MAX_BUNDLE_BYTES + 1))
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 5) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(_KEYS), inner, max_size=6),
+    max_leaves=20,
+)
+
+
+@given(current=_JSON, staged=_JSON)
+def test_whatever_stands_in_a_bundle_is_read_or_refused(current: object, staged: object) -> None:
+    content = orjson.dumps({"format": FORMAT, "current": current, "staged": staged})
+
+    with suppress(InvalidRequest):
+        bundle = Bundle.from_bytes(content)
+        bundle.changes()
+        bundle.signed({}, now=START)
 
 
 @pytest.mark.parametrize("staged", [b'"targets"', b'{"signed":{"_type":"targets"},"signatures":[]}', b"{}"])
