@@ -19,6 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     # Before anything imports ONNX Runtime, or it starts a telemetry thread and writes to the user's cache folder.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    # No child of ours uses gRPC's state, and its fork handlers complain for each.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     from core.errors import NanofleetError
 
     try:

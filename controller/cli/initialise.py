@@ -1,6 +1,6 @@
 """`nanofleet controller init`: what must be there before a controller can be asked anything, made without one.
 
-    data_dir ─▶ lock ─▶ database migrated ─▶ preparations (authority, signing keys) ─▶ first admin ─▶ credential file
+    data_dir ─▶ foundation (database, authority, catalogue and their keys) ─▶ first admin ─▶ credential file
 
 Whoever may write data_dir is the controller's owner, so the same command makes another admin when all secrets are lost
 (`--reset-admin`). Every step may be repeated: what is there already stays.
@@ -8,9 +8,7 @@ Whoever may write data_dir is the controller's owner, so the same command makes 
 
 import asyncio
 import socket
-from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Protocol
@@ -22,27 +20,11 @@ from controller.cli.credential import Credential, checked_url, read_credential, 
 from controller.cli.screen import Output, OutputOption, show
 from core.addresses import is_loopback, parse_address
 from core.errors import Conflict, InvalidRequest
+from core.spiffe import CONTROLLER_DNS_NAME
 
 if TYPE_CHECKING:
     from controller.access.service import Access, IssuedSecret
     from controller.settings import Settings
-    from controller.storage.database import Database
-
-
-@dataclass(frozen=True, slots=True)
-class HttpTrust:
-    """How operators know the controller's HTTP port: certificates in PEM, and the name in its own."""
-
-    trust_bundle: str
-    server_name: str | None
-
-
-class Preparation(Protocol):
-    """Makes something else that a controller needs, unless it is there."""
-
-    async def __call__(self, settings: "Settings", database: "Database") -> HttpTrust | None:
-        """Return how operators know the HTTP port, when this is what decides it."""
-        ...
 
 
 class MakeAdmin(Protocol):
@@ -53,10 +35,6 @@ class InitialisedView(BaseModel):
     name: str
     controller: str
     credential: Path
-
-
-# In this order; what comes later may build on what came before.
-PREPARATIONS: Sequence[Preparation] = ()
 
 
 def init(
@@ -88,7 +66,6 @@ def init(
             make_admin=make_admin,
             url=checked_url(url or url_of(settings.http_bind)),
             credential_path=credential or context.obj.wanted_credential_path,
-            preparations=PREPARATIONS,
         )
     )
     show(
@@ -105,30 +82,22 @@ async def initialise(
     make_admin: "MakeAdmin",
     url: str,
     credential_path: Path,
-    preparations: Sequence[Preparation],
 ) -> InitialisedView:
     """Prepare `settings.data_dir` and write the credential of the admin that `make_admin` makes.
 
     Raises:
         Conflict: a controller runs there, or `make_admin` refuses.
     """
-    from controller.access.service import Access
-    from controller.storage.access import SqlAccessStore
-    from controller.storage.database import Database
-    from core import folder_lock
+    from controller.foundation import lay
     from core.clock import SystemClock
 
-    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
-        stack.enter_context(folder_lock.held(settings.data_dir / "controller.lock", what="controller"))
-        database = Database(settings.database_url)
-        stack.push_async_callback(database.close)
-        await database.migrate()
-        access = Access(SqlAccessStore(database), clock=SystemClock())
-        trusts = [await prepare(settings, database) for prepare in preparations]
-        issued = await make_admin(access, credential_path=credential_path)
-    trust = next((trust for trust in reversed(trusts) if trust is not None), None)
-    return _saved(issued, url, trust, credential_path)
+        foundation = await lay(settings, stack, clock=SystemClock())
+        issued = await make_admin(foundation.access, credential_path=credential_path)
+        trust_bundle = foundation.identity.trust_bundle().decode()
+    # Another certificate than the fleet's is known to everybody, or to whoever chose it.
+    is_ours = url.startswith("https://") and settings.http_certificate is None
+    return _saved(issued, url, trust_bundle if is_ours else None, credential_path)
 
 
 def url_of(http_bind: str) -> str:
@@ -187,15 +156,14 @@ def _refuse_to_overwrite(path: Path, *, owner: str | None) -> None:
         )
 
 
-def _saved(issued: "IssuedSecret", url: str, trust: HttpTrust | None, path: Path) -> InitialisedView:
+def _saved(issued: "IssuedSecret", url: str, trust_bundle: str | None, path: Path) -> InitialisedView:
     name = issued.operator.name
-    believed = trust if url.startswith("https://") else None
     credential = Credential(
         controller=url,
         name=name,
         secret=issued.secret,
-        trust_bundle=None if believed is None else believed.trust_bundle,
-        server_name=None if believed is None else believed.server_name,
+        trust_bundle=trust_bundle,
+        server_name=None if trust_bundle is None else CONTROLLER_DNS_NAME,
     )
     try:
         write_credential(path, credential)
