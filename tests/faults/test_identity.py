@@ -1,11 +1,11 @@
-"""I01 to I11: who gets into the fleet and who does not, over real TLS; the ids are those of the table of faults."""
+"""I01 to I12: who gets into the fleet and who does not, over real TLS; the ids are those of the table of faults."""
 
 import asyncio
 import hashlib
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import grpc
@@ -15,6 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography.x509.verification import PolicyBuilder, Store
 
 from controller.api.enrolment_grpc import ENROL_ADDRESS_RATE, MAX_REQUEST_BYTES
 from controller.identity.authority import CertificateAuthority, key_pem, new_key, public_key_of
@@ -521,6 +522,27 @@ async def test_I11_a_session_without_hello_is_ended(hasty: TrustedController) ->
 
     async with hasty.dial(device) as agent:
         assert (await agent.end())[0] is Code.DEADLINE_EXCEEDED
+
+
+async def test_I12_a_device_whose_clock_starts_in_1970_believes_the_controller(controller: TrustedController) -> None:
+    shown = controller.identity.server_identity()
+    leaf, *others = x509.load_pem_x509_certificates(shown.certificate_chain)
+    roots = Store(x509.load_pem_x509_certificates(shown.trust_bundle))
+    first_boot = datetime(1970, 1, 1, 0, 1, tzinfo=UTC)
+
+    verifier = PolicyBuilder().store(roots).time(first_boot).build_server_verifier(x509.DNSName(CONTROLLER_DNS_NAME))
+
+    assert verifier.verify(leaf, others)[0] == leaf
+
+
+async def test_I12_a_certificate_counts_although_the_controllers_clock_was_minutes_ahead(
+    controller: TrustedController,
+) -> None:
+    controller.clock.shift(timedelta(minutes=4))
+    device = await controller.enrolled()
+    controller.clock.shift(timedelta())
+
+    assert await controller.is_served(device)
 
 
 # ---- who is no part of the fleet ------------------------------------------------------------------------------
