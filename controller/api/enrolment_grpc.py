@@ -70,8 +70,11 @@ class CatalogueRoot(Protocol):
 
 
 class EnrolmentServicer:
-    def __init__(self, identity: Identity, root: CatalogueRoot, *, clock: Clock) -> None:
+    def __init__(
+        self, identity: Identity, root: CatalogueRoot, *, clock: Clock, read_timeout_s: float = READ_TIMEOUT_S
+    ) -> None:
         self._identity = identity
+        self._read_timeout_s = read_timeout_s
         self._root = root
         self._clock = clock
         now_s = clock.monotonic_s()
@@ -109,7 +112,7 @@ class EnrolmentServicer:
         async def serve(_requests: object, context: Context) -> _Answer:
             try:
                 limiter.take(context.peer(), now_s=self._clock.monotonic_s())
-                return await _in_time(answer(await _read(kind, context)))
+                return await _in_time(answer(await _read(kind, context, timeout_s=self._read_timeout_s)))
             except NanofleetError as error:
                 refusal = error
             except Exception:
@@ -160,7 +163,7 @@ def _options(connection_age_s: float) -> list[tuple[str, Any]]:
         ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
         ("grpc.max_concurrent_streams", _CALLS_PER_CONNECTION),
         ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
-        ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_TIMEOUT_S * 1000)),
+        ("grpc.server_handshake_timeout_ms", int(min(HANDSHAKE_TIMEOUT_S, connection_age_s) * 1000)),
         ("grpc.max_connection_idle_ms", int(connection_age_s * 1000)),
         ("grpc.max_connection_age_ms", int(connection_age_s * 1000)),
         ("grpc.max_connection_age_grace_ms", int(ANSWER_TIMEOUT_S * 1000)),
@@ -169,13 +172,13 @@ def _options(connection_age_s: float) -> list[tuple[str, Any]]:
     ]
 
 
-async def _read(kind: type[_Request], context: Context) -> _Request:
+async def _read(kind: type[_Request], context: Context, *, timeout_s: float) -> _Request:
     try:
-        async with asyncio.timeout(READ_TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             # At the end of the stream comes a marker that the annotations do not know.
             content: object = await context.read()
     except TimeoutError as error:
-        raise DeadlineExceeded(f"expected the request within {READ_TIMEOUT_S:g} s, got nothing") from error
+        raise DeadlineExceeded(f"expected the request within {timeout_s:g} s, got nothing") from error
     if not isinstance(content, bytes):
         raise InvalidRequest("expected one request, got none")
     try:

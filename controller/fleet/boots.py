@@ -40,6 +40,10 @@ class BootHistory:
             del boots[next(iter(boots))]
         return agent_id not in self._split
 
+    def is_split(self, agent_id: AgentId) -> bool:
+        """Say whether two machines are known to live under an agent id."""
+        return agent_id in self._split
+
     def forget(self, agent_id: AgentId) -> None:
         self._boots.pop(agent_id, None)
         self._split.discard(agent_id)

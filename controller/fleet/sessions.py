@@ -141,13 +141,15 @@ class Sessions:
         return session
 
     def _require_single(self, hello: AgentHello, old: Session | None) -> None:
+        was_known = self._boots.is_split(hello.agent_id)
         if self._boots.is_single(hello.agent_id, hello.boot_id, now_s=self._clock.monotonic_s()):
             return
         duplicate = Quarantined(
             f"agent id {hello.agent_id}: two machines use it at the same time, so neither is served; "
             "stop one of them, ban the name and enrol both anew"
         )
-        _log.error("two machines use one agent id, both are refused", extra={"agent": hello.agent_id})
+        level = logging.DEBUG if was_known else logging.ERROR
+        _log.log(level, "two machines use one agent id, both are refused", extra={"agent": hello.agent_id})
         if old is not None:
             old.end(Faulty(duplicate))
         raise duplicate

@@ -10,11 +10,12 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import NamedTuple
 
 from controller.signing.bundle import Bundle
 from controller.signing.edition import NO_EDITION, ROOT, SNAPSHOT, TARGETS, TIMESTAMP, Edition, sealed
+from controller.signing.expiry import Expiries
 from controller.signing.keys import KeyRing, Signer
 from controller.signing.model import (
     KEY_COUNTS,
@@ -42,10 +43,6 @@ _log = logging.getLogger(__name__)
 
 # Chosen: expiries are days away.
 RENEWAL_CHECK_S = 3600.0
-# Derived from the lifetimes: a third is left, which is a month for targets and four months for root.
-_DUE_SHARE = 3
-# Chosen: a week is enough to fetch keys from a safe; from then on it wakes somebody.
-_URGENT = timedelta(days=7)
 # `1.root.json`; a role's name is at most 71 characters, a version of ours at most ten digits.
 _FILE_NAME = re.compile(r"([1-9][0-9]{0,9})\.(root|targets|snapshot|family-[A-Za-z0-9][A-Za-z0-9._-]{0,63})\.json")
 
@@ -75,7 +72,7 @@ class Catalogue:
         # A write whose end we did not see may have happened.
         self._is_in_doubt = True
         self._withdrawn = asyncio.Event()
-        self._alarmed: dict[str, datetime] = {}
+        self._expiries = Expiries(self._lifetimes)
         # Older roots, which never change: a fleet that comes back after a rotation asks for them all at once.
         self._roots: dict[int, RoleFile] = {}
 
@@ -259,7 +256,8 @@ class Catalogue:
         """
         self.bundle()
         signed = bundle.metadata()
-        if not await self._revise(lambda revision: revision.adopt(signed)):
+        await self._revise(lambda revision: revision.adopt(signed))
+        if self._staged:
             missing = (await self.status()).staged
             keys = sorted({key_id[:16] for role in missing for key_id in role.missing_key_ids})
             raise Untrusted(f"signed metadata: expected more valid signatures; missing are some of {', '.join(keys)}")
@@ -268,11 +266,11 @@ class Catalogue:
 
     async def renew(self) -> None:
         """Sign anew what has a third of its life left; roles whose keys are elsewhere are staged, and alarmed."""
-        due = {role for role in self._edition.files if self._is_due(self._edition.expires_at(role), role)}
+        due = self._expiries.due(self._edition, now=self._clock.now())
         # What is staged is looked at as well: a draft may expire, and its keys may have come back.
         if due or self._staged:
             await self._revise(self._renew_drafts, reseals=not due.isdisjoint({SNAPSHOT, TIMESTAMP}))
-        self._alarm(self._clock.now())
+        self._expiries.alarm(self._edition, now=self._clock.now())
 
     async def withdrawn(self, *, timeout_s: float) -> None:
         """Wait until something was taken back or a director key changed, or for `timeout_s`."""
@@ -308,15 +306,16 @@ class Catalogue:
         return self._keys.create(role)
 
     async def _revise(self, edit: Callable[[Revision], None], *, reseals: bool = False) -> bool:
-        """Edit, sign and store; return whether nothing waits for signatures."""
+        """Edit, sign and store; return whether all that the edit changed is published."""
         async with self._writing:
             if self._is_in_doubt:
                 await self._load()
             now = self._clock.now()
             next_ = await asyncio.to_thread(self._revised, edit, now, reseals)
-            if next_.files or next_.staged != self._staged:
+            before = self._staged
+            if next_.files or next_.staged != before:
                 await self._commit(next_)
-            return not next_.staged
+            return all(before.get(role) == file for role, file in next_.staged.items())
 
     def _revised(self, edit: Callable[[Revision], None], now: datetime, reseals: bool) -> "_Next":
         revision = Revision(self._edition, self._staged_contents(), now=now, lifetimes=self._lifetimes)
@@ -368,25 +367,8 @@ class Catalogue:
     def _renew_drafts(self, revision: Revision) -> None:
         """Draft anew what has no fresh draft yet: one that waits keeps the signatures that it has."""
         for role in revision.roles():
-            if self._is_due(revision.expires_at(role), role):
+            if self._expiries.is_due(role, revision.expires_at(role), now=self._clock.now()):
                 revision.renew(role)
-
-    def _is_due(self, expires_at: datetime, role: str) -> bool:
-        return expires_at - self._clock.now() <= self._lifetimes.of(role) / _DUE_SHARE
-
-    def _alarm(self, now: datetime) -> None:
-        """Say once a day which roles wait for keys that are elsewhere."""
-        for role in self._edition.files:
-            expires_at = self._edition.expires_at(role)
-            last = self._alarmed.get(role)
-            if not self._is_due(expires_at, role) or (last is not None and now - last < timedelta(days=1)):
-                continue
-            self._alarmed[role] = now
-            _log.log(
-                logging.ERROR if expires_at - now <= _URGENT else logging.WARNING,
-                "catalogue role expires and its keys are elsewhere; run `nanofleet signing stage`",
-                extra={"role": role, "expires": expires_at.isoformat()},
-            )
 
 
 def _chosen(key_ids: Sequence[str], replaces: str | None, role: KeyRole) -> str:

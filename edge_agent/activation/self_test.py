@@ -27,6 +27,8 @@ from core.manifest import Manifest
 
 # Derived: four numbers and a reason of at most 800 characters.
 MAX_REPLY_BYTES = 1 << 14
+# Derived: the file as read, its graph, the weights as tensors and as the kernels want them.
+_COPIES = 4
 _MODULE = "edge_agent.activation.child"
 # Where the dynamic linker finds the libraries that the parent found; the only thing inherited.
 _INHERITED = ("LD_LIBRARY_PATH",)
@@ -44,8 +46,8 @@ class SelfTestResult:
 @dataclass(frozen=True, slots=True)
 class SelfTestLimits:
     timeout_s: float = 60.0
-    # Private memory that can be written; mapped libraries and files do not count.
-    memory_bytes: int = 1 << 30
+    # Private memory that can be written, beyond what the size of the variant explains.
+    memory_bytes: int = 512 << 20
     intra_op_threads: int = 1
 
 
@@ -76,7 +78,7 @@ def _order(manifest: Manifest, folder: Path, limits: SelfTestLimits) -> bytes:
         {
             "manifest": manifest.to_bytes().decode(),
             "folder": str(folder.resolve()),
-            "memory_bytes": limits.memory_bytes,
+            "memory_bytes": limits.memory_bytes + _COPIES * manifest.size_bytes,
             "cpu_s": ceil(limits.timeout_s) * limits.intra_op_threads,
             "intra_op_threads": limits.intra_op_threads,
         }

@@ -27,8 +27,8 @@ class Board:
         return self.version
 
     def show(self, reports: Iterable[SlotReport]) -> None:
-        """Replace all slots."""
-        found = {report.slot.model: report for report in reports}
+        """Replace all slots; what bringing one in has cost so far stays known."""
+        found = {report.slot.model: self._with_cost(report) for report in reports}
         if found != self._reports:
             self._reports = found
             self._announce()
@@ -65,6 +65,10 @@ class Board:
         """
         report = self._reports.get(slot.model)
         return report if report is not None and report.slot == slot else None
+
+    def _with_cost(self, report: SlotReport) -> SlotReport:
+        known = self._report_of(report.slot)
+        return report if known is None else replace(report, transfer=known.transfer)
 
     def _put(self, report: SlotReport) -> None:
         if self._reports.get(report.slot.model) != report:

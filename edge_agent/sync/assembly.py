@@ -34,8 +34,8 @@ class Assembly:
         self._missing = {ref.index: ref for ref in self.chunks}
         self._hasher = Hasher()
         self.stored_bytes = 0
-        # Whether chunks of an earlier process may be here.
-        self._is_new = not path.exists()
+        # Otherwise chunks of an earlier process may be here.
+        self.is_new = not path.exists()
 
     @property
     def missing(self) -> tuple[ChunkRef, ...]:
@@ -68,8 +68,6 @@ class Assembly:
 
     def recheck(self, ref: ChunkRef) -> bool:
         """Say whether an earlier process left this chunk here, whole."""
-        if self._is_new:
-            return False
         descriptor = os.open(self._path, os.O_RDONLY)
         try:
             if not _has_data(descriptor, ref):

@@ -54,7 +54,10 @@ class DeliveryLimits:
 
 
 class Delivery:
-    """Brings one variant at a time; `disk` is the one thread that works on the store."""
+    """Brings one variant at a time; `disk` is the one thread that works on the store.
+
+    `hashing` is a thread that checks one chunk while `disk` writes the next; without it `disk` does both in turn.
+    """
 
     def __init__(
         self,
@@ -62,6 +65,7 @@ class Delivery:
         store: ContentStore,
         *,
         disk: Executor,
+        hashing: Executor | None = None,
         limits: DeliveryLimits,
         clock: Clock,
         is_metered: bool = False,
@@ -69,6 +73,7 @@ class Delivery:
         self._source = source
         self._store = store
         self._disk = disk
+        self._hashing = hashing or disk
         self._limits = limits
         self._clock = clock
         self._is_metered = is_metered
@@ -149,12 +154,12 @@ class Delivery:
     async def _collect(self, round_: "_Round", held: Mapping[Digest, Manifest]) -> None:
         work = round_.work
         # One hop to the disk per chunk, here and below: in between, a cancellation gets through.
-        for ref in work.missing():
+        for ref in work.doubtful():
             await self._on_disk(work.recheck, ref)
         wanted = work.missing()
         chunks = await self._on_disk(_held_chunks, self._store, wanted, held)
         for ref in wanted:
-            if (content := await self._on_disk(chunks.same, ref)) is not None:
+            if chunks.may_have(ref) and (content := await self._on_disk(chunks.same, ref)) is not None:
                 await self._on_disk(work.write, ref, content)
                 await self._on_disk(work.accept, ref, content)
                 round_.meter.copied(ref.size_bytes)
@@ -199,10 +204,10 @@ class Delivery:
         async with aclosing(arriving), checking:
             async for arrived in arriving:
                 round_.meter.received(arrived.codec, len(arrived.data))
-                # The disk's one thread writes this chunk after it hashed the one before.
+                # The chunk before is hashed meanwhile.
                 content = await self._on_disk(_written, round_.work, arrived, held)
                 await checking.settle()
-                checking.start(arrived, content, self._disk)
+                checking.start(arrived, content, self._hashing)
         return checking.failed
 
     async def _on_disk(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -238,14 +243,14 @@ class _Checking:
         elif self._accepted is not None:
             await asyncio.wait([self._accepted])
 
-    def start(self, arrived: Arrived, content: bytes | None, disk: Executor) -> None:
+    def start(self, arrived: Arrived, content: bytes | None, hashing: Executor) -> None:
         self._arrived = arrived
         loop = asyncio.get_running_loop()
         if content is None:
             self._accepted = loop.create_future()
             self._accepted.set_result(False)
         else:
-            self._accepted = loop.run_in_executor(disk, self._round.work.accept, arrived.ref, content)
+            self._accepted = loop.run_in_executor(hashing, self._round.work.accept, arrived.ref, content)
 
     async def settle(self) -> None:
         """Take note of how the chunk before turned out.

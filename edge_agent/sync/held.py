@@ -33,6 +33,10 @@ class HeldChunks:
         self._chunks[digest] = chunks
         self._same.update((ref.sha256, ref) for ref in chunks if ref.sha256 in self._wanted)
 
+    def may_have(self, wanted: ChunkRef) -> bool:
+        """Say whether a look at the disk is worth it."""
+        return wanted.sha256 in self._same
+
     def same(self, wanted: ChunkRef) -> bytes | None:
         """Return the bytes of a chunk that another variant has too; None when none has it."""
         found = self._same.get(wanted.sha256)

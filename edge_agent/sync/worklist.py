@@ -46,6 +46,10 @@ class Worklist:
                 found.setdefault(ref.sha256, ref)
         return sorted(found.values(), key=lambda ref: ref.index)
 
+    def doubtful(self) -> list[ChunkRef]:
+        """Return chunks that an earlier process may have left here."""
+        return [ref for assembly in self.assemblies.values() if not assembly.is_new for ref in assembly.missing]
+
     def recheck(self, ref: ChunkRef) -> None:
         """Take in what an earlier process left of a chunk."""
         for assembly, place in self._places[ref.sha256]:

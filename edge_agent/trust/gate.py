@@ -159,6 +159,13 @@ async def _bounded(stdout: asyncio.StreamReader) -> bytes:
 
 async def _ended(child: asyncio.subprocess.Process) -> None:
     """Leave no child behind, however the verification ended."""
-    if child.returncode is None:
-        child.kill()
-        await child.wait()
+    if child.returncode is not None:
+        return
+    child.kill()
+    assert child.stdin is not None
+    assert child.stdout is not None
+    child.stdin.close()
+    # `wait` returns when the pipes are closed too, and a full one is closed only after it was read to its end.
+    while await child.stdout.read(1 << 16):
+        pass
+    await child.wait()

@@ -34,7 +34,7 @@ async def applied(controller: FakeController, variant: MadeVariant, *, generatio
     await controller.fleet.until(lambda: expected in controller.fleet.results)
 
 
-async def test_a_pushed_model_is_fetched_loaded_reported_ready_and_answers(tmp_path: Path) -> None:
+async def test_a_pushed_model_is_fetched_tried_loaded_reported_and_answers(tmp_path: Path) -> None:
     async with (
         running_controller(Shelf(LIGHT)) as controller,
         running_agent(tmp_path, controller=controller.address) as agent,
@@ -42,7 +42,7 @@ async def test_a_pushed_model_is_fetched_loaded_reported_ready_and_answers(tmp_p
         await controller.fleet.until(lambda: bool(controller.fleet.hellos))
         assert controller.fleet.hellos[0].applied == NOWHERE
         await applied(controller, LIGHT, generation=1)
-        await controller.fleet.until(lambda: phases(controller)[-1:] == [SlotPhase.READY])
+        await controller.fleet.until(lambda: phases(controller)[-1:] == [SlotPhase.PROBATION])
         report = controller.fleet.reported[-1]
         assert report.applied == Position(1, 1)
         assert report.slots[0].stored_bytes == len(MODEL)

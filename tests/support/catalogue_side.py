@@ -9,6 +9,7 @@ from copy import deepcopy
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -141,7 +142,7 @@ class CatalogueSide(FetcherInterface):
         self.publish_root(extra=before if role == "root" else ())
 
     def put(self, name: str, signed: Root | Targets | Snapshot | Timestamp, keys: Sequence[Signer]) -> None:
-        metadata = Metadata(deepcopy(signed))
+        metadata: Metadata[Any] = Metadata(deepcopy(signed))
         for signer in keys:
             metadata.sign(signer, append=True)
         self.files[name] = metadata.to_bytes()

@@ -41,7 +41,7 @@ class Asked(NamedTuple):
 class DeliveryShelf:
     """`codec` is how chunks go when they do not go as differences to the first variant that the agent holds."""
 
-    def __init__(self, *variants: MadeVariant, codec: pb.Codec = pb.CODEC_RAW) -> None:
+    def __init__(self, *variants: MadeVariant, codec: "pb.Codec.ValueType" = pb.CODEC_RAW) -> None:
         self.asked: list[Asked] = []
         self.asked_manifests: list[str] = []
         # One per request for chunks to come, first come first served; a NotFound for manifests stands in `missing`.

@@ -109,31 +109,33 @@ class Device:
 
 
 class TrustedController:
-    def __init__(
-        self, identity: Identity, keys: AuthorityKeys, clock: ShiftedClock, *, connection_age_s: float
-    ) -> None:
+    def __init__(self, identity: Identity, keys: AuthorityKeys, clock: ShiftedClock, *, patience_s: float) -> None:
         self.identity = identity
         self._keys = keys
+        self._patience_s = patience_s
         self.clock = clock
         self.fleet = Fleet(MemoryFleetStore(), FakeCatalogue(), clock=clock, max_sessions=100)
         identity.on_revoked(self.fleet.expel)
         self._main = grpc.aio.server(interceptors=[PolicyInterceptor(identity)], options=SERVER_OPTIONS)
         port = self._main.add_secure_port(str(HOST), mutual_tls(identity.server_identity))
         self.main_address = Address(HOST.host, port)
-        self.enrolment = EnrolmentServer(
-            HOST, one_sided_tls(identity.server_identity), connection_age_s=connection_age_s
-        )
+        self.enrolment = EnrolmentServer(HOST, one_sided_tls(identity.server_identity), connection_age_s=4 * patience_s)
 
     async def start(self) -> None:
         fleet = FleetServicer(
-            self.fleet, check_hello=require_own_name(self.identity), trust_bundle=self.identity.trust_bundle
+            self.fleet,
+            check_hello=require_own_name(self.identity),
+            trust_bundle=self.identity.trust_bundle,
+            hello_timeout_s=self._patience_s,
         )
         add_FleetServiceServicer_to_server(fleet, self._main)
         add_ArtifactServiceServicer_to_server(ArtifactServicer(NoBlobs()), self._main)
         inference = OpenInferenceServicer(EchoPlane(), server_name="test", server_version="1", clock=self.clock)
         add_open_inference(inference, self._main)
         await self._main.start()
-        await self.enrolment.start(EnrolmentServicer(self.identity, Root(), clock=self.clock))
+        await self.enrolment.start(
+            EnrolmentServicer(self.identity, Root(), clock=self.clock, read_timeout_s=self._patience_s)
+        )
 
     def stolen_authority(self) -> CertificateAuthority:
         """Return what a thief of the controller's disk has."""
@@ -217,12 +219,13 @@ class TrustedController:
 
 
 @asynccontextmanager
-async def trusted_controller(folder: Path, *, connection_age_s: float = 20.0) -> AsyncIterator[TrustedController]:
+async def trusted_controller(folder: Path, *, patience_s: float = 5.0) -> AsyncIterator[TrustedController]:
+    """Yield a controller that waits `patience_s` for a peer that should say something."""
     clock = ShiftedClock()
     keys = AuthorityKeys(folder / "keys")
     identity = Identity(MemoryIdentityStore(), keys, clock=clock, trust_domain=DOMAIN)
     await identity.prepare()
-    controller = TrustedController(identity, keys, clock, connection_age_s=connection_age_s)
+    controller = TrustedController(identity, keys, clock, patience_s=patience_s)
     await controller.start()
     try:
         yield controller

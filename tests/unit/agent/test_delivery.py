@@ -57,7 +57,7 @@ class Bench:
         *,
         free_bytes: int = 1 << 30,
         is_metered: bool = False,
-        codec: pb.Codec = pb.CODEC_RAW,
+        codec: "pb.Codec.ValueType" = pb.CODEC_RAW,
     ) -> None:
         self.root = root
         self.shelf = DeliveryShelf(VARIANT, codec=codec)
@@ -297,9 +297,9 @@ async def test_an_agent_that_is_told_to_come_back_comes_back(bench: Bench) -> No
 
 
 async def test_a_manifest_larger_than_any_may_be_is_refused(bench: Bench) -> None:
-    VARIANT_BYTES = b" " * (MAX_MANIFEST_BYTES + 1)
-    digest = digest_of(VARIANT_BYTES)
-    bench.shelf.hold(MadeVariant(VARIANT.manifest, digest, {digest: VARIANT_BYTES}))
+    content = b" " * (MAX_MANIFEST_BYTES + 1)
+    digest = digest_of(content)
+    bench.shelf.hold(MadeVariant(VARIANT.manifest, digest, {digest: content}))
     with pytest.raises(IntegrityError, match=f"at most {MAX_MANIFEST_BYTES} bytes"):
         await bench.delivery.manifest(digest)
 

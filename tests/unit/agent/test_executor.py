@@ -11,7 +11,7 @@ import pytest
 
 from core.clock import SystemClock
 from core.digest import hex_of
-from core.errors import Conflict, Forbidden, InvalidModel, ModelNotReady, Unavailable
+from core.errors import Conflict, Forbidden, InvalidModel, ModelNotReady, PermissionRequired, Unavailable
 from core.fleet_state import NOWHERE, DesiredState, Position, PushResult, SlotPhase, SlotReport, Transfer
 from core.ids import AgentId
 from edge_agent.activation.journal import Journal
@@ -23,6 +23,7 @@ from edge_agent.reconcile.workplace import Workplace
 from edge_agent.sync.fetch import Fetch, FetchLimits
 from edge_agent.sync.store import ContentStore
 from protos.artifacts.v1 import artifacts_pb2 as pb
+from tests.support.device import Device
 from tests.support.model_host import FakeHost, FakeTester
 from tests.support.shelf import Sent, Shelf, ShelfStub, Silence
 from tests.support.variants import MadeVariant, made_variant
@@ -331,6 +332,29 @@ async def test_a_push_that_comes_during_the_restart_finds_the_old_version_to_fal
         agent.host.failures[NEW.digest] = InvalidModel("broken")
         assert (await reconciler.submit(desired(NEW, generation=2))).problem is not None
         assert agent.host.running() == {"digits": OLD.digest}
+
+
+async def test_a_variant_that_needs_a_persons_word_waits_for_it(tmp_path: Path) -> None:
+    device = Device(tmp_path, OLD)
+    device.shelf.faults.append(lambda _: [PermissionRequired("metered link: 1 MiB in whole chunks")])
+    async with device.running() as reconciler:
+        result = await reconciler.submit(desired(OLD, generation=1))
+        assert result.problem is not None
+        assert "metered link" in result.problem.message
+        assert report_of(reconciler, OLD).phase is SlotPhase.WAITING
+        reconciler.retry_failed()
+        await device.host.until(lambda: device.runs(OLD))
+
+
+async def test_what_a_transfer_cost_stays_known_when_the_plan_is_made_anew(tmp_path: Path) -> None:
+    device = Device(tmp_path, OLD, OTHER)
+    async with device.running() as reconciler:
+        await reconciler.submit(desired(OLD, generation=1))
+        before = report_of(reconciler, OLD).transfer
+        assert before is not None
+        assert before.wire_bytes > 0
+        await reconciler.submit(desired(OLD, OTHER, generation=2))
+        assert report_of(reconciler, OLD).transfer == before
 
 
 async def test_versions_before_the_previous_one_are_removed(agent: Agent) -> None:

@@ -3,13 +3,26 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 
+from core.digest import Digest
 from core.errors import Conflict, ErrorCode, Forbidden, InternalError, Overloaded
-from core.fleet_state import NOWHERE, AgentHello, DesiredState, Position, PushResult, Slot, SlotPhase, SlotReport
-from core.fleet_wire import decode_hello, decode_push_result, decode_reported
+from core.fleet_state import (
+    NOWHERE,
+    AgentHello,
+    DesiredState,
+    MetadataFile,
+    Position,
+    PushResult,
+    SignedAssignment,
+    Slot,
+    SlotPhase,
+    SlotReport,
+)
+from core.fleet_wire import MAX_METADATA_FILES, decode_hello, decode_push_result, decode_reported, encode_assignment
 from core.ids import AgentId, SiteId
 from edge_agent.link.session import Session, SessionEnded, SessionLimits, SessionState
 from edge_agent.reconcile.board import Board
@@ -39,15 +52,36 @@ class FakeDesk:
         self.retries += 1
 
 
+class FakeIntake:
+    def __init__(self) -> None:
+        self.pushed: list[SignedAssignment] = []
+        self.bundles: list[bytes] = []
+        self.permitted: list[Digest] = []
+        self.result = PushResult(STATE.position)
+
+    async def push(self, signed: SignedAssignment) -> PushResult:
+        self.pushed.append(signed)
+        return self.result
+
+    async def trust_bundle(self, pem: bytes) -> None:
+        self.bundles.append(pem)
+
+    async def permit_transfer(self, manifest_digest: Digest) -> None:
+        self.permitted.append(manifest_digest)
+
+
 class Line:
     """A session between a desk and a test that plays the controller."""
 
     def __init__(self) -> None:
         self.call = FleetCall()
         self.desk = FakeDesk()
+        self.intake = FakeIntake()
         self.states: list[SessionState] = []
         limits = SessionLimits(handshake_timeout_s=0.05, write_timeout_s=0.05)
-        self.session = Session(self.call, self.desk, hello=HELLO, limits=limits, on_state=self.states.append)
+        self.session = Session(
+            self.call, self.desk, hello=HELLO, limits=limits, on_state=self.states.append, intake=self.intake
+        )
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["asyncio.Task[None]"]:
@@ -67,6 +101,13 @@ class Line:
             await self.heard("hello")
             await self.heard("reported")
             yield task
+
+    async def settled(self) -> None:
+        """Return once everything that was said before has been taken: the answer to a push comes after it."""
+        pushed = len(self.intake.pushed)
+        self.call.say(pb.ControllerMessage(assignment=encode_assignment(SIGNED)))
+        await self.heard("result")
+        assert len(self.intake.pushed) == pushed + 1
 
     async def heard(self, kind: str) -> pb.AgentMessage:
         message = await self.call.heard.get()
@@ -234,3 +275,56 @@ async def test_the_shared_answer_survives_the_session(line: Line) -> None:
         line.call.end()
         await line.ending(task)
         assert not line.desk.answer.cancelled()
+
+
+SIGNED = SignedAssignment(b"payload", b"signature", "key", (MetadataFile("timestamp.json", b"{}"),))
+
+
+async def test_an_assignment_goes_to_the_desk_as_it_came_and_is_answered(line: Line) -> None:
+    async with line.open():
+        line.call.say(pb.ControllerMessage(assignment=encode_assignment(SIGNED)))
+        message = await line.heard("result")
+        assert line.intake.pushed == [SIGNED]
+        assert decode_push_result(message.result) == line.intake.result
+
+
+async def test_an_assignment_beyond_its_bounds_is_answered_without_being_taken(line: Line) -> None:
+    crowd = tuple(MetadataFile(f"{number}.json", b"") for number in range(MAX_METADATA_FILES + 1))
+    async with line.open():
+        line.call.say(pb.ControllerMessage(assignment=encode_assignment(replace(SIGNED, catalogue=crowd))))
+        result = decode_push_result((await line.heard("result")).result)
+        assert line.intake.pushed == []
+        assert result.position == NOWHERE
+        assert result.problem is not None
+        assert result.problem.code == ErrorCode.INVALID_REQUEST
+
+
+async def test_a_trust_bundle_is_handed_on(line: Line) -> None:
+    async with line.open():
+        line.call.say(pb.ControllerMessage(trust_bundle=pb.TrustBundle(pem=b"authorities")))
+        await line.settled()
+        assert line.intake.bundles == [b"authorities"]
+
+
+async def test_a_trust_bundle_beyond_its_bound_is_dropped_and_the_session_stays(line: Line) -> None:
+    async with line.open() as task:
+        line.call.say(pb.ControllerMessage(trust_bundle=pb.TrustBundle(pem=bytes(1 << 19))))
+        await line.settled()
+        assert line.intake.bundles == []
+        assert not task.done()
+
+
+async def test_a_permission_to_transfer_is_handed_on(line: Line) -> None:
+    digest = STATE.slots[0].manifest_digest
+    async with line.open():
+        line.call.say(pb.ControllerMessage(transfer=pb.TransferPermission(manifest_digest=digest)))
+        await line.settled()
+        assert line.intake.permitted == [digest]
+
+
+async def test_a_permission_for_no_manifest_is_dropped_and_the_session_stays(line: Line) -> None:
+    async with line.open() as task:
+        line.call.say(pb.ControllerMessage(transfer=pb.TransferPermission(manifest_digest="all")))
+        await line.settled()
+        assert line.intake.permitted == []
+        assert not task.done()

@@ -155,6 +155,14 @@ async def test_a_root_that_waits_does_not_hold_up_releases(world: SignedWorld, c
     assert set(world.catalogue.bundle().staged) == {"root"}
 
 
+async def test_a_revocation_is_published_beside_a_root_that_waits(world: SignedWorld) -> None:
+    await world.catalogue.release([FIRST])
+    world.move_keys(KeyRole.ROOT)
+    await world.catalogue.rotate(KeyRole.TIMESTAMP)
+
+    assert await world.catalogue.revoke(METER, versions=[1])
+
+
 async def test_a_targets_key_is_rotated_with_all_that_it_signed(world: SignedWorld, client: TufClient) -> None:
     await world.catalogue.release([FIRST])
     safe = KeyRing(KeyFiles(world.move_keys(KeyRole.ROOT, KeyRole.TARGETS))).metadata_signers()

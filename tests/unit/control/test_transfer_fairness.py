@@ -1,0 +1,188 @@
+"""Fair sending: bytes are shared evenly, nobody starves, and one alone waits for nothing."""
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controller.transfer.fairness import Admission, FairQueue, FairSender, SendLimits, Ticket
+from core.clock import SystemClock
+from core.errors import Overloaded
+from core.ids import AgentId
+from tests.support.clocks import HeldClock
+
+MIB = 1 << 20
+# Room for one chunk at a time, so that every choice shows.
+ONE_AT_A_TIME = SendLimits(in_flight_bytes=1)
+A, B = AgentId("a"), AgentId("b")
+
+
+def names(tickets: list[Ticket]) -> list[AgentId]:
+    return [ticket.agent_id for ticket in tickets]
+
+
+@given(
+    sizes=st.lists(st.lists(st.integers(1, MIB), min_size=1, max_size=12), min_size=2, max_size=6),
+    in_flight_bytes=st.sampled_from([1, MIB, 3 * MIB]),
+)
+def test_agents_that_always_wait_share_bytes_within_a_chunk_and_none_starves(
+    sizes: list[list[int]], in_flight_bytes: int
+) -> None:
+    queue = FairQueue(SendLimits(in_flight_bytes=in_flight_bytes))
+    left = {AgentId(f"agent-{number}"): list(chunks) for number, chunks in enumerate(sizes)}
+    sent = dict.fromkeys(left, 0)
+    for agent, chunks in left.items():
+        queue.ask(agent, chunks[0])
+    under_way = queue.admit(0.0)
+    while under_way:
+        ticket = under_way.pop(0)
+        agent = ticket.agent_id
+        sent[agent] += ticket.size_bytes
+        left[agent].pop(0)
+        if left[agent]:
+            queue.ask(agent, left[agent][0])
+        queue.finish(ticket)
+        under_way += queue.admit(0.0)
+        busy = [sent[other] for other, chunks in left.items() if chunks]
+        # Those under way are not in `sent` yet.
+        assert not busy or max(busy) - min(busy) <= 2 * MIB + in_flight_bytes
+    assert sent == {AgentId(f"agent-{number}"): sum(chunks) for number, chunks in enumerate(sizes)}
+
+
+@given(st.lists(st.sampled_from([1, 1000, MIB]), min_size=20, max_size=60))
+def test_one_chunk_at_a_time_keeps_two_agents_within_a_chunk(sizes: list[int]) -> None:
+    queue = FairQueue(ONE_AT_A_TIME)
+    sent = {A: 0, B: 0}
+    chunks = iter(sizes)
+    queue.ask(A, next(chunks))
+    queue.ask(B, next(chunks))
+    for size_bytes in chunks:
+        (ticket,) = queue.admit(0.0)
+        sent[ticket.agent_id] += ticket.size_bytes
+        queue.ask(ticket.agent_id, size_bytes)
+        queue.finish(ticket)
+        assert abs(sent[A] - sent[B]) <= MIB
+
+
+def test_an_agent_that_was_idle_earns_no_credit() -> None:
+    queue = FairQueue(ONE_AT_A_TIME)
+    for _ in range(10):
+        queue.ask(A, MIB)
+        (ticket,) = queue.admit(0.0)
+        queue.finish(ticket)
+    order = []
+    queue.ask(A, MIB)
+    queue.ask(B, MIB)
+    while tickets := queue.admit(0.0):
+        order += names(tickets)
+        queue.finish(tickets[0])
+        if len(order) < 6:
+            queue.ask(tickets[0].agent_id, MIB)
+    assert order[:4].count(B) == 2
+
+
+def test_an_agent_may_have_so_many_bytes_under_way_and_no_more() -> None:
+    queue = FairQueue(SendLimits(agent_in_flight_bytes=2 * MIB))
+    for _ in range(3):
+        queue.ask(A, MIB)
+    queue.ask(B, MIB)
+    assert names(queue.admit(0.0)) == [A, B, A]
+
+
+def test_a_stuck_receiver_gives_its_room_back_but_not_its_own_bound() -> None:
+    queue = FairQueue(SendLimits(in_flight_bytes=MIB, agent_in_flight_bytes=MIB))
+    queue.ask(A, MIB)
+    (stuck,) = queue.admit(0.0)
+    queue.ask(A, MIB)
+    queue.ask(B, MIB)
+    assert queue.admit(0.0) == []
+    queue.stall(stuck)
+    assert names(queue.admit(0.0)) == [B]
+
+
+def test_what_is_withdrawn_is_never_admitted() -> None:
+    queue = FairQueue(SendLimits())
+    ticket = queue.ask(A, MIB)
+    queue.withdraw(ticket)
+    assert queue.admit(0.0) == []
+
+
+def test_the_bandwidth_is_kept() -> None:
+    queue = FairQueue(SendLimits(bytes_per_s=MIB))
+    for _ in range(3):
+        queue.ask(A, MIB)
+    assert len(queue.admit(10.0)) == 1
+    assert queue.admit(10.9) == []
+    assert queue.free_at_s() == 11.0
+    assert len(queue.admit(11.0)) == 1
+
+
+async def test_one_alone_waits_for_nothing() -> None:
+    sender = FairSender(SendLimits(), clock=SystemClock())
+    for _ in range(100):
+        async with asyncio.timeout(1), sender.turn(A, MIB):
+            pass
+
+
+async def test_a_turn_that_is_given_up_lets_the_next_pass() -> None:
+    sender = FairSender(ONE_AT_A_TIME, clock=SystemClock())
+
+    async def wait() -> None:
+        async with sender.turn(B, MIB):
+            pass
+
+    async with sender.turn(A, MIB):
+        given_up, next_one = asyncio.create_task(wait()), asyncio.create_task(wait())
+        await asyncio.sleep(0)
+        given_up.cancel()
+        await asyncio.wait([given_up])
+    async with asyncio.timeout(1):
+        await next_one
+
+
+async def test_a_turn_that_is_given_up_in_the_moment_it_comes_is_given_back() -> None:
+    sender = FairSender(ONE_AT_A_TIME, clock=SystemClock())
+
+    async def wait() -> None:
+        async with sender.turn(B, MIB):
+            await asyncio.Event().wait()
+
+    async with sender.turn(A, MIB):
+        waiting = asyncio.create_task(wait())
+        await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    async with asyncio.timeout(1), sender.turn(A, MIB):
+        pass
+
+
+async def test_stuck_receivers_stop_nobody() -> None:
+    sender = FairSender(SendLimits(in_flight_bytes=MIB, patience_s=0.01), clock=SystemClock())
+    async with sender.turn(A, MIB), asyncio.timeout(1), sender.turn(B, MIB):
+        pass
+
+
+async def test_the_bandwidth_lets_the_next_chunk_through_in_time() -> None:
+    sender = FairSender(SendLimits(bytes_per_s=1000), clock=SystemClock())
+    started_s = asyncio.get_running_loop().time()
+    for _ in range(3):
+        async with sender.turn(A, 20):
+            pass
+    assert asyncio.get_running_loop().time() - started_s >= 0.039
+
+
+def test_transfers_beyond_the_bound_are_told_when_to_come_back() -> None:
+    clock = HeldClock()
+    admission = Admission(max_transfers=1, pause_s=10, clock=clock, uniform=lambda: 0.5)
+    with admission.transfer(A) as first, admission.transfer(B) as second:
+        assert (first, second) == (True, False)
+        assert (admission.later() - clock.now()).total_seconds() == 10
+    with admission.transfer(B) as third:
+        assert third
+
+
+def test_one_agent_has_so_many_transfers_and_no_more() -> None:
+    admission = Admission(max_per_agent=1, clock=HeldClock())
+    with admission.transfer(A), pytest.raises(Overloaded, match="at most 1 transfers"), admission.transfer(A):
+        pass
