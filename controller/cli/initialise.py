@@ -1,13 +1,12 @@
 """`nanofleet controller init`: what must be there before a controller can be asked anything, made without one.
 
-    data_dir ─▶ foundation (database, authority, catalogue and their keys) ─▶ first admin ─▶ credential file
+    data_dir ─▶ foundation: lock, database, authority, catalogue and their keys ─▶ first admin ─▶ credential file
 
 Whoever may write data_dir is the controller's owner, so the same command makes another admin when all secrets are lost
 (`--reset-admin`). Every step may be repeated: what is there already stays.
 """
 
 import asyncio
-import socket
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -18,12 +17,13 @@ from pydantic import BaseModel
 
 from controller.cli.credential import Credential, checked_url, read_credential, write_credential
 from controller.cli.screen import Output, OutputOption, show
-from core.addresses import is_loopback, parse_address
+from core.addresses import parse_address
 from core.errors import Conflict, InvalidRequest
 from core.spiffe import CONTROLLER_DNS_NAME
 
 if TYPE_CHECKING:
     from controller.access.service import Access, IssuedSecret
+    from controller.foundation import Foundation
     from controller.settings import Settings
 
 
@@ -48,7 +48,8 @@ def init(
         typer.Option(help="Where the admin's credential is written; without it, where every command looks for it."),
     ] = None,
     url: Annotated[
-        str | None, typer.Option(help="Address under which operators reach the HTTP port; without it, http_bind.")
+        str | None,
+        typer.Option(help="Address under which operators reach the HTTP port; as the settings say otherwise."),
     ] = None,
     reset_admin: Annotated[
         str | None, typer.Option(metavar="NAME", help="Make this admin anew, for when its secret is lost.")
@@ -64,7 +65,7 @@ def init(
         initialise(
             settings,
             make_admin=make_admin,
-            url=checked_url(url or url_of(settings.http_bind)),
+            url=checked_url(url or url_of(settings)),
             credential_path=credential or context.obj.wanted_credential_path,
         )
     )
@@ -77,36 +78,39 @@ def init(
 
 
 async def initialise(
-    settings: "Settings",
-    *,
-    make_admin: "MakeAdmin",
-    url: str,
-    credential_path: Path,
+    settings: "Settings", *, make_admin: MakeAdmin, url: str, credential_path: Path
 ) -> InitialisedView:
     """Prepare `settings.data_dir` and write the credential of the admin that `make_admin` makes.
 
     Raises:
         Conflict: a controller runs there, or `make_admin` refuses.
+        Unavailable: something in data_dir cannot be opened.
     """
-    from controller.foundation import lay
+    from controller import foundation
     from core.clock import SystemClock
 
     async with AsyncExitStack() as stack:
-        foundation = await lay(settings, stack, clock=SystemClock())
-        issued = await make_admin(foundation.access, credential_path=credential_path)
-        trust_bundle = foundation.identity.trust_bundle().decode()
-    # Another certificate than the fleet's is known to everybody, or to whoever chose it.
-    is_ours = url.startswith("https://") and settings.http_certificate is None
-    return _saved(issued, url, trust_bundle if is_ours else None, credential_path)
+        laid = await foundation.lay(settings, stack, clock=SystemClock())
+        issued = await make_admin(laid.access, credential_path=credential_path)
+        credential = _credential(settings, laid, issued, url=url)
+    name = issued.operator.name
+    try:
+        write_credential(credential_path, credential)
+    except InvalidRequest as error:
+        raise InvalidRequest(
+            f"{error}; admin {name} is made: run `nanofleet controller init --reset-admin {name}` with another file"
+        ) from error
+    return InitialisedView(name=name, controller=url, credential=credential_path)
 
 
-def url_of(http_bind: str) -> str:
-    """Return how operators reach the port; on all addresses it is this machine's name."""
-    bind = parse_address(http_bind)
-    if is_loopback(bind.host):
-        return f"http://{bind}"
-    is_everywhere = bind.host in {"0.0.0.0", "::"}  # noqa: S104 (asked, not bound)
-    return f"https://{socket.gethostname()}:{bind.port}" if is_everywhere else f"https://{bind}"
+def url_of(settings: "Settings") -> str:
+    """Return how operators reach the HTTP port.
+
+    Raises:
+        InvalidRequest: it is bound to every address, and none is said to be the one.
+    """
+    bind = parse_address(settings.http_bind)
+    return f"https://{settings.advertised(bind)}" if settings.http_speaks_tls else f"http://{bind}"
 
 
 async def first_admin(access: "Access", *, name: str, credential_path: Path) -> "IssuedSecret":
@@ -156,19 +160,10 @@ def _refuse_to_overwrite(path: Path, *, owner: str | None) -> None:
         )
 
 
-def _saved(issued: "IssuedSecret", url: str, trust_bundle: str | None, path: Path) -> InitialisedView:
-    name = issued.operator.name
-    credential = Credential(
-        controller=url,
-        name=name,
-        secret=issued.secret,
-        trust_bundle=trust_bundle,
-        server_name=None if trust_bundle is None else CONTROLLER_DNS_NAME,
-    )
-    try:
-        write_credential(path, credential)
-    except InvalidRequest as error:
-        raise InvalidRequest(
-            f"{error}; admin {name} is made: run `nanofleet controller init --reset-admin {name}` with another file"
-        ) from error
-    return InitialisedView(name=name, controller=url, credential=path)
+def _credential(settings: "Settings", laid: "Foundation", issued: "IssuedSecret", *, url: str) -> Credential:
+    """Return the credential, with whom to believe where the port shows a certificate of the fleet's authority."""
+    made = Credential(controller=url, name=issued.operator.name, secret=issued.secret)
+    if not settings.http_speaks_tls or settings.http_certificate is not None:
+        return made
+    bundle = laid.identity.server_identity().trust_bundle.decode()
+    return made.model_copy(update={"trust_bundle": bundle, "server_name": CONTROLLER_DNS_NAME})

@@ -6,19 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from controller.access.model import OperatorRole
 from controller.access.service import Access
-from controller.api import operators_rest, sign_in
-from controller.api.access import Guarded
-from controller.api.http_app import ByPrefix, create_operator_app
-from controller.api.open_inference_http import create_open_inference_app
+from controller.api.http_app import create_app
 from core.clock import SystemClock
 from tests.support.access_store import MemoryAccessStore
 from tests.support.fleet_values import HeldClock
-from tests.support.operator_side import OperatorSide, operator_side
+from tests.support.operator_side import OperatorSide, faces_of, operator_side
 
 OWN_ORIGIN = "https://controller.example:7080"
 
@@ -28,7 +24,6 @@ class GuardedSide:
     side: OperatorSide
     access: Access
     clock: HeldClock
-    operator_app: FastAPI
     app: ASGIApp
     secrets: dict[OperatorRole, str]
 
@@ -50,13 +45,14 @@ async def guarded_side(folder: Path) -> AsyncIterator[GuardedSide]:
         clock = HeldClock()
         access = Access(MemoryAccessStore(), clock=clock)
         secrets = {role: (await access.create(f"the-{role.value}", role)).secret for role in OperatorRole}
-        operator_app = create_operator_app(
-            registry=side.registry, fleet=side.fleet, traces=side.traces, server_version="0.1.0"
+        app = create_app(
+            plane=side.plane,
+            registry=side.registry,
+            fleet=side.fleet,
+            traces=side.traces,
+            trust=faces_of(access),
+            clock=SystemClock(),
+            server_name="nanofleet",
+            server_version="0.1.0",
         )
-        operator_app.include_router(operators_rest.router(access))
-        operator_app.include_router(sign_in.pages(access))
-        inference = create_open_inference_app(
-            side.plane, server_name="nanofleet", server_version="0.1.0", clock=SystemClock()
-        )
-        app = Guarded(ByPrefix("/v2", inference, otherwise=operator_app), access)
-        yield GuardedSide(side, access, clock, operator_app, app, secrets)
+        yield GuardedSide(side, access, clock, app, secrets)

@@ -1,6 +1,7 @@
 """The controller as the operator sees it: real registry, fleet, traces and HTTP faces, without gRPC and Ray.
 
 Databases are SQLite files, models are opened by a workshop that only pretends, agents are played by `ScriptedAgent`.
+Identity and signing have tests of their own; their endpoints are there and must not be asked.
 `operator_side` lives in the caller's loop; `running_controller` serves it on a real port from a thread of its own, for
 clients that block.
 """
@@ -11,16 +12,23 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from starlette.types import ASGIApp
 
-from controller.api.http_app import create_app
+from controller.access.model import OperatorRole
+from controller.access.service import Access
+from controller.api.http_app import TrustFaces, create_app
 from controller.api.http_server import HttpServer
+from controller.api.identity_rest import Destination
+from controller.cli.credential import Credential, write_credential
 from controller.compression.model import CascadeFit, Dataset, Evaluated, EvaluationTask, Inspected, ModelBundle
 from controller.fleet.service import Fleet
+from controller.identity.service import Identity
 from controller.registry.blobs import BlobStore
 from controller.registry.service import Registry
+from controller.signing.service import Catalogue
+from controller.storage.access import SqlAccessStore
 from controller.storage.database import Database
 from controller.storage.fleet import SqlFleetStore
 from controller.storage.registry import SqlRegistryStore
@@ -46,6 +54,7 @@ from tests.support.echo_plane import EchoPlane
 
 T = TypeVar("T")
 
+ADMIN = "test-admin"
 MAX_MODEL_BYTES = 4 << 20
 HOSTILE = b"hostile"
 STOP_TIMEOUT_S = 10.0
@@ -72,6 +81,10 @@ class PretendingWorkshop:
 @dataclass(frozen=True, slots=True)
 class OperatorSide:
     app: ASGIApp
+    access: Access
+    # An admin's.
+    secret: str
+    trust: TrustFaces
     plane: EchoPlane
     registry: Registry
     fleet: Fleet
@@ -98,8 +111,12 @@ async def operator_side(folder: Path) -> AsyncIterator[OperatorSide]:
         await registry.prepare()
         fleet = Fleet(SqlFleetStore(database), registry, clock=clock, max_sessions=8)
         traces = Traces(SqlTraceStore(database), max_spans=1000)
+        access = Access(SqlAccessStore(database), clock=clock)
+        secret = (await access.create(ADMIN, OperatorRole.ADMIN)).secret
+        trust = faces_of(access)
         app = create_app(
             plane=plane,
+            trust=trust,
             registry=registry,
             fleet=fleet,
             traces=traces,
@@ -109,7 +126,12 @@ async def operator_side(folder: Path) -> AsyncIterator[OperatorSide]:
         )
         for loop in (registry.run, fleet.run, traces.run):
             stack.push_async_callback(_cancelled, asyncio.create_task(loop()))
-        yield OperatorSide(app, plane, registry, fleet, traces)
+        yield OperatorSide(app, access, secret, trust, plane, registry, fleet, traces)
+
+
+def faces_of(access: Access) -> TrustFaces:
+    identity, catalogue, destination = cast("Identity", None), cast("Catalogue", None), cast("Destination", None)
+    return TrustFaces(access, identity, catalogue, destination)
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:
@@ -120,9 +142,11 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
 class RunningController:
     """An operator side on a real port."""
 
-    def __init__(self, side: OperatorSide, url: str, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, side: OperatorSide, url: str, loop: asyncio.AbstractEventLoop, *, credential_path: Path) -> None:
         self.side = side
         self.url = url
+        # For `nanofleet --credential`.
+        self.credential_path = credential_path
         self._loop = loop
 
     def call(self, use: Callable[[OperatorSide], Awaitable[T]]) -> T:
@@ -144,7 +168,9 @@ def running_controller(folder: Path) -> Iterator[RunningController]:
         server, loop = HttpServer(Address("127.0.0.1", 0)), asyncio.get_running_loop()
         async with operator_side(folder) as side:
             serving = asyncio.create_task(server.run(side.app))
-            running.append(RunningController(side, f"http://{server.address}", loop))
+            credential_path = folder / "credential.json"
+            write_credential(credential_path, Credential(controller=server.url, name=ADMIN, secret=side.secret))
+            running.append(RunningController(side, server.url, loop, credential_path=credential_path))
             stops.append(lambda: loop.call_soon_threadsafe(server.stop))
             started.set()
             await serving

@@ -2,22 +2,18 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import cast
 
 import pytest
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute
 
 from controller.access.model import OperatorRole
-from controller.api import identity_rest, signing_rest
 from controller.api.access_rules import RULES, Nobody, methods_of, need
-from controller.api.identity_rest import Destination
+from controller.api.http_app import create_operator_app
 from controller.api.open_inference_http import routes as inference_routes
-from controller.identity.service import Identity
-from controller.signing.service import Catalogue
 from core.clock import SystemClock
 from tests.support.echo_plane import EchoPlane
-from tests.support.guarded import guarded_side
+from tests.support.operator_side import operator_side
 
 
 def endpoints(routes: Sequence[BaseRoute]) -> Iterator[tuple[str, str]]:
@@ -35,12 +31,10 @@ def entered() -> set[tuple[str, str]]:
 
 
 async def test_every_route_of_the_operator_has_a_rule_and_every_rule_a_route(tmp_path: Path) -> None:
-    # Nothing is asked of them here: only what routes there are.
-    identity, destination, catalogue = cast("Identity", None), cast("Destination", None), cast("Catalogue", None)
-    async with guarded_side(tmp_path) as guarded:
-        app = guarded.operator_app
-        app.include_router(identity_rest.router(identity, destination))
-        app.include_router(signing_rest.signing_router(catalogue))
+    async with operator_side(tmp_path) as side:
+        app = create_operator_app(
+            registry=side.registry, fleet=side.fleet, traces=side.traces, trust=side.trust, server_version="0"
+        )
         served = set(endpoints(app.routes))
 
     assert ("GET", "/api/models") in served

@@ -37,13 +37,14 @@ def controller(tmp_path: Path) -> Iterator[RunningController]:
 @pytest.fixture
 def run(controller: RunningController) -> Run:
     def call(*words: str) -> Result:
-        return invoke(*words, url=controller.url)
+        return invoke(*words, url=controller.url, credential=controller.credential_path)
 
     return call
 
 
-def invoke(*words: str, url: str | None = None) -> Result:
-    environment = {"COLUMNS": "160", "TERM": "dumb", "NANOFLEET_CONTROLLER": url}
+def invoke(*words: str, url: str | None = None, credential: Path | None = None) -> Result:
+    who = None if credential is None else str(credential)
+    environment = {"COLUMNS": "160", "TERM": "dumb", "NANOFLEET_CONTROLLER": url, "NANOFLEET_CREDENTIAL": who}
     return CliRunner().invoke(app, list(words), env=environment, prog_name="nanofleet")
 
 
@@ -298,7 +299,8 @@ def test_without_a_controller_the_command_says_how_to_start_one(unused_tcp_port:
 
 
 def test_the_option_wins_over_the_environment(controller: RunningController, unused_tcp_port: int) -> None:
-    result = invoke("--controller", controller.url, "models", "list", url=f"http://127.0.0.1:{unused_tcp_port}")
+    elsewhere, credential = f"http://127.0.0.1:{unused_tcp_port}", controller.credential_path
+    result = invoke("--controller", controller.url, "models", "list", url=elsewhere, credential=credential)
     assert result.exit_code == 0, result.output
 
 

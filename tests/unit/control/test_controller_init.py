@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import socket
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,13 +10,14 @@ from typer.testing import CliRunner, Result
 from controller.access.model import Operator, OperatorRole
 from controller.access.service import Access
 from controller.cli.app import app
-from controller.cli.credential import Credential, read_credential
-from controller.cli.initialise import HttpTrust, first_admin, initialise, url_of
+from controller.cli.credential import Credential, CredentialFile, read_credential
+from controller.cli.initialise import url_of
 from controller.settings import Settings
 from controller.storage.access import SqlAccessStore
 from controller.storage.database import Database
 from core import folder_lock
 from core.clock import SystemClock
+from core.spiffe import CONTROLLER_DNS_NAME
 from tests.support.fleet_values import NOON
 
 EVERYWHERE = "https://controller.example:7080"
@@ -32,12 +31,13 @@ class Place:
         self.configuration = folder / "config"
         self.credential_path = self.configuration / "nanofleet" / "credential.json"
 
-    def init(self, *words: str) -> Result:
+    def init(self, *words: str, **settings: str) -> Result:
         environment = {
             "NANOFLEET_DATA_DIR": str(self.data_dir),
             "XDG_CONFIG_HOME": str(self.configuration),
             "COLUMNS": "400",
             "TERM": "dumb",
+            **settings,
         }
         return CliRunner().invoke(app, ["controller", "init", *words], env=environment, prog_name="nanofleet")
 
@@ -170,31 +170,31 @@ def test_the_result_is_json_when_asked(place: Place) -> None:
     [
         ("127.0.0.1:7080", "http://127.0.0.1:7080"),
         ("[::1]:80", "http://[::1]:80"),
-        ("10.0.0.5:443", "https://10.0.0.5:443"),
+        ("192.0.2.5:443", "https://192.0.2.5:443"),
     ],
 )
 def test_the_address_follows_the_setting(bind: str, url: str) -> None:
-    assert url_of(bind) == url
+    assert url_of(Settings(http_bind=bind)) == url
 
 
-def test_a_port_on_all_addresses_is_reached_by_the_machines_name() -> None:
-    assert url_of("0.0.0.0:7080") == f"https://{socket.gethostname()}:7080"
+def test_a_port_on_all_addresses_needs_a_name(place: Place) -> None:
+    everywhere = {"NANOFLEET_HTTP_BIND": "0.0.0.0:7080"}
+
+    assert_refused(place.init(**everywhere), "advertised_host")
+    assert_done(place.init("--url", EVERYWHERE, **everywhere))
+    assert place.credential.controller == EVERYWHERE
 
 
-async def test_preparations_run_before_the_admin_is_made_and_say_whom_to_believe(place: Place) -> None:
-    found: list[int] = []
+def test_over_tls_the_credential_says_whom_to_believe(place: Place) -> None:
+    assert_done(place.init(NANOFLEET_HTTP_BIND="192.0.2.5:7080"))
 
-    async def prepare(settings: Settings, database: Database) -> HttpTrust | None:
-        found.append(len(await SqlAccessStore(database).operators()))
-        return HttpTrust("a bundle", "a.name")
+    assert place.credential.controller == "https://192.0.2.5:7080"
+    assert place.credential.server_name == CONTROLLER_DNS_NAME
+    assert CredentialFile(place.credential_path, place.credential).tls().get_ca_certs()
 
-    await initialise(
-        Settings(data_dir=place.data_dir),
-        make_admin=partial(first_admin, name="ada"),
-        url=EVERYWHERE,
-        credential_path=place.credential_path,
-        preparations=(prepare,),
-    )
 
-    assert found == [0]
-    assert (place.credential.trust_bundle, place.credential.server_name) == ("a bundle", "a.name")
+def test_with_a_certificate_of_ones_own_the_authorities_of_this_machine_are_believed(place: Place) -> None:
+    files = {"NANOFLEET_HTTP_CERTIFICATE": "chain.pem", "NANOFLEET_HTTP_KEY": "key.pem"}
+    assert_done(place.init(NANOFLEET_HTTP_BIND="192.0.2.5:7080", **files))
+
+    assert (place.credential.trust_bundle, place.credential.server_name) == (None, None)

@@ -30,7 +30,8 @@ async def side(tmp_path: Path) -> AsyncIterator[OperatorSide]:
 @pytest_asyncio.fixture
 async def client(side: OperatorSide) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(app=side.app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:7080") as http:
+    headers = {"authorization": f"Bearer {side.secret}"}
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:7080", headers=headers) as http:
         yield http
 
 
@@ -195,7 +196,7 @@ async def test_too_many_waiting_publications_are_refused_with_a_time_to_come_aga
             raise Overloaded("publish: 16 publications are waiting; try again later")
 
     full: Any = FullRegistry()
-    app = create_operator_app(registry=full, fleet=side.fleet, traces=side.traces, server_version="0")
+    app = create_operator_app(registry=full, fleet=side.fleet, traces=side.traces, trust=side.trust, server_version="0")
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://127.0.0.1") as client:
         body = {"file": {"path": "model.onnx", "digest": digest_of(MODEL)}}
         response = await client.post("/api/models/digits/versions", json=body)
@@ -374,7 +375,9 @@ async def test_a_defect_shows_nothing_of_its_inside(side: OperatorSide) -> None:
             raise RuntimeError("a secret path")
 
     broken: Any = BrokenTraces()
-    app = create_operator_app(registry=side.registry, fleet=side.fleet, traces=broken, server_version="0")
+    app = create_operator_app(
+        registry=side.registry, fleet=side.fleet, traces=broken, trust=side.trust, server_version="0"
+    )
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
         response = await client.get("/api/traces")
@@ -382,28 +385,9 @@ async def test_a_defect_shows_nothing_of_its_inside(side: OperatorSide) -> None:
     assert "secret" not in response.text
 
 
-@pytest.mark.parametrize("host", ["attacker.example", "attacker.example:7080", "192.0.2.1", "", "127.0.0.1.example"])
-async def test_a_host_name_that_is_not_loopback_is_refused(client: httpx.AsyncClient, host: str) -> None:
-    assert_problem(await client.get("/api/health", headers={"host": host}), 403, "forbidden")
-
-
-@pytest.mark.parametrize("host", ["localhost", "localhost:7080", "127.0.0.1", "127.0.0.9:1", "[::1]", "[::1]:7080"])
-async def test_loopback_host_names_are_served(client: httpx.AsyncClient, host: str) -> None:
-    assert (await client.get("/api/health", headers={"host": host})).status_code == 200
-
-
-@pytest.mark.parametrize("origin", ["https://attacker.example", "http://127.0.0.1.example:7080", "null", ""])
-async def test_a_page_from_elsewhere_is_refused(client: httpx.AsyncClient, origin: str) -> None:
-    assert_problem(await client.get("/api/health", headers={"origin": origin}), 403, "forbidden")
-
-
-async def test_a_page_from_this_machine_is_served(client: httpx.AsyncClient) -> None:
-    assert (await client.get("/api/health", headers={"origin": "http://localhost:7080"})).status_code == 200
-
-
 async def test_openapi_describes_every_endpoint_and_the_shape_of_refusals(client: httpx.AsyncClient) -> None:
     document = (await client.get("/api/openapi.json")).json()
-    assert set(document["paths"]) == {
+    assert set(document["paths"]) >= {
         "/api/health",
         "/api/blobs/{digest}",
         "/api/models",
