@@ -132,7 +132,7 @@ class Identity:
         _require_token_bounds(lifetime, uses, agent)
         secret, now = secrets.token_bytes(SECRET_BYTES), self._clock.now()
         record = TokenRecord(
-            id=secrets.token_hex(4),
+            id=secrets.token_hex(8),
             secret_sha256=use_cases.secret_digest(secret),
             site=SiteId(checked_name(site, kind="site")),
             agent=None if agent is None else AgentId(checked_name(agent, kind="agent")),
@@ -279,7 +279,7 @@ class Identity:
     # ---- parts of ours and applications -----------------------------------------------------------------------
 
     def issue_local(self, role: Role, name: str) -> TlsIdentity:
-        """Make a key and certify it, for a part on this machine."""
+        """Make a key and certify it, for a part on this machine; a part that lives longer needs another in time."""
         key = new_key()
         certificate = self._sign(Peer(self._trust_domain, role, name), public_key_of(key.public_key()))
         return TlsIdentity(certificate.pem, key_pem(key), self.trust_bundle())
@@ -322,6 +322,10 @@ class Identity:
         Raises:
             Conflict: the last rotation is not over.
         """
+        await self._whole(self._rotate())
+        return self.authorities()
+
+    async def _rotate(self) -> None:
         async with self._rotating:
             states = {record.state for record in self.authorities()}
             if AuthorityState.NEXT in states:
@@ -331,7 +335,6 @@ class Identity:
             else:
                 await self._authorities.prepare()
             self._certify_server()
-        return self.authorities()
 
     # ---- inside -----------------------------------------------------------------------------------------------
 

@@ -210,7 +210,7 @@ browser_sessions = Table(
 
 # ---- catalogue ------------------------------------------------------------------------------------------------
 
-# TUF metadata as signed; rows are never changed. `timestamp` is kept in its newest version only.
+# TUF metadata as signed; rows are never changed. Every root is kept, of `timestamp` the newest, of the rest some dozens.
 catalogue_metadata = Table(
     "catalogue_metadata",
     metadata,

@@ -69,6 +69,14 @@ class Record:
     def quarantined(self, digest: Digest) -> Quarantine | None:
         return next((entry for entry in self.quarantine if entry.slot.manifest_digest == digest), None)
 
+    def slot_of(self, digest: Digest | None) -> Slot | None:
+        """Return how a variant that this record knows is called."""
+        states = [state for state in (self.current, self.previous) if state is not None]
+        slots: list[Slot | None] = [slot for state in states for slot in state.slots]
+        slots += [slot for trial in self.trials for slot in (trial.slot, trial.previous)]
+        slots += [slot for entry in self.quarantine for slot in (entry.slot, entry.fallback)]
+        return next((slot for slot in slots if slot is not None and slot.manifest_digest == digest), None)
+
     def in_use(self) -> frozenset[Digest]:
         """Return the variants that a restart may bring back: in force, on trial, and what they fall back on."""
         slots = [*(() if self.current is None else self.current.slots)]

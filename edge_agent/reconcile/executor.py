@@ -218,7 +218,10 @@ class Reconciler:
 
     def _show_quarantine(self, target: DesiredState) -> None:
         for model, problem in self._quarantined(target).items():
-            self.board.hold(model, problem, phase=SlotPhase.FAILED)
+            runs = self._record.slot_of(self._place.host.running().get(model))
+            instead = "nothing runs instead" if runs is None else f"version {runs.version} ({runs.variant}) runs"
+            found = Problem(problem.code, f"{problem.message}; {instead}")
+            self.board.hold(model, found, phase=SlotPhase.FAILED)
 
     def _quarantined(self, target: DesiredState) -> Mapping[ModelName, Problem]:
         found = ((slot.model, self._record.quarantined(slot.manifest_digest)) for slot in target.slots)

@@ -163,12 +163,15 @@ class Trials:
         self._watched.pop(digest).watch.stop()
 
     async def _proven(self, model: ModelName) -> Slot | None:
-        """Return what runs now, or what that falls back on while it is on probation itself."""
+        """Return what runs now, or what that falls back on while it is on probation itself.
+
+        The first variant of a model has nothing to fall back on; unproven, it is still better than none.
+        """
         digest = self._place.host.running().get(model)
         if digest is None:
             return None
         trial = self._place.journal.record.trial_of(digest)
         if trial is not None:
-            return trial.previous
+            return trial.previous or trial.slot
         manifest = await self._place.on_disk(self._place.store.manifest, digest)
         return Slot(model, manifest.version, VariantName(manifest.variant), digest)

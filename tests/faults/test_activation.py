@@ -122,6 +122,7 @@ async def test_D12_a_model_is_rolled_back_without_anybody_to_report_to(device: D
         assert report.problem is not None
         assert "digits 2 (int8) failed its probation: expected at most" in report.problem.message
         assert "nanofleet-agent retry digits" in report.problem.message
+        await until(reconciler, lambda: "; version 1 (int8) runs" in str(report_of(reconciler, NEW).problem))
 
 
 async def test_D13_what_failed_its_self_test_is_neither_fetched_nor_tried_again(device: Device) -> None:
@@ -301,6 +302,14 @@ async def test_D18_what_is_overtaken_on_probation_is_not_what_its_successor_fall
         device.see(FAULTY)
         await device.host.until(lambda: device.runs(OLD))
         assert device.host.loads == [OLD.digest, NEW.digest, THIRD.digest, OLD.digest]
+
+
+async def test_D18_a_first_version_that_was_overtaken_on_probation_is_better_than_none(device: Device) -> None:
+    async with device.running() as reconciler:
+        await reconciler.submit(desired(OLD, generation=1))
+        await reconciler.submit(desired(NEW, generation=2))
+        device.see(FAULTY)
+        await device.host.until(lambda: device.runs(OLD))
 
 
 async def test_D18_a_rollback_does_not_wait_for_a_fetch_that_takes_long(device: Device) -> None:

@@ -21,7 +21,8 @@ from core.ids import ModelName, VariantName
 from core.manifest import File, Lineage, Manifest, Signature
 from core.tensors import Datatype
 
-START = datetime(2026, 3, 1, 12, tzinfo=UTC)
+# Later than the build time below which agents believe no clock.
+START = datetime(2030, 3, 1, 12, tzinfo=UTC)
 METER = ModelName("meter")
 CAT = ModelName("cat")
 ORIGINAL = VariantName("original")

@@ -64,10 +64,19 @@ def make_mlp(
 
 
 def make_echo(
-    folder: Path, *, name: str = "echo", version: int = 1, max_batch: int = 32, cascade: Cascade | None = None
+    folder: Path,
+    *,
+    name: str = "echo",
+    version: int = 1,
+    max_batch: int = 32,
+    cascade: Cascade | None = None,
+    operator: str = "Identity",
 ) -> BuiltModel:
-    """Return a model that gives its input `(rows, 4)` FP32 back as its scores, so that a test chooses the answer."""
-    graph = _graph([helper.make_node("Identity", [INPUT], [OUTPUT])], [], inputs=4, outputs=4)
+    """Return a model that gives its input `(rows, 4)` FP32 back as its scores, so that a test chooses the answer.
+
+    With another `operator` it gives what that makes of each number: `Log` of a negative one is not a number.
+    """
+    graph = _graph([helper.make_node(operator, [INPUT], [OUTPUT])], [], inputs=4, outputs=4)
     return _publish(folder, graph, name=name, version=version, max_batch=max_batch, cascade=cascade)
 
 

@@ -59,3 +59,17 @@ def release_of(version: int = 1, *, model: str = "digits", counter: int | None =
 def desired_of(*made: MadeVariant, now: datetime, generation: int = 1, agent: AgentId = AGENT) -> DesiredState:
     slots = tuple(variant.slot for variant in made)
     return DesiredState(agent, Position(1, generation), now, slots, now + timedelta(days=1))
+
+
+def asks_for(side: CatalogueSide, *made: MadeVariant, generation: int = 1) -> SignedAssignment:
+    return side.assignment(desired_of(*made, now=side.now, generation=generation))
+
+
+ROLES = ["timestamp", "snapshot", "targets", "family-digits"]
+
+
+def name_of(side: CatalogueSide, role: str) -> str:
+    if role == "timestamp":
+        return "timestamp.json"
+    version = side.snapshot.version if role == "snapshot" else side.snapshot.meta[f"{role}.json"].version
+    return f"{version}.{role}.json"

@@ -233,10 +233,10 @@ async def test_who_signs_reads_what_changes(world: SignedWorld) -> None:
     rotation = await world.catalogue.rotate(KeyRole.DIRECTOR)
 
     assert carried(world.catalogue.bundle()).changes() == [
-        "family-meter: version 2, expires 2026-05-30",
+        "family-meter: version 2, expires 2030-05-30",
         f"  - {FIRST.path}",
         "  floor 2",
-        "targets: version 3, expires 2026-05-30",
+        "targets: version 3, expires 2030-05-30",
         f"  + director key {rotation.added}",
         f"  - director key {rotation.removed}",
     ]
