@@ -90,21 +90,37 @@ def rotate(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
 @app.command()
 def certify(
     context: typer.Context,
-    csr: Annotated[
-        Path, typer.Argument(metavar="REQUEST", exists=True, dir_okay=False, help="PKCS #10 in PEM, P-256.")
-    ],
-    name: Annotated[str, typer.Option(help="What the application is called.")],
-    folder: Annotated[Path, typer.Option(help="Where certificate.pem and trust.pem are written.")],
+    name: Annotated[str, typer.Argument(help="What the application, or the replica, is called.")],
+    folder: Annotated[Path, typer.Option(help="Where identity.pem and trust.pem are written.")],
+    request: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="PKCS #10 in PEM, for a P-256 key of your own; certificate.pem is written then, without a key.",
+        ),
+    ] = None,
     role: Annotated[views.CertifiedRoleText, typer.Option(help="What it may do.")] = "application",
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Certify an application's key, so that it may ask models over gRPC and send spans."""
+    """Certify an application, to ask models over gRPC and send spans. Its key is made here and stays here."""
+    # Here: no other command needs cryptography, and none may import gRPC before `controller run` has set it up.
+    from controller.identity.authority import csr_pem, key_pem, new_key
+    from core.grpc_transport import TlsIdentity
+    from core.tls_files import TRUST_FILE, write_tls_identity
+
+    key = new_key()
+    csr = csr_pem(key) if request is None else request.read_text(errors="replace")
     with usage_errors():
-        body = views.CertificateBody(csr=csr.read_text(errors="replace"), role=role, name=name)
+        body = views.CertificateBody(csr=csr, role=role, name=name)
     with client_of(context) as client:
         issued = client.certify(body)
-    write_atomically(folder / "certificate.pem", issued.certificate_chain.encode())
-    write_atomically(folder / "trust.pem", issued.trust_bundle.encode())
+    chain, trust = issued.certificate_chain.encode(), issued.trust_bundle.encode()
+    if request is None:
+        write_tls_identity(folder, TlsIdentity(chain, key_pem(key), trust))
+    else:
+        write_atomically(folder / "certificate.pem", chain)
+        write_atomically(folder / TRUST_FILE, trust)
     show(issued, f"written to {folder}; good until {issued.not_after:%Y-%m-%d}", output=output)
 
 

@@ -110,7 +110,7 @@ def set_up(folder: Path, parts: Parts, console: Console, choice: BrokerChoice) -
     with console.status("waiting for Ray"):
         controller.wait_for_heavy(controller_part)
     camera_tls = folder / "cameras"
-    operator.run("authority", "certify", "--name", "cameras", "--folder", str(camera_tls))
+    operator.run("authority", "certify", "cameras", "--folder", str(camera_tls))
     return Stage(folder, digits, broker, controller, operator, agents, camera_tls)
 
 

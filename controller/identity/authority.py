@@ -158,6 +158,12 @@ def public_key_of(key: ec.EllipticCurvePublicKey) -> PublicKey:
     return PublicKey(key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo))
 
 
+def csr_pem(key: ec.EllipticCurvePrivateKey) -> str:
+    """Return a PKCS #10 request for `key`; names are the certifier's choice, so it has none."""
+    request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, _HASH)
+    return request.public_bytes(serialization.Encoding.PEM).decode()
+
+
 def checked_csr(csr: bytes) -> PublicKey:
     """Return the key that a PKCS #10 request in DER asks a certificate for; names in it are not looked at.
 

@@ -160,7 +160,7 @@ def test_an_applications_key_is_certified(controller: Running, run: Run, tmp_pat
     csr = x509.load_der_x509_csr(made_csr(new_key()))
     request.write_bytes(csr.public_bytes(serialization.Encoding.PEM))
 
-    result = run("authority", "certify", str(request), "--name", "shop", "--folder", str(tmp_path / "shop"))
+    result = run("authority", "certify", "shop", "--request", str(request), "--folder", str(tmp_path / "shop"))
 
     assert result.exit_code == 0, result.output
     certificate = x509.load_pem_x509_certificate((tmp_path / "shop" / "certificate.pem").read_bytes())
@@ -173,6 +173,6 @@ def test_what_is_no_request_is_not_certified(run: Run, tmp_path: Path) -> None:
     request = tmp_path / "request.pem"
     request.write_bytes(b"-----BEGIN NOTHING\xff")
 
-    result = run("authority", "certify", str(request), "--name", "shop", "--folder", str(tmp_path))
+    result = run("authority", "certify", "shop", "--request", str(request), "--folder", str(tmp_path))
 
     assert "expected PKCS #10 in PEM" in str(result.exception)
