@@ -288,9 +288,9 @@ async def _start_faces(foundation: Foundation, ports: _Ports, parts: _Parts, *, 
     await ports.grpc.start(
         fleet=FleetServicer(
             parts.fleet,
+            parts.director,
             check_hello=require_own_name(identity),
             trust_bundle=identity.trust_bundle,
-            director=parts.director,
         ),
         artifacts=ArtifactServicer(parts.blobs),
         delivery=DeliveryServicer(parts.transfers, agent_of=agent_of),

@@ -45,9 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="say how the agent on this machine is")
     _add_place(status)
     status.add_argument("--json", action="store_true", help="for machines")
-    release = commands.add_parser("release", help="let a model that failed here be tried again; the agent must not run")
-    release.add_argument("model", metavar="MODEL")
-    _add_place(release)
+    retry = commands.add_parser("retry", help="let a model that failed here be tried again; the agent must not run")
+    retry.add_argument("model", metavar="MODEL")
+    _add_place(retry)
     tuf_client = commands.add_parser("tuf-client", help="verify a catalogue: the TUF conformance suite's client")
     add_arguments(tuf_client)
     return parser
@@ -103,7 +103,7 @@ def _enrol(options: argparse.Namespace) -> int:
     return 0
 
 
-def _release(options: argparse.Namespace) -> int:
+def _retry(options: argparse.Namespace) -> int:
     from core.clock import SystemClock
     from core.ids import ModelName
     from edge_agent.activation.journal import Journal
@@ -123,7 +123,7 @@ def _tuf_client(options: argparse.Namespace) -> int:
     return tuf_client.run(options)
 
 
-_COMMANDS = {"enrol": _enrol, "run": _run, "status": _status, "release": _release, "tuf-client": _tuf_client}
+_COMMANDS = {"enrol": _enrol, "run": _run, "status": _status, "retry": _retry, "tuf-client": _tuf_client}
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import grpc.aio
 
 from controller.fleet import sessions
 from controller.fleet.service import Fleet
-from controller.fleet.sessions import Ended, Expelled, Faulty, Left, Replaced, Stopping
+from controller.fleet.sessions import Ended, Expelled, Faulty, Left, Permitted, Replaced, Stopping
 from core.errors import DeadlineExceeded, ErrorCode, InvalidRequest, NanofleetError, TooLarge
 from core.fleet_state import AgentHello, DesiredState, Position, SignedAssignment
 from core.fleet_wire import (
@@ -26,7 +26,6 @@ from core.fleet_wire import (
     decode_push_result,
     decode_reported,
     encode_assignment,
-    encode_desired,
     encode_position,
 )
 from core.logs import peer_text
@@ -61,10 +60,10 @@ class FleetServicer(FleetServiceServicer):
     def __init__(
         self,
         fleet: Fleet,
+        director: Director,
         *,
-        check_hello: HelloCheck | None = None,
-        trust_bundle: TrustBundleSource | None = None,
-        director: Director | None = None,
+        check_hello: HelloCheck,
+        trust_bundle: TrustBundleSource,
         hello_timeout_s: float = HELLO_TIMEOUT_S,
         push_timeout_s: float = PUSH_TIMEOUT_S,
     ) -> None:
@@ -104,8 +103,7 @@ class FleetServicer(FleetServiceServicer):
 
     async def _hold(self, context: Context) -> Ended:
         hello = await self._hello(context)
-        if self._check_hello is not None:
-            self._check_hello(hello, context)
+        self._check_hello(hello, context)
         async with self._fleet.session(hello) as (session, position), asyncio.TaskGroup() as tasks:
             listening = tasks.create_task(self._listen(session, context), name=f"session {hello.agent_id}")
             ended = await self._push(session, hello, position, context)
@@ -128,7 +126,7 @@ class FleetServicer(FleetServiceServicer):
         try:
             await self._write(pb.ControllerMessage(welcome=pb.Welcome(desired=encode_position(position))), context)
             await self._renew_trust(session, context)
-            while isinstance(taken := await session.take(), DesiredState):
+            while isinstance(taken := await session.take(), DesiredState | Permitted):
                 await self._write(await self._pushed(taken, hello), context)
         except NanofleetError as error:
             return Faulty(error)
@@ -138,15 +136,15 @@ class FleetServicer(FleetServiceServicer):
 
     async def _renew_trust(self, session: sessions.Session, context: Context) -> None:
         """Send the trust bundle to an agent that says it has another."""
-        if self._trust_bundle is None or not session.trust_bundle_sha256:
+        if not session.trust_bundle_sha256:
             return
         bundle = self._trust_bundle()
         if hashlib.sha256(bundle).digest() != session.trust_bundle_sha256:
             await self._write(pb.ControllerMessage(trust_bundle=pb.TrustBundle(pem=bundle)), context)
 
-    async def _pushed(self, desired: DesiredState, hello: AgentHello) -> pb.ControllerMessage:
-        if self._director is None:
-            return pb.ControllerMessage(desired=encode_desired(desired))
+    async def _pushed(self, desired: DesiredState | Permitted, hello: AgentHello) -> pb.ControllerMessage:
+        if isinstance(desired, Permitted):
+            return pb.ControllerMessage(transfer=pb.TransferPermission(manifest_digest=desired.manifest_digest))
         return pb.ControllerMessage(assignment=encode_assignment(await self._director.signed(desired, hello)))
 
     async def _write(self, message: pb.ControllerMessage, context: Context) -> None:

@@ -11,11 +11,11 @@ from controller.fleet import use_cases
 from controller.fleet.changes import Changes
 from controller.fleet.heard import Heard, HeardBuffer, apply_heard
 from controller.fleet.model import Agent, AgentView, Deployed, Deployment, Target
-from controller.fleet.sessions import Expelled, Session, Sessions, Stopping
+from controller.fleet.sessions import Expelled, Permitted, Session, Sessions, Stopping
 from controller.fleet.store import FleetStore
 from core.clock import Clock
 from core.digest import Digest
-from core.errors import InvalidRequest, UnknownAgent
+from core.errors import InvalidRequest, UnknownAgent, UnknownModel
 from core.fleet_state import NOWHERE, AgentHello, Position, PushResult, ReportedState, Slot
 from core.ids import AgentId, ModelName, VariantName
 from core.logs import peer_text
@@ -74,6 +74,8 @@ class Fleet:
         self._heard = HeardBuffer()
         self._has_work = asyncio.Event()
         self._pushes_in_doubt = False
+        # The last word for each model of each agent.
+        self._permitted: dict[AgentId, dict[ModelName, Permitted]] = {}
         self._changes = Changes()
 
     async def run(self) -> None:
@@ -134,6 +136,24 @@ class Fleet:
             if not agent.is_ahead and agent.desired.position != NOWHERE:
                 self._sessions.reissue(agent.desired)
 
+    async def permit_transfer(self, agent_id: AgentId, model: ModelName) -> Slot:
+        """Let a metered agent fetch whole chunks of the variant of `model` that it shall run; return that.
+
+        The word is kept until this process ends, for an agent that is offline.
+
+        Raises:
+            UnknownAgent: it never said hello.
+            UnknownModel: the agent shall not run that model.
+        """
+        agent = (await self.agent(agent_id)).agent
+        slot = next((slot for slot in agent.desired.slots if slot.model == model), None)
+        if slot is None:
+            raise UnknownModel(f"agent {agent_id}: expected a model that it shall run, got {model}; deploy it first")
+        permitted = Permitted(slot.manifest_digest)
+        self._permitted.setdefault(agent_id, {})[model] = permitted
+        self._sessions.permit(agent_id, permitted)
+        return slot
+
     async def agents(self) -> Sequence[AgentView]:
         """Return every agent that ever said hello, by id."""
         return [self._view(agent) for agent in await self._store.read(lambda records: records.agents())]
@@ -185,6 +205,8 @@ class Fleet:
         self._heard.forget(hello.agent_id)
         try:
             agent = await self._greet(session, hello)
+            for permitted in self._permitted.get(hello.agent_id, {}).values():
+                session.permit(permitted)
             yield session, agent.desired.position
         finally:
             if self._sessions.close(session):

@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from controller.fleet.boots import BootHistory
 from core.clock import Clock
+from core.digest import Digest
 from core.errors import NanofleetError, Overloaded, Quarantined
 from core.fleet_state import NOWHERE, AgentHello, DesiredState
 from core.ids import AgentId
@@ -47,6 +48,13 @@ class Expelled:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Permitted:
+    """A person's word that a metered agent may fetch whole chunks of a variant."""
+
+    manifest_digest: Digest
+
+
 Ended: TypeAlias = Left | Replaced | Stopping | Faulty | Expelled
 
 
@@ -59,6 +67,7 @@ class Session:
         self.trust_bundle_sha256 = hello.trust_bundle_sha256
         self._newest: DesiredState | None = None
         self._taken = NOWHERE
+        self._permitted: list[Permitted] = []
         self._ended: Ended | None = None
         self._changed = asyncio.Event()
 
@@ -76,22 +85,28 @@ class Session:
             self._newest = desired
             self._changed.set()
 
+    def permit(self, permitted: Permitted) -> None:
+        if permitted not in self._permitted:
+            self._permitted.append(permitted)
+            self._changed.set()
+
     def end(self, ended: Ended) -> None:
         """End the stream; the first reason stays."""
         if self._ended is None:
             self._ended = ended
             self._changed.set()
 
-    async def take(self) -> DesiredState | Ended:
-        """Wait for the newest state not yet taken, or for the end."""
+    async def take(self) -> DesiredState | Permitted | Ended:
+        """Wait for the newest state not yet taken, for a permission, or for the end."""
         await self._changed.wait()
         if self._ended is not None:
             return self._ended
-        assert self._newest is not None
-        desired, self._newest = self._newest, None
-        self._taken = desired.position
-        self._changed.clear()
-        return desired
+        if (desired := self._newest) is not None:
+            self._newest, self._taken = None, desired.position
+        taken = desired or self._permitted.pop(0)
+        if not self._permitted:
+            self._changed.clear()
+        return taken
 
 
 class Sessions:
@@ -164,6 +179,11 @@ class Sessions:
         """Push to the agent that `desired` is for, if it is here."""
         if (session := self._live.get(desired.agent_id)) is not None:
             session.offer(desired)
+
+    def permit(self, agent_id: AgentId, permitted: Permitted) -> None:
+        """Tell an agent, if it is here."""
+        if (session := self._live.get(agent_id)) is not None:
+            session.permit(permitted)
 
     def end(self, agent_id: AgentId, ended: Ended) -> None:
         """End the session of an agent, if it is here."""
