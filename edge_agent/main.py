@@ -215,7 +215,8 @@ class _Agent:
             await self._drain()
             for task in tasks:
                 task.cancel()
-        self._journal.note_clean_stop()
+        # On the disk's thread: the last word of a cancelled step may still be under way there.
+        await asyncio.get_running_loop().run_in_executor(self._disk, self._journal.note_clean_stop)
         await self._status.write_if_changed()
 
     def _connect(self, on_state: Callable[[SessionState], None]) -> Session:

@@ -210,7 +210,7 @@ browser_sessions = Table(
 
 # ---- catalogue ------------------------------------------------------------------------------------------------
 
-# TUF metadata as signed; rows are never changed. Every root is kept, of `timestamp` the newest, of the rest some dozens.
+# TUF metadata as signed; rows are never changed. Kept are all roots, the newest `timestamp`, some dozens of the rest.
 catalogue_metadata = Table(
     "catalogue_metadata",
     metadata,

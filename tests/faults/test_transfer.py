@@ -29,7 +29,7 @@ from core.ids import ModelName
 from edge_agent.reconcile.attempts import Attempts, RetryPolicy
 from protos.artifacts.v1 import artifacts_pb2 as pb
 from tests.support.delivery_server import Depot, Device, device, serving, serving_shelf
-from tests.support.delivery_shelf import DeliveryShelf, Silence
+from tests.support.delivery_shelf import DeliveryShelf, Fault, Silence
 from tests.support.mosquitto import free_port
 from tests.support.variants import MadeVariant, made_variant
 
@@ -52,10 +52,13 @@ async def until_whole(there: Device, variant: MadeVariant, *, attempts: int) -> 
     raise AssertionError(f"not whole after {attempts} attempts")
 
 
+def drop_after(chunks: int) -> Fault:
+    return lambda replies: [*replies[: chunks + 1], Unavailable("link reset")]
+
+
 async def test_D01_a_link_that_drops_and_heals_costs_no_chunk_twice(tmp_path: Path) -> None:
     shelf = DeliveryShelf(OLD)
-    for arrived in (3, 4, 5):
-        shelf.faults.append(lambda replies, arrived=arrived: [*replies[: arrived + 1], Unavailable("link reset")])
+    shelf.faults.extend(drop_after(arrived) for arrived in (3, 4, 5))
     async with serving_shelf(shelf) as port, device(tmp_path, port) as there:
         assert await until_whole(there, OLD, attempts=4) == 4
     assert [chunks[0] for chunks in shelf.asked_chunks] == [0, 3, 7, 12]

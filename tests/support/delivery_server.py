@@ -94,11 +94,20 @@ class Depot:
         for agent in agents:
             self.desired.wanted.setdefault(AgentId(agent), set()).add(variant.digest)
 
-    def transfers(self, disk: ThreadPoolExecutor) -> Transfers:
+    def transfers(self, disk: ThreadPoolExecutor, *, prepare_wait_s: float = 8.0) -> Transfers:
         clock = SystemClock()
         admission = Admission(clock=clock, pause_s=0.01)
         sender = FairSender(SendLimits(), clock=clock)
-        return Transfers(self.desired, self, self.packs, sender=sender, admission=admission, disk=disk, clock=clock)
+        return Transfers(
+            self.desired,
+            self,
+            self.packs,
+            sender=sender,
+            admission=admission,
+            disk=disk,
+            clock=clock,
+            prepare_wait_s=prepare_wait_s,
+        )
 
 
 @asynccontextmanager

@@ -86,7 +86,7 @@ class Device:
                 yield reconciler
                 task.cancel()
             if not self.is_crashing:
-                journal.note_clean_stop()
+                disk.submit(journal.note_clean_stop).result()
 
     async def apply(self, state: DesiredState) -> None:
         """Start, bring `state` into force, commit all of it and stop."""

@@ -7,6 +7,7 @@ import pytest
 from core.digest import Digest, digest_of, hex_of
 from core.errors import IntegrityError, InternalError, InvalidManifest, NotFound
 from edge_agent.sync.store import ContentStore
+from edge_agent.sync.worklist import Worklist
 from tests.support.variants import MadeVariant, made_variant
 
 
@@ -84,11 +85,16 @@ def test_a_variant_is_complete_when_manifest_and_every_file_are_here(tmp_path: P
     assert store.is_complete(variant.digest)
 
 
-def test_stored_bytes_count_whole_and_unfinished_files(tmp_path: Path) -> None:
+def test_stored_bytes_count_whole_files_and_chunks_of_unfinished_ones(tmp_path: Path) -> None:
     store = ContentStore(tmp_path)
-    variant = made_variant({"model.onnx": b"graph", "w.bin": b"weights"})
+    variant = made_variant({"model.onnx": b"graph", "w.bin": b"weights"}, chunk_bytes=3)
     put(store, b"graph")
-    store.append(digest_of(b"weights"), b"wei", offset=0)
+    work = Worklist(variant.manifest, store)
+    work.assemblies[digest_of(b"weights")].allocate()
+    ref = work.missing()[0]
+    work.write(ref, b"wei")
+    assert store.stored_bytes(variant.manifest) == len(b"graph")
+    assert work.accept(ref, b"wei")
     assert store.stored_bytes(variant.manifest) == len(b"graph") + 3
 
 
@@ -185,3 +191,34 @@ def test_files_shared_with_a_kept_variant_stay(tmp_path: Path) -> None:
     store.remove_unneeded(keep=[new.digest])
     assert store.is_complete(new.digest)
     assert not store.has(digest_of(b"old graph"))
+
+
+def test_a_manifest_is_put_whole_or_not_at_all(tmp_path: Path) -> None:
+    store = ContentStore(tmp_path)
+    with pytest.raises(IntegrityError, match="fetch it again"):
+        store.put(digest_of(b"manifest"), b"another")
+    assert list((tmp_path / "blobs").iterdir()) == []
+
+
+def test_variants_that_were_loaded_and_are_whole_are_listed_from_the_folders_alone(tmp_path: Path) -> None:
+    store = ContentStore(tmp_path)
+    loaded, brought = made_variant(version=1), made_variant(version=2)
+    for variant in (loaded, brought):
+        put_variant(store, variant)
+    store.materialise(loaded.manifest, loaded.digest)
+    assert ContentStore(tmp_path).complete_variants() == (loaded.digest,)
+    store.blob_path(Digest(loaded.manifest.files[0].digest)).unlink()
+    assert ContentStore(tmp_path).complete_variants() == ()
+
+
+def test_a_pinned_variant_stays_until_nobody_needs_it(tmp_path: Path) -> None:
+    store = ContentStore(tmp_path)
+    variant = made_variant()
+    put_variant(store, variant)
+    with store.pinned([variant.digest]):
+        with store.pinned([variant.digest]):
+            pass
+        store.remove_unneeded(keep=())
+        assert store.is_complete(variant.digest)
+    store.remove_unneeded(keep=())
+    assert not store.is_complete(variant.digest)

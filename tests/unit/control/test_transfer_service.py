@@ -1,0 +1,113 @@
+"""Transfers: what an agent may have, in which form, and what happens when nothing is prepared."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from controller.api.delivery_grpc import _reply_bytes
+from controller.transfer.model import Codec, Encoded
+from controller.transfer.service import ChunkOrder, Sent, Transfers
+from core.digest import Digest, digest_of
+from core.errors import Forbidden, InvalidRequest, PermissionRequired, Unavailable
+from core.ids import AgentId
+from protos.artifacts.v1 import artifacts_pb2 as pb
+from tests.support.delivery_server import Depot
+from tests.support.delivery_shelf import chunk_contents
+from tests.support.variants import made_variant
+
+AGENT = AgentId("gate-1")
+OLD = made_variant({"model.onnx": bytes(range(250)) * 8}, chunk_bytes=500)
+NEW = made_variant({"model.onnx": bytes(range(250)) * 7 + bytes(250)}, version=2, chunk_bytes=500)
+EVERYTHING = ((0, 4),)
+
+
+@pytest.fixture
+def depot(tmp_path: Path) -> Depot:
+    depot = Depot(tmp_path)
+    depot.publish(OLD, AGENT)
+    depot.publish(NEW, AGENT)
+    return depot
+
+
+@pytest.fixture
+async def transfers(depot: Depot) -> AsyncIterator[Transfers]:
+    with ThreadPoolExecutor(1) as disk:
+        transfers = depot.transfers(disk)
+        preparing = asyncio.create_task(transfers.run())
+        yield transfers
+        preparing.cancel()
+        await asyncio.wait([preparing])
+
+
+async def fetched(transfers: Transfers, order: ChunkOrder) -> list[Sent]:
+    async with transfers.transfer(AGENT, order) as (grant, chunks):
+        assert grant.not_before is None
+        return [sent async for sent in chunks]
+
+
+async def test_what_is_not_desired_is_forbidden(transfers: Transfers) -> None:
+    with pytest.raises(Forbidden, match="deploy it there first"):
+        await transfers.manifest(AgentId("gate-2"), OLD.digest)
+
+
+async def test_the_manifest_comes_as_it_was_published(transfers: Transfers) -> None:
+    assert digest_of(await transfers.manifest(AGENT, OLD.digest)) == OLD.digest
+
+
+async def test_chunks_without_packs_come_as_they_are(transfers: Transfers, depot: Depot) -> None:
+    depot.packs.failure = Unavailable("disk full")
+    sent = await fetched(transfers, ChunkOrder(OLD.digest, ((1, 2),)))
+    assert [(each.index, each.encoded) for each in sent] == [
+        (index, Encoded(Codec.RAW, chunk_contents(OLD)[index])) for index in (1, 2)
+    ]
+
+
+async def test_chunks_come_as_differences_to_what_the_agent_holds(transfers: Transfers, depot: Depot) -> None:
+    sent = await fetched(transfers, ChunkOrder(NEW.digest, EVERYTHING, (OLD.digest,)))
+    assert {each.encoded.source_manifest for each in sent} >= {OLD.digest}
+    assert depot.packs.prepared == [(NEW.digest, (OLD.digest,))]
+
+
+async def test_a_pair_is_prepared_once(transfers: Transfers, depot: Depot) -> None:
+    for _ in range(3):
+        await fetched(transfers, ChunkOrder(NEW.digest, EVERYTHING, (OLD.digest,)))
+    assert len(depot.packs.prepared) == 1
+
+
+async def test_manifests_that_nobody_knows_are_no_base(transfers: Transfers, depot: Depot) -> None:
+    unknown = digest_of(b"unknown")
+    weights = Digest(OLD.manifest.files[0].digest)
+    await fetched(transfers, ChunkOrder(NEW.digest, EVERYTHING, (unknown, weights)))
+    assert depot.packs.prepared == [(NEW.digest, ())]
+
+
+@pytest.mark.parametrize("ranges", [((0, 5),), ((2, 1), (1, 1)), ((0, 0),), ((0, 2), (1, 1)), ((4, 1),)])
+async def test_ranges_that_make_no_sense_are_refused(transfers: Transfers, ranges: tuple[tuple[int, int], ...]) -> None:
+    with pytest.raises(InvalidRequest, match="ranges: expected"):
+        await fetched(transfers, ChunkOrder(OLD.digest, ranges))
+
+
+async def test_an_agent_that_takes_only_differences_is_told_what_whole_chunks_cost(transfers: Transfers) -> None:
+    with pytest.raises(PermissionRequired, match="whole chunks take 2000 bytes"):
+        await fetched(transfers, ChunkOrder(OLD.digest, EVERYTHING, is_delta_only=True))
+
+
+async def test_while_it_is_prepared_an_agent_is_told_to_come_back(depot: Depot) -> None:
+    # Nobody runs the preparations.
+    with ThreadPoolExecutor(1) as disk:
+        transfers = depot.transfers(disk, prepare_wait_s=0.01)
+        async with transfers.transfer(AGENT, ChunkOrder(OLD.digest, EVERYTHING)) as (grant, chunks):
+            assert grant.not_before is not None
+            assert [sent async for sent in chunks] == []
+
+
+@pytest.mark.parametrize("size_bytes", [1, 127, 128, 16_384, 1 << 20])
+def test_a_chunk_reads_as_the_message_that_the_protocol_names(size_bytes: int) -> None:
+    encoded = Encoded(Codec.DIFFERENCE, b"x" * size_bytes, OLD.digest, 7)
+    found = pb.FetchChunksReply.FromString(_reply_bytes(Sent(300, encoded)))
+    assert found.chunk == pb.EncodedChunk(
+        index=300, codec=pb.CODEC_DIFFERENCE, data=encoded.data, source_manifest=OLD.digest, source_index=7
+    )
