@@ -52,6 +52,7 @@ RULES: Mapping[str, Mapping[str, Need]] = {
     "/api/agents/{agent_id}/ban": {"POST": _OPERATOR, "DELETE": _OPERATOR},
     "/api/enrolment-tokens": {"GET": _VIEWER, "POST": _OPERATOR},
     "/api/enrolment-tokens/{token_id}": {"DELETE": _OPERATOR},
+    "/api/agents/{agent_id}/transfers": {"POST": _OPERATOR},
     "/api/deployments": {"GET": _VIEWER, "PUT": _OPERATOR},
     "/api/traces": {"GET": _VIEWER},
     "/api/traces/{trace_id}": {"GET": _VIEWER},

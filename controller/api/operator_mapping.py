@@ -130,7 +130,7 @@ def deployment_view(deployment: Deployment) -> views.DeploymentView:
     return views.DeploymentView(
         target_kind=deployment.target.kind.value,
         target=deployment.target.name,
-        slot=_slot_view(deployment.slot),
+        slot=slot_view(deployment.slot),
         created_at=deployment.created_at,
     )
 
@@ -149,7 +149,7 @@ def _position_view(position: Position) -> views.PositionView:
     return views.PositionView(epoch=position.epoch, generation=position.generation)
 
 
-def _slot_view(slot: Slot) -> views.SlotView:
+def slot_view(slot: Slot) -> views.SlotView:
     return views.SlotView(
         model=slot.model, version=slot.version, variant=slot.variant, manifest_digest=slot.manifest_digest
     )
@@ -157,7 +157,7 @@ def _slot_view(slot: Slot) -> views.SlotView:
 
 def _slot_report_view(report: SlotReport) -> views.SlotReportView:
     return views.SlotReportView(
-        slot=_slot_view(report.slot),
+        slot=slot_view(report.slot),
         phase=report.phase.value,
         stored_bytes=report.stored_bytes,
         total_bytes=report.total_bytes,

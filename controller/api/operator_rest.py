@@ -19,6 +19,7 @@ from controller.api.operator_mapping import (
     deployment_view,
     model_view,
     publication_view,
+    slot_view,
     span_view,
     to_publish_request,
     trace_summary_view,
@@ -161,6 +162,14 @@ class _Agents:
         api.add_api_route(
             "/agents/{agent_id}", self.agent, tags=["fleet"], summary="Show an agent", responses=_problems(404)
         )
+        api.add_api_route(
+            "/agents/{agent_id}/transfers",
+            self.permit_transfer,
+            methods=["POST"],
+            tags=["fleet"],
+            summary="Let a metered agent fetch whole chunks of a model",
+            responses=_problems(404),
+        )
         api.add_api_route("/deployments", self.deployments, tags=["fleet"], summary="List what shall run where")
         api.add_api_route(
             "/deployments",
@@ -181,6 +190,10 @@ class _Agents:
 
     async def agent(self, agent_id: str) -> views.AgentView:
         return agent_view(await self._fleet.agent(AgentId(agent_id)))
+
+    async def permit_transfer(self, agent_id: str, body: views.TransferBody) -> views.SlotView:
+        """Return what it may now fetch: the variant of the model that it shall run."""
+        return slot_view(await self._fleet.permit_transfer(AgentId(agent_id), ModelName(body.model)))
 
     async def deployments(self) -> views.DeploymentsView:
         return views.DeploymentsView(deployments=tuple(map(deployment_view, await self._fleet.deployments())))

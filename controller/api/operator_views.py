@@ -233,6 +233,10 @@ class AgentsView(_View):
     agents: tuple[AgentView, ...]
 
 
+class TransferBody(_Body):
+    model: Name
+
+
 class DeploymentBody(_Body):
     target_kind: TargetKindText
     target: Annotated[str, Field(max_length=64)] = ""

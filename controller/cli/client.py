@@ -112,6 +112,9 @@ class ControllerClient:
     def agent(self, agent_id: str) -> views.AgentView:
         return self._get(f"/api/agents/{_segment(agent_id)}", views.AgentView)
 
+    def permit_transfer(self, agent_id: str, body: views.TransferBody) -> views.SlotView:
+        return self._put("POST", f"/api/agents/{_segment(agent_id)}/transfers", body, views.SlotView)
+
     def deployments(self) -> views.DeploymentsView:
         return self._get("/api/deployments", views.DeploymentsView)
 

@@ -1,6 +1,7 @@
 """`nanofleet devices`: the agents, what they shall run, what they run, and what keeps them from it."""
 
 from datetime import UTC, datetime
+from typing import Annotated
 
 import typer
 from rich.console import Group
@@ -8,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from controller.api import operator_views as views
-from controller.cli.options import client_of
+from controller.cli.options import client_of, usage_errors
 from controller.cli.screen import Output, OutputOption, age_text, bytes_text, peer_text, show
 
 app = typer.Typer(help="Look at the edge agents.", no_args_is_help=True)
@@ -44,6 +45,21 @@ def show_device(context: typer.Context, agent: str, output: OutputOption = Outpu
     with client_of(context) as client:
         found = client.agent(agent)
     show(found, Group(_facts(found), _slots(found), *_problems(found)), output=output)
+
+
+@app.command("allow-transfer")
+def allow_transfer(
+    context: typer.Context,
+    agent: Annotated[str, typer.Argument(help="An agent on a metered link.")],
+    model: Annotated[str, typer.Argument(help="The model that it waits for.")],
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Let a metered agent fetch what it cannot get as a difference. It costs what `devices show` says."""
+    with usage_errors():
+        body = views.TransferBody(model=model)
+    with client_of(context) as client:
+        slot = client.permit_transfer(agent, body)
+    show(slot, f"{agent} may fetch {slot_name(slot)} in full", output=output)
 
 
 def _state(agent: views.AgentView) -> Text:
