@@ -119,7 +119,7 @@ def agent_view(seen: AgentView) -> views.AgentView:
         first_seen_at=agent.first_seen_at,
         last_seen_at=agent.last_seen_at,
         desired=_position_view(agent.desired.position),
-        desired_slots=tuple(map(_slot_view, agent.desired.slots)),
+        desired_slots=tuple(map(slot_view, agent.desired.slots)),
         applied=_position_view(agent.reported.applied),
         slots=tuple(map(_slot_report_view, agent.reported.slots)),
         rejection=_reason_view(agent.rejection),
