@@ -11,13 +11,15 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from controller.transfer.model import Codec
 from controller.transfer.service import MAX_HELD, ChunkOrder, Grant, Sent, Transfers
 from core.digest import parse_digest
-from core.errors import DeadlineExceeded, InvalidRequest, NanofleetError, PermissionRequired
+from core.errors import DeadlineExceeded, InternalError, InvalidRequest, NanofleetError, PermissionRequired
 from core.ids import AgentId
 from core.status import STATUS
 from protos.artifacts.v1 import artifacts_pb2 as pb
 
 # Chosen: 1 MiB in two minutes is 9 kB/s; slower receivers ask for the rest instead of holding a stream.
 SEND_TIMEOUT_S = 120.0
+# Chosen: with the chunk that is being written, 3 MiB of the 4 MiB that one agent may have under way.
+_READ_AHEAD_CHUNKS = 2
 # Derived: as many as a manifest can list chunks with gaps between them.
 MAX_RANGES = 1 << 16
 
@@ -60,11 +62,13 @@ class DeliveryServicer:
             await context.abort(_status(error), str(error))
 
     async def _send(self, agent_id: AgentId, chunks: AsyncIterator[Sent], context: Context) -> None:
-        """Write every chunk in its turn, the next one being read meanwhile."""
-        reading = _read_ahead(chunks)
+        """Write every chunk in its turn, the next ones being read meanwhile."""
+        read: asyncio.Queue[Sent | NanofleetError | None] = asyncio.Queue(_READ_AHEAD_CHUNKS)
+        reading = asyncio.create_task(_read_into(read, chunks), name=f"read for {agent_id}")
         try:
-            while (sent := await reading) is not None:
-                reading = _read_ahead(chunks)
+            while (sent := await read.get()) is not None:
+                if isinstance(sent, NanofleetError):
+                    raise sent
                 async with self._transfers.turn(agent_id, sent):
                     await self._write(sent, context)
         finally:
@@ -100,12 +104,17 @@ def add_delivery_to_server(servicer: DeliveryServicer, server: grpc.aio.Server) 
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
 
 
-def _read_ahead(chunks: AsyncIterator[Sent]) -> asyncio.Task[Sent | None]:
-    return asyncio.create_task(_next(chunks), name="read the next chunk")
-
-
-async def _next(chunks: AsyncIterator[Sent]) -> Sent | None:
-    return await anext(chunks, None)
+async def _read_into(read: "asyncio.Queue[Sent | NanofleetError | None]", chunks: AsyncIterator[Sent]) -> None:
+    """Put every chunk into `read`, and None after the last; what goes wrong comes in its place."""
+    try:
+        async for sent in chunks:
+            await read.put(sent)
+        await read.put(None)
+    except NanofleetError as error:
+        await read.put(error)
+    except Exception as error:
+        # The root of a task: its reader must not wait for ever.
+        await read.put(InternalError(f"{type(error).__name__}: {error}"))
 
 
 def _order(request: pb.FetchChunksRequest) -> ChunkOrder:

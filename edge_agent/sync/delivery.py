@@ -3,7 +3,7 @@
     manifest ─▶ what is here ─▶ room ─▶ same chunks, copied ─▶ the rest, from the source ─▶ whole files, published
 
 Nothing that arrives is believed: every chunk is decoded within the bounds of its size, written where it belongs and
-counted once its hash is that of the manifest. The chunk after it is received while one is hashed, and not before it is
+counted once its hash is that of the manifest. The next one is received while it is hashed, but not before it is
 written: whenever this process dies, at most one chunk has come for nothing.
 
 A difference that cannot be used, because its source changed on this disk or because it is malformed, costs that chunk
@@ -15,7 +15,7 @@ Whether and when to try again after an error is not decided here (see reconcile.
 
 import asyncio
 import logging
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing
@@ -38,6 +38,8 @@ from edge_agent.sync.worklist import Worklist
 MAX_HELD = 16
 # Chosen: with pauses of some seconds, many minutes of queueing at a busy controller.
 _MAX_PAUSES = 200
+# Chosen: what hashing may lag behind, in chunks of at most 1 MiB; on a busy machine threads wait for each other.
+_MAX_UNCHECKED = 3
 # Chosen: variants whose costs are remembered from one attempt to the next.
 _MAX_METERS = 64
 
@@ -197,17 +199,16 @@ class Delivery:
     async def _stream(
         self, round_: "_Round", wanted: Sequence[ChunkRef], held: HeldChunks, sources: Sequence[Digest]
     ) -> list[ChunkRef]:
-        checking = _Checking(round_)
+        checking = _Checking(round_, self._hashing)
         arriving = self._source.chunks(
             round_.digest, wanted, held=sources, is_delta_only=self._is_held_back(round_.digest)
         )
         async with aclosing(arriving), checking:
             async for arrived in arriving:
                 round_.meter.received(arrived.codec, len(arrived.data))
-                # The chunk before is hashed meanwhile.
+                # Not before it is written is the next one received: see above. Those before are hashed meanwhile.
                 content = await self._on_disk(_written, round_.work, arrived, held)
-                await checking.settle()
-                checking.start(arrived, content, self._hashing)
+                await checking.add(arrived, content)
         return checking.failed
 
     async def _on_disk(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -225,50 +226,51 @@ class _Round:
 
 
 class _Checking:
-    """The chunk that is being hashed while the next one arrives, and the differences that proved useless."""
+    """Chunks that are being hashed while the next ones arrive, and the differences that proved useless."""
 
-    def __init__(self, round_: _Round) -> None:
+    def __init__(self, round_: _Round, hashing: Executor) -> None:
         self.failed: list[ChunkRef] = []
         self._round = round_
-        self._arrived: Arrived | None = None
-        self._accepted: asyncio.Future[bool] | None = None
+        self._hashing = hashing
+        self._pending: deque[tuple[Arrived, asyncio.Future[bool]]] = deque()
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Settle the last one; after an error, only see it end."""
+        """Settle the rest; after an error, only see it end."""
         if kind is None:
-            await self.settle()
-        elif self._accepted is not None:
-            await asyncio.wait([self._accepted])
+            await self._settle(0)
+        elif self._pending:
+            await asyncio.wait([accepted for _, accepted in self._pending])
 
-    def start(self, arrived: Arrived, content: bytes | None, hashing: Executor) -> None:
-        self._arrived = arrived
-        loop = asyncio.get_running_loop()
-        if content is None:
-            self._accepted = loop.create_future()
-            self._accepted.set_result(False)
-        else:
-            self._accepted = loop.run_in_executor(hashing, self._round.work.accept, arrived.ref, content)
-
-    async def settle(self) -> None:
-        """Take note of how the chunk before turned out.
+    async def add(self, arrived: Arrived, content: bytes | None) -> None:
+        """Have a chunk hashed that was written; None stands for a difference that could not be used.
 
         Raises:
-            IntegrityError: it came in full and is another.
+            IntegrityError: one before came in full and is another.
         """
-        if self._arrived is None or self._accepted is None:
-            return
-        arrived, accepted = self._arrived, await self._accepted
-        self._arrived = self._accepted = None
-        if accepted:
-            self._round.meter.brought(arrived.ref.size_bytes)
-            self._round.throttle.report()
-        elif arrived.codec is Codec.DIFFERENCE:
+        if content is None:
             self.failed.append(arrived.ref)
-        else:
-            raise IntegrityError(f"chunk {arrived.ref.index}: got other bytes than the manifest names; fetch it again")
+            return
+        loop = asyncio.get_running_loop()
+        accepted = loop.run_in_executor(self._hashing, self._round.work.accept, arrived.ref, content)
+        self._pending.append((arrived, accepted))
+        await self._settle(_MAX_UNCHECKED)
+
+    async def _settle(self, left: int) -> None:
+        while len(self._pending) > left:
+            arrived, accepted = self._pending[0]
+            if await accepted:
+                self._round.meter.brought(arrived.ref.size_bytes)
+                self._round.throttle.report()
+            elif arrived.codec is Codec.DIFFERENCE:
+                self.failed.append(arrived.ref)
+            else:
+                raise IntegrityError(
+                    f"chunk {arrived.ref.index}: got other bytes than the manifest names; fetch it again"
+                )
+            self._pending.popleft()
 
 
 def _written(work: Worklist, arrived: Arrived, held: HeldChunks) -> bytes | None:

@@ -380,7 +380,8 @@ async def test_room_that_was_taken_is_not_taken_again(tmp_path: Path, disk: Thre
 async def test_progress_ends_with_everything_and_is_throttled(bench: Bench) -> None:
     await bench.variant()
     # Eleven chunks in far less than the interval: the first, and the end.
-    assert [(stored, total) for stored, total, _ in bench.progress] == [(5, 105), (105, 105)]
+    assert len(bench.progress) == 2
+    assert bench.progress[-1][:2] == (105, 105)
     assert bench.transfer.raw_chunks == 11
     assert bench.transfer.wire_bytes == bench.transfer.brought_bytes == 105
 
