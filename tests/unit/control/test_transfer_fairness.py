@@ -101,6 +101,23 @@ def test_a_stuck_receiver_gives_its_room_back_but_not_its_own_bound() -> None:
     assert names(queue.admit(0.0)) == [B]
 
 
+def test_a_slow_agent_has_no_share_until_it_takes_a_chunk_in_time() -> None:
+    queue = FairQueue(SendLimits(in_flight_bytes=MIB))
+    queue.ask(A, MIB)
+    (late,) = queue.admit(0.0)
+    queue.stall(late)
+    queue.finish(late)
+    queue.ask(A, MIB)
+    (in_time,) = queue.admit(0.0)
+    queue.ask(B, MIB)
+    (other,) = queue.admit(0.0)
+    queue.finish(other)
+    queue.finish(in_time)
+    queue.ask(A, MIB)
+    queue.ask(B, MIB)
+    assert len(queue.admit(0.0)) == 1
+
+
 def test_what_is_withdrawn_is_never_admitted() -> None:
     queue = FairQueue(SendLimits())
     ticket = queue.ask(A, MIB)
