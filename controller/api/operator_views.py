@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from core.ids import Name
+from core.manifest import Tag
 
 DigestText = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 TargetKindText = Literal["fleet", "site", "agent"]
@@ -85,7 +86,7 @@ class PublishBody(_Body):
     file: FileBody
     """The ONNX model."""
     extra_files: Annotated[tuple[FileBody, ...], Field(max_length=4095)] = ()
-    """External data of the model."""
+    """External data of the model, and what else belongs to it: a tokenizer, a configuration."""
     calibration: DigestText | None = None
     """An .npz data set with `inputs` for static quantization."""
     evaluation: DigestText | None = None
@@ -95,6 +96,8 @@ class PublishBody(_Body):
     max_batch: Annotated[int, Field(ge=1, le=1024)] = 1
     """Rows that may share one run; 1 where the model's first dimension is no batch."""
     cascade: CascadeBody | None = None
+    requires: Annotated[tuple[Tag, ...], Field(max_length=32)] = ()
+    """Tags that an agent must have, such as `arch:x86_64`; others refuse to install it."""
 
 
 class PublicationView(_View):

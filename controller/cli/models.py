@@ -54,7 +54,7 @@ def publish(
     file: FileArgument,
     extra_file: Annotated[
         list[Path] | None,
-        typer.Option(exists=True, dir_okay=False, help="External data of the model, beside it; may be repeated."),
+        typer.Option(exists=True, dir_okay=False, help="External data, a tokenizer, a configuration; may be repeated."),
     ] = None,
     calibration: Annotated[Path | None, DataOption] = None,
     evaluation: Annotated[Path | None, DataOption] = None,
@@ -68,6 +68,10 @@ def publish(
     max_error_ratio: Annotated[
         float, typer.Option(min=0, max=1, help="Share of wrong answers accepted among those the edge keeps.")
     ] = DEFAULT_MAX_ERROR_RATIO,
+    requires: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TAG", help="A tag that an agent must have, such as arch:x86_64; may be repeated."),
+    ] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Upload a model, check it, make its variants, measure them."""
@@ -83,6 +87,7 @@ def publish(
             recipes=tuple(recipe or ()),
             max_batch=max_batch,
             cascade=cascade,
+            requires=tuple(requires or ()),
         )
     show(version, variants_table(name, [version]), output=output)
 

@@ -30,6 +30,7 @@ def publish_model(
     recipes: tuple[str, ...],
     max_batch: int,
     cascade: views.CascadeBody | None,
+    requires: tuple[str, ...],
 ) -> views.VersionView:
     """Publish and wait; return the new version.
 
@@ -48,6 +49,7 @@ def publish_model(
         recipes=recipes,
         max_batch=max_batch,
         cascade=cascade,
+        requires=requires,
     )
     done = watch(client, client.publish(name, body))
     return next(version for version in client.model(name).versions if version.version == done.version)

@@ -9,6 +9,7 @@ data outside the bundle.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 import onnx
@@ -40,13 +41,12 @@ def inspect(bundle: ModelBundle) -> Inspected:
     model = parse(bundle)
     _check_versions(model)
     _check_contents(model)
-    for tensor in tensors_of(model.graph):
-        _check_location(tensor, bundle)
+    external = {_location(tensor, bundle) for tensor in tensors_of(model.graph)}
     try:
         onnx.checker.check_model(str(bundle.entry_path))
     except (onnx.checker.ValidationError, ValueError) as error:
         raise InvalidModel(f"model: the ONNX checker refuses it: {error}") from error
-    return _signatures(bundle)
+    return replace(_signatures(bundle), external_files=frozenset(path for path in external if path is not None))
 
 
 def parse(bundle: ModelBundle) -> onnx.ModelProto:
@@ -113,9 +113,10 @@ def _check_contents(model: onnx.ModelProto) -> None:
             )
 
 
-def _check_location(tensor: onnx.TensorProto, bundle: ModelBundle) -> None:
+def _location(tensor: onnx.TensorProto, bundle: ModelBundle) -> str | None:
+    """Return the file of the bundle in which the tensor lies; None: in the model itself."""
     if tensor.data_location != onnx.TensorProto.EXTERNAL:
-        return
+        return None
     fields = {entry.key: entry.value for entry in tensor.external_data}
     # Locations are relative to the entry's folder; the extra files' paths were checked when they were named.
     path = str(PurePosixPath(bundle.entry).parent / fields.get("location", ""))
@@ -130,6 +131,7 @@ def _check_location(tensor: onnx.TensorProto, bundle: ModelBundle) -> None:
         raise InvalidModel(
             f"model: tensor {tensor.name[:80]!r} ends at byte {offset + length} of {path!r}, which has {size_bytes}"
         )
+    return path
 
 
 def _whole_number(text: str) -> int:

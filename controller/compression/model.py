@@ -11,7 +11,7 @@ RECIPES = ("int8-static", "int8-dynamic", "fp16")
 
 @dataclass(frozen=True, slots=True)
 class ModelBundle:
-    """A model as files in a folder: the entry, and the external data it may refer to, by relative path."""
+    """A model as files in a folder: the entry, and what belongs to it by relative path: external data, a tokenizer …"""
 
     folder: Path
     entry: str
@@ -31,10 +31,11 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class Inspected:
-    """What a checked model takes and gives; a variable dimension is -1."""
+    """What a checked model takes and gives, a variable dimension being -1, and where its external data lies."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    external_files: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

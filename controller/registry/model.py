@@ -80,7 +80,8 @@ class CascadeRequest:
 class PublishRequest:
     """What an operator asks for; every digest names a blob that was uploaded before.
 
-    `file` is the ONNX model, `extra_files` its external data. `calibration` and `evaluation` are .npz data sets with
+    `file` is the ONNX model, `extra_files` its external data, and what else belongs to it (a tokenizer, a
+    configuration). `requires` are tags that an agent must have. `calibration` and `evaluation` are .npz data sets with
     `inputs` (N, …) and `labels` (N,) int64.
     """
 
@@ -91,6 +92,7 @@ class PublishRequest:
     recipes: tuple[str, ...] = ()
     max_batch: int = 1
     cascade: CascadeRequest | None = None
+    requires: tuple[str, ...] = ()
 
 
 class PublicationState(StrEnum):

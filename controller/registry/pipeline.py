@@ -50,8 +50,6 @@ from core.tensors import TensorSpec
 MAX_FILES = 4096
 MAX_BATCH = 1024
 _FILE_PATH = TypeAdapter(FilePath)
-# Where a recipe writes its one file.
-_ENTRY = "model.onnx"
 # Chosen: a board of the size of a hand is ten times slower than a server, twice more when it is busy; and no bound so
 # tight that a scheduler's turn breaks it.
 _SLOWER_AT_MOST = 20
@@ -202,24 +200,29 @@ class _Build:
         await self._begin("original")
         evaluated = await self._evaluate(ORIGINAL, bundle)
         drafts = [await self._draft(ORIGINAL, bundle.entry, files, inspected, evaluated)]
-        drafts += [await self._compress(recipe, bundle, inspected) for recipe in self._request.recipes]
+        # A tokenizer or a configuration belongs to every variant; external data is part of the model that it is of.
+        companions = tuple(file for file in files[1:] if file.path not in inspected.external_files)
+        drafts += [await self._compress(recipe, bundle, inspected, companions) for recipe in self._request.recipes]
         await self._begin("record")
         return drafts
 
-    async def _compress(self, recipe: str, bundle: ModelBundle, original: Inspected) -> _Draft:
+    async def _compress(
+        self, recipe: str, bundle: ModelBundle, original: Inspected, companions: Sequence[File]
+    ) -> _Draft:
         await self._begin(f"{recipe}: quantise")
         folder = self._folder / recipe
-        folder.mkdir()
-        target = folder / _ENTRY
+        # As the original's: no companion has that name.
+        target = folder / bundle.entry
+        target.parent.mkdir(parents=True)
         await self._workshop.quantise(recipe, bundle, target, await self._dataset(self._request.calibration))
-        made = ModelBundle(folder, _ENTRY)
+        made = ModelBundle(folder, bundle.entry)
         inspected = await self._workshop.inspect(made)
         _require_same_signature(recipe, inspected, original)
         await self._begin(f"{recipe}: evaluate")
         evaluated = await self._evaluate(VariantName(recipe), made)
         size_bytes = target.stat().st_size
-        file = File(path=_ENTRY, digest=await self._blobs.put_file(target), size_bytes=size_bytes)
-        return await self._draft(VariantName(recipe), _ENTRY, (file,), inspected, evaluated)
+        file = File(path=bundle.entry, digest=await self._blobs.put_file(target), size_bytes=size_bytes)
+        return await self._draft(VariantName(recipe), bundle.entry, (file, *companions), inspected, evaluated)
 
     async def _draft(
         self, variant: VariantName, entry: str, files: tuple[File, ...], inspected: Inspected, evaluated: Evaluated
@@ -332,6 +335,7 @@ def _variant(
         self_test=draft.self_test,
         accuracy_ratio=draft.evaluated.accuracy_ratio,
         release_counter=number,
+        requires=request.requires,
     )
     measured = Measured(
         size_bytes=manifest.size_bytes,

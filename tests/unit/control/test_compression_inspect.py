@@ -56,9 +56,10 @@ async def test_external_data_among_the_extra_files_is_accepted(tmp_path: Path) -
     model = dense_net()
     weights = external_weights(model, "weights.bin")
 
-    inspected = await WORKSHOP.inspect(bundle_of(tmp_path, model, weights_bin=weights))
+    inspected = await WORKSHOP.inspect(bundle_of(tmp_path, model, weights_bin=weights, tokenizer_json=b"{}"))
 
     assert inspected.outputs[0].name == "y"
+    assert inspected.external_files == {"weights.bin"}
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", b"\x00" * 64, b"PK\x03\x04" + b"x" * 100])
