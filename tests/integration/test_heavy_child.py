@@ -40,6 +40,7 @@ async def running(
         HeavySettings(),
         data_dir=data_dir,
         controller=Address("127.0.0.1", 1),
+        tls_dir=data_dir / "tls",
         readiness=probe or Answers(),
         clock=SystemClock(),
         policy=policy,

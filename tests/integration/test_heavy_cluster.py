@@ -26,10 +26,10 @@ END_TIMEOUT_S = 60.0
 
 
 @contextmanager
-def two_nodes(state_dir: Path, port: int, controller: str) -> Iterator["subprocess.Popen[str]"]:
+def two_nodes(state_dir: Path, tls_dir: Path, port: int, controller: str) -> Iterator["subprocess.Popen[str]"]:
     with (state_dir / "cluster.log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.two_nodes", str(state_dir), str(port), controller],
+            [sys.executable, "-m", "tests.support.two_nodes", str(state_dir), str(tls_dir), str(port), controller],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -56,15 +56,15 @@ def kill_second_node(process: "subprocess.Popen[str]") -> None:
 
 
 async def test_a_node_that_dies_under_load_costs_no_request_more_than_its_deadline(tmp_path: Path) -> None:
-    blobs, port = MemoryBlobs(), free_port()
+    blobs, port, tls_dir = MemoryBlobs(), free_port(), tmp_path / "tls"
     digest = publish(blobs, scaling_onnx(3.0), max_batch=4)
     url = f"http://127.0.0.1:{port}"
     async with (
-        controller_side(blobs, SpanCollector()) as controller,
+        controller_side(blobs, SpanCollector(), tls_dir=tls_dir) as controller,
         HeavyClient(url, clock=SystemClock()) as client,
         asyncio.TaskGroup() as group,
     ):
-        with two_nodes(tmp_path, port, str(controller)) as nodes:
+        with two_nodes(tmp_path, tls_dir, port, str(controller)) as nodes:
             ready = await asyncio.wait_for(asyncio.to_thread(read_until, nodes, "ready"), START_TIMEOUT_S)
             assert ready == "ready [1, 1]"
             probe = group.create_task(client.run())

@@ -32,6 +32,9 @@ from core.errors import (
     UnknownModel,
 )
 from core.open_inference.messages import InferRequest, InferResponse
+from core.spiffe import Role
+from core.tls_files import write_tls_identity
+from tests.support.certified import FleetAuthority
 from tests.support.heavy_load import ask_under_load
 from tests.support.heavy_tier import (
     MemoryBlobs,
@@ -67,9 +70,14 @@ class Tier:
 async def tier(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Tier]:
     data_dir, blobs, collector, clock = tmp_path_factory.mktemp("heavy"), MemoryBlobs(), SpanCollector(), SystemClock()
     settings = HeavySettings(port=free_port(), max_replicas=1)
-    url = f"http://127.0.0.1:{settings.port}"
-    async with controller_side(blobs, collector) as controller, HeavyClient(url, clock=clock) as client:
-        local = LocalHeavy(settings, data_dir=data_dir, controller=controller, readiness=client, clock=clock)
+    url, tls_dir = f"http://127.0.0.1:{settings.port}", data_dir / "tls"
+    async with (
+        controller_side(blobs, collector, tls_dir=tls_dir) as controller,
+        HeavyClient(url, clock=clock) as client,
+    ):
+        local = LocalHeavy(
+            settings, data_dir=data_dir, controller=controller, tls_dir=tls_dir, readiness=client, clock=clock
+        )
         tasks = [asyncio.create_task(client.run()), asyncio.create_task(local.run())]
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
@@ -199,9 +207,10 @@ async def test_a_killed_replica_costs_no_request_more_than_its_deadline(tier: Ti
 
 
 async def test_everything_ends_when_the_parent_is_killed(tmp_path: Path) -> None:
-    parent = subprocess.Popen(
-        [sys.executable, "-m", "tests.support.heavy_parent", str(tmp_path), str(free_port())], stdout=subprocess.PIPE
-    )
+    tls_dir = tmp_path / "tls"
+    write_tls_identity(tls_dir, FleetAuthority().identity(Role.HEAVY))
+    words = [str(tmp_path), str(tls_dir), str(free_port())]
+    parent = subprocess.Popen([sys.executable, "-m", "tests.support.heavy_parent", *words], stdout=subprocess.PIPE)
     with parent:
         assert parent.stdout is not None
         assert await asyncio.wait_for(asyncio.to_thread(parent.stdout.readline), START_TIMEOUT_S)

@@ -6,7 +6,9 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import grpc
 import grpc.aio
 import numpy as np
 from onnx import TensorProto, helper
@@ -24,11 +26,14 @@ from controller.api.artifacts_grpc import ArtifactServicer
 from core.addresses import Address
 from core.digest import Digest, digest_of
 from core.errors import NotFound
-from core.grpc_transport import SERVER_OPTIONS, TransportCredentials
+from core.grpc_transport import SERVER_OPTIONS
 from core.manifest import Batching, File, Lineage, Manifest, Signature
 from core.open_inference.messages import InferRequest
+from core.spiffe import Role
 from core.tensors import Datatype, Tensor
+from core.tls_files import write_tls_identity
 from protos.artifacts.v1.artifacts_pb2_grpc import add_ArtifactServiceServicer_to_server
+from tests.support.certified import FleetAuthority
 
 BLOCK_BYTES = 1 << 20
 
@@ -119,12 +124,18 @@ class SpanCollector(TraceServiceServicer):
 
 
 @asynccontextmanager
-async def controller_side(blobs: MemoryBlobs, collector: SpanCollector) -> AsyncIterator[Address]:
-    """Serve `blobs` and take spans as the controller does, on a port of the system's choice."""
+async def controller_side(blobs: MemoryBlobs, collector: SpanCollector, *, tls_dir: Path) -> AsyncIterator[Address]:
+    """Serve `blobs` and take spans as the controller does; whoever reads `tls_dir` is let in, as a heavy replica."""
+    authority = FleetAuthority()
+    write_tls_identity(tls_dir, authority.identity(Role.HEAVY))
+    shown = authority.identity(Role.CONTROLLER)
+    credentials = grpc.ssl_server_credentials(
+        [(shown.private_key, shown.certificate_chain)], shown.trust_bundle, require_client_auth=True
+    )
     server = grpc.aio.server(options=SERVER_OPTIONS)
     add_ArtifactServiceServicer_to_server(ArtifactServicer(blobs), server)
     add_TraceServiceServicer_to_server(collector, server)  # type: ignore[no-untyped-call]  # generated without types
-    port = server.add_secure_port("127.0.0.1:0", TransportCredentials.local().server)
+    port = server.add_secure_port("127.0.0.1:0", credentials)
     await server.start()
     try:
         yield Address("127.0.0.1", port)

@@ -1,6 +1,6 @@
 """The heavy application on a two-node Ray of this machine.
 
-    python -m tests.support.two_nodes STATE_DIR HTTP_PORT CONTROLLER
+    python -m tests.support.two_nodes STATE_DIR TLS_DIR HTTP_PORT CONTROLLER
 
 One replica a node; the HTTP ingress is on the head node alone, so killing the other node takes a replica and not the
 door. Prints `ready` and the replicas per node; a line on standard input kills the second node, whose end is reported
@@ -21,7 +21,7 @@ from controller.heavy.arguments import ApplicationArguments
 from controller.heavy.embedded import prepare_session_dir, ray_environment, remove_session_dir, write_token
 
 
-def main(state_dir: Path, http_port: int, controller: str) -> None:
+def main(state_dir: Path, tls_dir: Path, http_port: int, controller: str) -> None:
     os.environ.update(ray_environment(write_token(state_dir)))
     session_dir = prepare_session_dir(state_dir, temporary=Path(tempfile.gettempdir()))
     # Cluster writes its address to <RAY_TMPDIR>/ray, whatever folder its nodes are given.
@@ -42,6 +42,7 @@ def main(state_dir: Path, http_port: int, controller: str) -> None:
     application.run_application(
         ApplicationArguments(
             controller=controller,
+            tls_dir=tls_dir,
             cache_dir=state_dir / "models",
             min_replicas=2,
             max_replicas=2,
@@ -68,4 +69,4 @@ def _replicas(node: Any) -> list[psutil.Process]:
     return [worker for worker in workers if "ServeReplica" in " ".join(worker.cmdline())]
 
 
-main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

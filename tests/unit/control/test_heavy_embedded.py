@@ -67,10 +67,11 @@ def test_a_link_in_place_of_the_private_folder_is_refused(tmp_path: Path) -> Non
 
 def test_the_child_is_told_what_the_settings_say(tmp_path: Path) -> None:
     settings = HeavySettings(port=8123, min_replicas=1, max_replicas=3, cpus_per_replica=0.5, max_batch=16)
-    told = cluster_arguments(settings, data_dir=tmp_path, controller=Address("127.0.0.1", 7443))
+    tls_dir, controller = tmp_path / "tls", Address("127.0.0.1", 7443)
+    told = cluster_arguments(settings, data_dir=tmp_path, controller=controller, tls_dir=tls_dir)
     assert told.bind == "127.0.0.1:8123"
     assert told.cpus == 2
-    assert told.application.controller == "127.0.0.1:7443"
+    assert (told.application.controller, told.application.tls_dir) == ("127.0.0.1:7443", tls_dir)
     assert (told.application.max_replicas, told.application.max_batch) == (3, 16)
     assert ClusterArguments.model_validate_json(told.model_dump_json()) == told
 
