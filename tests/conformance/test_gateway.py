@@ -1,6 +1,10 @@
-"""The stock tritonclient against a real controller: gateway, Ray Serve and ONNX Runtime behind the same checks."""
+"""The stock tritonclient against a real controller: gateway, Ray Serve and ONNX Runtime behind the same checks.
+
+Over HTTP it shows the secret of an operator who may only read, over gRPC the certificate of an application.
+"""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -18,17 +22,29 @@ NOT_ON_RAY = "bfloat16_comes_back_as_it_went"
 EVERYWHERE = tuple(check for check in SHARED if check != NOT_ON_RAY)
 
 
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    controller: Controller
+    # A viewer's file, and the folder of an application's certificate.
+    credential: Path
+    tls: Path
+
+
 @pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Controller]:
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     folder = tmp_path_factory.mktemp("gateway")
-    controller = Controller.planned(folder / "controller")
+    gateway = Gateway(Controller.planned(folder / "controller"), folder / "viewer.json", folder / "application")
+    controller = gateway.controller
     with Parts(folder / "logs") as parts:
+        controller.initialise(parts)
         part = controller.start(parts)
-        operator = Operator(controller.url, Console(stderr=True))
+        operator = Operator(controller, Console(stderr=True))
+        operator.run("operators", "add", "triton", "--role", "viewer", "--save", str(gateway.credential))
+        operator.run("authority", "certify", "triton", "--folder", str(gateway.tls))
         publish(operator, folder, models.EVERYTHING, models.everything())
         publish(operator, folder, models.ARITHMETIC, models.arithmetic())
         controller.wait_for_heavy(part)
-        yield controller
+        yield gateway
 
 
 def publish(operator: Operator, folder: Path, name: str, content: bytes) -> None:
@@ -38,13 +54,15 @@ def publish(operator: Operator, folder: Path, name: str, content: bytes) -> None
 
 
 @pytest.fixture(scope="module")
-def http_results(gateway: Controller) -> dict[str, str]:
-    return run_checks("http_checks", str(gateway.http), *EVERYWHERE, *HTTP_ONLY)
+def http_results(gateway: Gateway) -> dict[str, str]:
+    proof = ["--credential", str(gateway.credential)]
+    return run_checks("http_checks", str(gateway.controller.http), *EVERYWHERE, *HTTP_ONLY, proof=proof)
 
 
 @pytest.fixture(scope="module")
-def grpc_results(gateway: Controller) -> dict[str, str]:
-    return run_checks("grpc_checks", str(gateway.grpc), *EVERYWHERE, *GRPC_ONLY)
+def grpc_results(gateway: Gateway) -> dict[str, str]:
+    proof = ["--tls", str(gateway.tls)]
+    return run_checks("grpc_checks", str(gateway.controller.grpc), *EVERYWHERE, *GRPC_ONLY, proof=proof)
 
 
 @pytest.mark.parametrize("check", [*EVERYWHERE, *HTTP_ONLY])

@@ -9,6 +9,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -46,9 +47,12 @@ def _python(folder: Path) -> str:
     return str(folder / "bin/python")
 
 
-def run_checks(program: str, address: str, *checks: str) -> dict[str, str]:
-    """Run `tests.conformance.clients.<program>`, all or only the named checks; return check → "" or what went wrong."""
-    command = [triton_python(), "-m", f"tests.conformance.clients.{program}", address, *checks]
+def run_checks(program: str, address: str, *checks: str, proof: Sequence[str] = ()) -> dict[str, str]:
+    """Run `tests.conformance.clients.<program>`, all or only the named checks; return check → "" or what went wrong.
+
+    `proof` is the program's option that says who asks.
+    """
+    command = [triton_python(), "-m", f"tests.conformance.clients.{program}", *proof, address, *checks]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=CHECKS_TIMEOUT_S)
     assert done.returncode == 0, done.stderr
     results: dict[str, str] = json.loads(done.stdout)

@@ -3,11 +3,12 @@
 The two clients have nearly the same methods; what differs is in `Dialect`.
 """
 
+import argparse
 import json
-import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,8 @@ class Dialect:
     """`tritonclient.http` or `tritonclient.grpc`, and how the answers of the two are read alike."""
 
     module: Any
+    # Makes a client of the server under test, of this module or of its asyncio flavour.
+    connect: Callable[..., Any]
     # Our kinds of refusal → the status that this protocol has for them.
     statuses: Mapping[str, str]
     metadata_of: Callable[[Any, str], Mapping[str, Any]]
@@ -247,9 +250,17 @@ SHARED: tuple[Check, ...] = (
 )
 
 
-def run_checks(checks: Sequence[Check], client: Any, dialect: Dialect) -> None:
-    """Run all checks, or those named after the address, and print check → "" or what went wrong."""
-    chosen = set(sys.argv[2:])
+def parse_arguments(proof: str) -> argparse.Namespace:
+    """Return `address`, `checks` and the file or folder `proof` that says who asks; None: the server does not ask."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("address", metavar="HOST:PORT")
+    parser.add_argument("checks", metavar="CHECK", nargs="*", help="all when none is named")
+    parser.add_argument(f"--{proof}", type=Path)
+    return parser.parse_args()
+
+
+def run_checks(checks: Sequence[Check], client: Any, dialect: Dialect, *, chosen: Sequence[str]) -> None:
+    """Run all checks, or the chosen ones, and print check → "" or what went wrong."""
     results: dict[str, str] = {}
     for check in checks:
         if chosen and check.__name__ not in chosen:

@@ -1,31 +1,69 @@
-"""tritonclient.http against a server: `python -m tests.conformance.clients.http_checks HOST:PORT [CHECK …]`."""
+"""tritonclient.http against a server.
+
+    python -m tests.conformance.clients.http_checks HOST:PORT [--credential FILE] [CHECK …]
+
+FILE is what `nanofleet operators add NAME --role viewer --save FILE` writes.
+"""
 
 import asyncio
-import sys
+import json
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tritonclient.http as http_client  # type: ignore[import-not-found]
 import tritonclient.http.aio as aio_client  # type: ignore[import-not-found]
 
-from tests.conformance.clients.checks import SAMPLES, SHARED, A, B, Dialect, require_array, require_equal, run_checks
-
-DIALECT = Dialect(
-    module=http_client,
-    statuses={
-        "unknown": "404",
-        "absent": "404",
-        "invalid": "400",
-        "too large": "413",
-        "too late": "504",
-    },
-    metadata_of=lambda client, model: client.get_model_metadata(model),
-    index_of=lambda client: client.get_model_repository_index(),
-    server_metadata_of=lambda client: client.get_server_metadata(),
-    response_of=lambda result: result.get_response(),
+from tests.conformance.clients.checks import (
+    SAMPLES,
+    SHARED,
+    A,
+    B,
+    Dialect,
+    parse_arguments,
+    require_array,
+    require_equal,
+    run_checks,
 )
+
 # FP16 has no JSON form in the protocol.
 JSON_SAMPLES = {name: array for name, array in SAMPLES.items() if name != "FP16"}
+
+
+class Bearer(http_client.InferenceServerClientPlugin):  # type: ignore[misc]  # the client is not installed here
+    """Says who asks, on every request."""
+
+    def __init__(self, credential: Path) -> None:
+        self._value = f"Bearer {json.loads(credential.read_bytes())['secret']}"
+
+    def __call__(self, request: Any) -> None:
+        request.headers["authorization"] = self._value
+
+
+def dialect_of(address: str, credential: Path | None) -> Dialect:
+    return Dialect(
+        module=http_client,
+        connect=partial(_connect, address, credential),
+        statuses={
+            "unknown": "404",
+            "absent": "404",
+            "invalid": "400",
+            "too large": "413",
+            "too late": "504",
+        },
+        metadata_of=lambda client, model: client.get_model_metadata(model),
+        index_of=lambda client: client.get_model_repository_index(),
+        server_metadata_of=lambda client: client.get_server_metadata(),
+        response_of=lambda result: result.get_response(),
+    )
+
+
+def _connect(address: str, credential: Path | None, flavour: Any, **options: Any) -> Any:
+    client = flavour.InferenceServerClient(address, **options)
+    if credential is not None:
+        client.register_plugin(Bearer(credential))
+    return client
 
 
 def _arithmetic(*, binary_data: bool) -> list[Any]:
@@ -90,7 +128,7 @@ def sixteen_requests_in_flight_are_answered(client: Any, dialect: Dialect) -> No
 
 def the_asyncio_client_is_answered(_client: Any, dialect: Dialect) -> None:
     async def ask() -> Any:
-        async with aio_client.InferenceServerClient(sys.argv[1]) as client:
+        async with dialect.connect(aio_client) as client:
             assert await client.is_server_ready()
             return await client.infer("arithmetic", dialect.arithmetic())
 
@@ -110,6 +148,8 @@ CHECKS = (
 
 
 if __name__ == "__main__":
+    arguments = parse_arguments("credential")
+    spoken = dialect_of(arguments.address, arguments.credential)
     # Closed here: collected as garbage inside gevent's hub, the client waits for itself for ever (seen with 2.73.0).
-    with http_client.InferenceServerClient(sys.argv[1], concurrency=8) as http:
-        run_checks(CHECKS, http, DIALECT)
+    with spoken.connect(http_client, concurrency=8) as http:
+        run_checks(CHECKS, http, spoken, chosen=arguments.checks)
