@@ -7,12 +7,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
 
 import psutil
 import pytest
+
+from core.clock import SystemClock
+from edge_agent.activation.journal import Journal
+from edge_agent.identity.folder import IdentityFolder
 
 # Three minutes: a first start of Ray on two busy cores takes most of one.
 DEMO_TIMEOUT_S = 300
@@ -23,7 +28,7 @@ class Demo:
     """One run of the command; every process that it starts, however deep, inherits the mark."""
 
     def __init__(self, folder: Path, *words: str) -> None:
-        self.output = folder / "demo.json"
+        self.output, self.folder = folder / "demo.json", folder / "demo"
         self._log = folder / "demo.txt"
         self._mark = uuid4().hex
         command = [sys.executable, "-m", "controller.cli.app", "demo", "--output", str(self.output), *words]
@@ -112,6 +117,30 @@ def test_one_trace_spans_device_agent_gateway_and_replica(demo: Demo) -> None:
         "nanofleet-device",
         "nanofleet-heavy",
     ]
+
+
+def test_the_update_came_as_differences_and_cost_less_than_the_model(demo: Demo) -> None:
+    update = demo.figures["update"]
+    assert update["saved_bytes"] > 0
+    for transfer in update["agents"].values():
+        assert transfer["difference_chunks"] >= 1
+        assert transfer["brought_bytes"] == transfer["wire_bytes"] + transfer["saved_bytes"]
+
+
+def test_every_agent_was_let_in_by_the_authority_and_keeps_its_key_to_itself(demo: Demo) -> None:
+    for agent_id, agent in demo.figures["endpoints"]["agents"].items():
+        identity = IdentityFolder(demo.folder / agent_id / "identity").load()
+        assert (identity.agent_id, identity.site) == (agent_id, agent["site"])
+        assert identity.not_after > datetime.now(UTC)
+        keys = list((demo.folder / agent_id / "identity").glob("*/key.pem"))
+        assert [key.stat().st_mode & 0o777 for key in keys] == [0o600]
+
+
+def test_what_an_agent_runs_stands_in_its_journal(demo: Demo) -> None:
+    for agent_id in demo.figures["endpoints"]["agents"]:
+        state = Journal(demo.folder / agent_id / "journal", clock=SystemClock()).record.current
+        assert state is not None
+        assert [(slot.model, slot.version, slot.variant) for slot in state.slots] == [("digits-nano", 2, "int8-static")]
 
 
 def test_the_quantized_variant_is_smaller_than_the_original(demo: Demo) -> None:
