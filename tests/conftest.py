@@ -5,16 +5,18 @@ import os
 import pytest
 
 from tests.support.mosquitto import MissingProgram, program_path
+from tests.support.wire import require_recording
 
 # Before gRPC is imported: its fork handlers crash about one child in a hundred that starts during a call.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 
 def pytest_sessionstart() -> None:
-    """Fail at once where tests that need mosquitto would be skipped though they must not be."""
+    """Fail at once where tests that need a program would be skipped though they must not be."""
     if os.environ.get("CI") == "true":
-        for program in ("mosquitto", "mosquitto_rr"):
-            try:
+        try:
+            for program in ("mosquitto", "mosquitto_rr"):
                 program_path(program)
-            except MissingProgram as error:
-                pytest.exit(f"continuous integration skips nothing: {error}", returncode=1)
+            require_recording()
+        except MissingProgram as error:
+            pytest.exit(f"continuous integration skips nothing: {error}", returncode=1)

@@ -122,7 +122,7 @@ def program_path(name: str) -> str:
     """
     path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
     if path is None:
-        raise MissingProgram(f"{name} is not installed (Debian: apt install mosquitto mosquitto-clients)")
+        raise MissingProgram(f"{name} is not installed (Debian: apt install mosquitto mosquitto-clients tcpdump)")
     return path
 
 
