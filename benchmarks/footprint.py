@@ -24,9 +24,11 @@ from typing import Any
 
 import psutil
 
+from core.addresses import Address
 from edge_agent.client.device import DeviceClient, NoReply
 from tests.support.agent_environment import agent_environment
 from tests.support.edge_models import INPUT, BuiltModel, make_mlp
+from tests.support.enrolled import enrolled
 from tests.support.mosquitto import Mosquitto, free_port, running_mosquitto
 from tests.support.offline_agent import put_models
 
@@ -76,6 +78,8 @@ def measure(folder: Path, command: Path, *, rounds: int, idle_s: float) -> dict[
 
 def one_round(state_dir: Path, command: Path, model: BuiltModel, broker: Mosquitto, idle_s: float) -> Footprint:
     put_models(state_dir, AGENT, [model])
+    # Nobody listens there: an agent must do without.
+    enrolled(state_dir, controller=Address("127.0.0.1", free_port()), agent_id=AGENT, site=SITE)
     with DeviceClient("device", site=SITE, broker=(broker.host, broker.port)) as device:
         started_s = time.perf_counter()
         with running_agent(command, state_dir, broker) as process:
@@ -105,11 +109,7 @@ def ask_until_answered(device: DeviceClient, *, give_up_s: float) -> None:
 def running_agent(command: Path, state_dir: Path, broker: Mosquitto) -> Iterator[subprocess.Popen[bytes]]:
     """Yield an agent that was just started, with the defaults of every setting that is not about a place."""
     settings = {
-        "AGENT_ID": AGENT,
-        "SITE": SITE,
         "STATE_DIR": str(state_dir),
-        # Nobody listens there: an agent must do without.
-        "CONTROLLER": f"127.0.0.1:{free_port()}",
         "GRPC_BIND": "127.0.0.1:0",
         "MQTT__PORT": str(broker.port),
         "LOGS__LEVEL": "error",

@@ -21,6 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     # No child of ours uses gRPC's state, and its fork handlers complain for each.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    # It writes every refused connection to standard error; what matters of it comes back as an error and is logged.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from core.errors import NanofleetError
 
     try:

@@ -28,7 +28,7 @@ from core.digest import Digest
 from core.errors import Conflict, NanofleetError
 from core.fleet_state import AgentHello, PushResult, SignedAssignment
 from core.fleet_wire import MAX_HELD_MANIFESTS
-from core.grpc_transport import TransportCredentials
+from core.grpc_transport import TlsIdentity, TransportCredentials
 from core.ids import AgentId, SiteId
 from core.logs import configure_logging
 from core.tasks import supervise
@@ -156,8 +156,13 @@ class _Agent:
             disk=self._disk,
             child=ask_child,
             clock=self._clock,
-            on_change=self._tracing.follow,
+            on_change=self._follow,
         )
+
+    def _follow(self, tls: TlsIdentity) -> None:
+        self._tracing.follow(tls)
+        # The identity before may have been what kept it waiting.
+        self._link.retry_now()
 
     def _make_delivery(self, channel: RotatingChannel) -> Delivery:
         sync = self._settings.sync

@@ -32,18 +32,26 @@ _MAX_CREDENTIAL_BYTES = 1 << 20
 # For the enrolment port, where only the controller shows a certificate: the peer must be the fleet's controller.
 ENROLMENT_OPTIONS = [*MUTUAL_TLS_OPTIONS, ("grpc.max_receive_message_length", _MAX_CREDENTIAL_BYTES)]
 # What gRPC says when a certificate does not chain to our authorities, is not for the name, or not for today.
-_CERTIFICATE_FAULTS = ("CERTIFICATE_VERIFY_FAILED", "Hostname Verification")
+# The second: an authority of the same name and with another key, such as another fleet's.
+_CERTIFICATE_FAULTS = ("CERTIFICATE_VERIFY_FAILED", "certificate signature failure", "Hostname Verification")
 
 
 def error_of_call(code: grpc.StatusCode, details: str | None, *, target: Address) -> NanofleetError:
     """Return what a failed call to `target` stands for; Untrusted: the peer is not the fleet's controller."""
-    reason = peer_text(details or code.name)
-    if code is grpc.StatusCode.UNAVAILABLE and any(fault in (details or "") for fault in _CERTIFICATE_FAULTS):
-        return Untrusted(
-            f"{target}: expected the fleet's controller, its certificate does not hold here; check the address and "
-            f"this machine's clock, or enrol again: {reason}"
-        )
-    return error_from_grpc(code, f"{target}: {reason}")
+    fault = certificate_fault(code, details)
+    if fault is not None:
+        return Untrusted(f"{target}: {fault}")
+    return error_from_grpc(code, f"{target}: {peer_text(details or code.name)}")
+
+
+def certificate_fault(code: grpc.StatusCode, details: str | None) -> Untrusted | None:
+    """Return in plain words that a call failed because of the peer's certificate; None: it did not."""
+    if code is not grpc.StatusCode.UNAVAILABLE or not any(fault in (details or "") for fault in _CERTIFICATE_FAULTS):
+        return None
+    return Untrusted(
+        "expected the fleet's controller, its certificate does not hold here; check the address and this machine's "
+        f"clock, or enrol again: {peer_text(details or '')}"
+    )
 
 
 class _Connection:

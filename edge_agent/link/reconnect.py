@@ -14,8 +14,8 @@ from typing import Protocol
 
 from core.backoff import Backoff, BackoffPolicy
 from core.clock import Clock
-from core.errors import ErrorCode
-from edge_agent.link.session import SessionEnded, SessionState
+from core.errors import ErrorCode, Untrusted
+from edge_agent.link.session import Replaced, SessionEnded, SessionState
 
 # Chosen: a connection that held this long was a working one, so its end starts a new series of attempts.
 STABLE_S = 10.0
@@ -77,24 +77,45 @@ class Link:
         self._sleep = sleep
         self._backoff = Backoff(BackoffPolicy(base_s=policy.base_s, cap_s=policy.cap_s), uniform=uniform)
         self._opened_at_s: float | None = None
+        self._pausing: asyncio.Future[None] | None = None
         self.status = LinkStatus(SessionState.CLOSED, clock.now())
 
     async def run(self) -> None:
-        await self._sleep(self._policy.first_delay_s * self._uniform())
+        await self._pause(self._policy.first_delay_s * self._uniform())
         while True:
             self._opened_at_s = None
             try:
                 await self._connect(self._note_state).run()
+            except Replaced:
+                _log.info("connecting to the controller anew")
+                # Authorities are replaced on all agents at once: they come back spread over a base.
+                await self._pause(self._policy.base_s * self._uniform())
             except SessionEnded as ended:
                 delay_s = self._delay_s(ended)
                 self._note_end(ended, delay_s)
-                await self._sleep(delay_s)
+                await self._pause(delay_s)
+
+    def retry_now(self) -> None:
+        """End the wait for the next attempt, if there is one: what made the last ones fail may be gone."""
+        self._backoff.reset()
+        if self._pausing is not None:
+            self._pausing.cancel()
+
+    async def _pause(self, delay_s: float) -> None:
+        self._pausing = asyncio.ensure_future(self._sleep(delay_s))
+        try:
+            # Not awaited itself: its being cancelled is no wish to end this task.
+            await asyncio.wait([self._pausing])
+        finally:
+            self._pausing.cancel()
+            self._pausing = None
 
     def _delay_s(self, ended: SessionEnded) -> float:
         if self._opened_at_s is not None and self._clock.monotonic_s() - self._opened_at_s >= STABLE_S:
             self._backoff.reset()
         delay_s = self._backoff.next_delay_s()
-        if ended.because.code in REFUSALS:
+        # A peer that is not the controller says nothing for it: a portal in between goes, a wrong clock is set.
+        if ended.because.code in REFUSALS and not isinstance(ended.because, Untrusted):
             delay_s = self._policy.cap_s * (1 + self._uniform()) / 2
         if ended.retry_after_s > 0:
             # Everybody was told the same: spread over another base.

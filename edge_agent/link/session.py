@@ -38,6 +38,7 @@ from core.fleet_wire import (
 )
 from core.logs import peer_text
 from core.status import error_from_grpc
+from edge_agent.identity.channel import certificate_fault
 from protos.fleet.v1 import fleet_pb2 as pb
 
 # Chosen: progress bars stay smooth, and a fetch at full speed costs ten small messages a second.
@@ -69,6 +70,13 @@ class SessionEnded(Unavailable):
         super().__init__(str(because))
         self.because = because
         self.retry_after_s = retry_after_s
+
+
+class Replaced(SessionEnded):
+    """The call was cancelled by whoever owns the channel, which has another connection: nothing is wrong."""
+
+    def __init__(self) -> None:
+        super().__init__(Unavailable("the connection was replaced"))
 
 
 class Call(Protocol):
@@ -253,7 +261,7 @@ class Session:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            raise SessionEnded(Unavailable("the call was cancelled")) from None
+            raise Replaced from None
         if message is None:
             raise SessionEnded(Unavailable("the controller ended the session"))
         return message
@@ -266,7 +274,7 @@ class Session:
 async def _end_of(call: Call) -> SessionEnded:
     """Return why a call is over whose end showed first in a write."""
     code, details = await call.code(), await call.details()
-    return SessionEnded(error_from_grpc(code, peer_text(details or code.name)))
+    return Replaced() if code is grpc.StatusCode.CANCELLED else SessionEnded(_because(code, details))
 
 
 def _bounded_pem(pem: bytes) -> bytes:
@@ -276,11 +284,15 @@ def _bounded_pem(pem: bytes) -> bytes:
 
 
 def _ended_by(error: grpc.aio.AioRpcError) -> SessionEnded:
-    because = error_from_grpc(error.code(), peer_text(error.details() or error.code().name))
+    return SessionEnded(_because(error.code(), error.details()), retry_after_s=_retry_after_s(error))
+
+
+def _because(code: grpc.StatusCode, details: str | None) -> NanofleetError:
+    because = certificate_fault(code, details) or error_from_grpc(code, peer_text(details or code.name))
     if because.code is ErrorCode.INTERNAL:
         # gRPC ends about one stream in a hundred this way when many start at once; it passes.
-        because = Unavailable(str(because))
-    return SessionEnded(because, retry_after_s=_retry_after_s(error))
+        return Unavailable(str(because))
+    return because
 
 
 def _retry_after_s(error: grpc.aio.AioRpcError) -> float:

@@ -152,8 +152,8 @@ def link_over(channel: grpc.aio.Channel) -> Link:
     hello = AgentHello(AgentId("gate-1"), SiteId("berlin"), "1", "boot", Position(0, 0), ())
 
     def connect(on_state: Callable[[SessionState], None]) -> Session:
-        desk = QuietDesk()
-        return Session(FleetServiceStub(channel), desk, hello=hello, limits=SessionLimits(), on_state=on_state)  # type: ignore[arg-type]  # never opened
+        stub, quiet = FleetServiceStub(channel), QuietDesk()
+        return Session(stub, quiet, quiet, hello=hello, limits=SessionLimits(), on_state=on_state)  # type: ignore[arg-type]  # never opened
 
     policy = ReconnectPolicy(base_s=0.01, cap_s=0.01, first_delay_s=0.0)
     return Link(connect, policy=policy, clock=SystemClock())

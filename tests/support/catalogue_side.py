@@ -184,7 +184,9 @@ def path_of(slot: Slot) -> str:
 def released(made: MadeVariant, **changes: object) -> MadeVariant:
     """Return the variant with other fields in its manifest, and so another digest."""
     manifest = made.manifest.model_copy(update=changes)
-    return replace(made, manifest=manifest, digest=manifest.digest())
+    files = {digest: content for digest, content in made.blobs.items() if digest != made.digest}
+    blobs = {manifest.digest(): manifest.to_bytes(), **files}
+    return replace(made, manifest=manifest, digest=manifest.digest(), blobs=blobs)
 
 
 def _new_keys(count: int) -> list[CryptoSigner]:

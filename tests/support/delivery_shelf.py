@@ -185,5 +185,6 @@ def status_of(error: NanofleetError) -> grpc.StatusCode:
     return grpc.StatusCode.FAILED_PRECONDITION if isinstance(error, PermissionRequired) else STATUS[error.code].grpc
 
 
-def rpc_error(error: NanofleetError) -> grpc.aio.AioRpcError:
-    return grpc.aio.AioRpcError(status_of(error), grpc.aio.Metadata(), grpc.aio.Metadata(), details=str(error))
+def rpc_error(error: NanofleetError, *trailing: tuple[str, str]) -> grpc.aio.AioRpcError:
+    metadata = grpc.aio.Metadata(*trailing)
+    return grpc.aio.AioRpcError(status_of(error), grpc.aio.Metadata(), metadata, details=str(error))

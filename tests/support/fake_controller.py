@@ -1,53 +1,59 @@
-"""A controller for agents, over real gRPC: FleetService and ArtifactService on a free loopback port.
+"""A controller for agents over real mutual TLS on a free loopback port: fleet, delivery and catalogue services.
 
-The test is the operator: it pushes desired states and looks at what agents answer and report.
+The test is the operator: it pushes signed assignments and looks at what agents answer and report.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import grpc
 import grpc.aio
 
 from core.addresses import Address
-from core.errors import NanofleetError
-from core.fleet_state import AgentHello, DesiredState, Position, PushResult, ReportedState
-from core.fleet_wire import decode_hello, decode_push_result, decode_reported, encode_desired, encode_position
-from core.grpc_transport import SERVER_OPTIONS, TransportCredentials
+from core.fleet_state import AgentHello, DesiredState, Position, PushResult, ReportedState, SignedAssignment
+from core.fleet_wire import decode_hello, decode_push_result, decode_reported, encode_assignment, encode_position
+from core.grpc_transport import SERVER_OPTIONS
 from core.ids import AgentId
-from core.status import STATUS
-from protos.artifacts.v1 import artifacts_pb2 as artifacts
-from protos.artifacts.v1.artifacts_pb2_grpc import ArtifactServiceServicer, add_ArtifactServiceServicer_to_server
+from protos.artifacts.v1.artifacts_pb2_grpc import add_DeliveryServiceServicer_to_server
 from protos.fleet.v1 import fleet_pb2 as pb
 from protos.fleet.v1.fleet_pb2_grpc import FleetServiceServicer, add_FleetServiceServicer_to_server
-from tests.support.shelf import Shelf
+from tests.support.catalogue_port import CataloguePort
+from tests.support.catalogue_side import DirectorKey
+from tests.support.delivery_shelf import DeliveryShelf, DeliveryShelfServicer
+from tests.support.enrolled import Realm
 from tests.support.variants import MadeVariant
 
 HOST = "127.0.0.1"
+ASSIGNMENT_LIFE = timedelta(days=1)
 
 
 class FakeFleet(FleetServiceServicer):
-    """Holds one desired state, sends it to whoever connects and is not there yet, and remembers what is said."""
+    """Holds one assignment, sends it to whoever connects and is not there yet, and remembers what is said."""
 
-    def __init__(self) -> None:
+    def __init__(self, realm: Realm) -> None:
         self.hellos: list[AgentHello] = []
         self.results: list[PushResult] = []
         self.reported: list[ReportedState] = []
-        self._desired: DesiredState | None = None
+        self._realm = realm
+        self._assigned: tuple[Position, SignedAssignment] | None = None
         self._changed = asyncio.Condition()
 
-    async def push(self, *variants: MadeVariant, generation: int, agent_id: str = "gate-1") -> DesiredState:
-        """Make `variants` the desired state of the agent."""
+    async def push(
+        self, *variants: MadeVariant, generation: int, agent_id: str = "gate-1", by: DirectorKey | None = None
+    ) -> DesiredState:
+        """Make `variants` the desired state of the agent, signed by the fleet's director or whoever stands in."""
+        now = datetime.now(UTC)
         state = DesiredState(
             AgentId(agent_id),
             Position(1, generation),
-            datetime.now(UTC),
+            now,
             tuple(variant.slot for variant in variants),
+            now + ASSIGNMENT_LIFE,
         )
         async with self._changed:
-            self._desired = state
+            self._assigned = state.position, self._realm.side.assignment(state, by=by)
             self._changed.notify_all()
         return state
 
@@ -63,7 +69,7 @@ class FakeFleet(FleetServiceServicer):
     ) -> None:
         hello = decode_hello((await anext(request_iterator)).hello)
         await self._note(self.hellos, hello)
-        at = hello.applied if self._desired is None else self._desired.position
+        at = hello.applied if self._assigned is None else self._assigned[0]
         await context.write(pb.ControllerMessage(welcome=pb.Welcome(desired=encode_position(at))))
         async with asyncio.TaskGroup() as tasks:
             pushing = tasks.create_task(self._push(hello.applied, context))
@@ -75,15 +81,14 @@ class FakeFleet(FleetServiceServicer):
         self, sent: Position, context: "grpc.aio.ServicerContext[pb.AgentMessage, pb.ControllerMessage]"
     ) -> None:
         while True:
-            desired = await self._newer_than(sent)
-            await context.write(pb.ControllerMessage(desired=encode_desired(desired)))
-            sent = desired.position
+            sent, signed = await self._newer_than(sent)
+            await context.write(pb.ControllerMessage(assignment=encode_assignment(signed)))
 
-    async def _newer_than(self, sent: Position) -> DesiredState:
+    async def _newer_than(self, sent: Position) -> tuple[Position, SignedAssignment]:
         async with self._changed:
-            while self._desired is None or self._desired.position <= sent:
+            while self._assigned is None or self._assigned[0] <= sent:
                 await self._changed.wait()
-            return self._desired
+            return self._assigned
 
     async def _hear(self, message: pb.AgentMessage) -> None:
         if message.WhichOneof("message") == "result":
@@ -97,37 +102,26 @@ class FakeFleet(FleetServiceServicer):
             self._changed.notify_all()
 
 
-class ShelfServicer(ArtifactServiceServicer):
-    def __init__(self, shelf: Shelf) -> None:
-        self._shelf = shelf
-
-    async def Fetch(  # type: ignore[override]  # noqa: N802  # typed for both APIs; named by the protocol
-        self,
-        request: artifacts.FetchRequest,
-        context: "grpc.aio.ServicerContext[artifacts.FetchRequest, artifacts.Piece]",
-    ) -> None:
-        try:
-            async for chunk in self._shelf.stream(request):
-                await context.write(chunk)
-        except NanofleetError as error:
-            await context.abort(STATUS[error.code].grpc, str(error))
-
-
 class FakeController:
-    def __init__(self, shelf: Shelf, address: Address) -> None:
+    def __init__(self, realm: Realm, shelf: DeliveryShelf, address: Address) -> None:
         self.shelf = shelf
-        self.fleet = FakeFleet()
+        self.fleet = FakeFleet(realm)
         self.address = address
 
 
 @asynccontextmanager
-async def running_controller(shelf: Shelf, *, port: int = 0) -> AsyncIterator[FakeController]:
-    """Yield a running controller; what is under way when it goes is broken off, as by a crash."""
+async def running_controller(realm: Realm, shelf: DeliveryShelf, *, port: int = 0) -> AsyncIterator[FakeController]:
+    """Yield a running controller of `realm`; what is under way when it goes is broken off, as by a crash."""
     server = grpc.aio.server(options=SERVER_OPTIONS)
-    bound = server.add_secure_port(f"{HOST}:{port}", TransportCredentials.local().server)
-    controller = FakeController(shelf, Address(HOST, bound))
+    shown = realm.authority.controller()
+    credentials = grpc.ssl_server_credentials(
+        [(shown.private_key, shown.certificate_chain)], shown.trust_bundle, require_client_auth=True
+    )
+    bound = server.add_secure_port(f"{HOST}:{port}", credentials)
+    controller = FakeController(realm, shelf, Address(HOST, bound))
+    server.add_generic_rpc_handlers((CataloguePort(realm.side.files).handler(),))
     add_FleetServiceServicer_to_server(controller.fleet, server)
-    add_ArtifactServiceServicer_to_server(ShelfServicer(shelf), server)
+    add_DeliveryServiceServicer_to_server(DeliveryShelfServicer(shelf), server)
     await server.start()
     try:
         yield controller

@@ -22,16 +22,14 @@ from core.status import error_from_grpc
 from core.tensors import Datatype, Tensor
 from edge_agent.health.status_file import AgentStatus, read_status
 from protos.inference.v2.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from tests.support.enrolled import Realm
 
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 15.0
 _POLL_S = 0.02
 
 CONFIG = """\
-agent_id = "gate-1"
-site = "berlin"
 state_dir = "{folder}/state"
-controller = "{controller}"
 grpc_bind = "127.0.0.1:0"
 [mqtt]
 enabled = {has_broker}
@@ -48,15 +46,18 @@ retry_cap_s = 0.5
 
 
 class AgentProcess:
-    def __init__(self, folder: Path, *, controller: Address, broker_port: int | None = None) -> None:
+    """Enrols in `realm` if its folder has no identity yet."""
+
+    def __init__(self, folder: Path, *, realm: Realm, controller: Address, broker_port: int | None = None) -> None:
         self.state_dir = folder / "state"
+        if not (self.state_dir / "identity").exists():
+            realm.enrol(self.state_dir, controller=controller)
         self._config = folder / "agent.toml"
         self._log = folder / "agent.log"
         self._process: Process | None = None
         self._config.write_text(
             CONFIG.format(
                 folder=folder,
-                controller=controller,
                 has_broker="false" if broker_port is None else "true",
                 broker_port=broker_port or 1883,
             )
@@ -132,10 +133,10 @@ class AgentProcess:
 
 @asynccontextmanager
 async def running_agent(
-    folder: Path, *, controller: Address, broker_port: int | None = None
+    folder: Path, *, realm: Realm, controller: Address, broker_port: int | None = None
 ) -> AsyncIterator[AgentProcess]:
     """Yield a running agent whose files are in `folder`; it is gone afterwards."""
-    agent = AgentProcess(folder, controller=controller, broker_port=broker_port)
+    agent = AgentProcess(folder, realm=realm, controller=controller, broker_port=broker_port)
     await agent.start()
     try:
         yield agent

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from core.addresses import Address
 from core.clock import SystemClock
 from core.digest import Digest
 from core.fleet_state import DesiredState, Position, Slot
@@ -26,6 +27,7 @@ from edge_agent.activation.journal import Journal
 from edge_agent.health.state_folder import StateFolder
 from edge_agent.sync.store import ContentStore
 from tests.support.edge_models import BuiltModel
+from tests.support.enrolled import enrolled
 from tests.support.mosquitto import Mosquitto, free_port
 
 START_TIMEOUT_S = 30.0
@@ -56,12 +58,10 @@ def offline_agent(
 ) -> Iterator[OfflineAgent]:
     """Yield an agent that is connected to `broker` and serves `models`; it is gone afterwards."""
     put_models(state_dir, agent_id, models)
+    # Nobody listens there: the agent must do without.
+    enrolled(state_dir, controller=Address("127.0.0.1", free_port()), agent_id=agent_id, site=site)
     settings = {
-        "AGENT_ID": agent_id,
-        "SITE": site,
         "STATE_DIR": str(state_dir),
-        # Nobody listens there: the agent must do without.
-        "CONTROLLER": f"127.0.0.1:{free_port()}",
         "GRPC_BIND": "127.0.0.1:0",
         "MQTT__PORT": str(broker.port),
         "LOGS__LEVEL": "error",
@@ -101,8 +101,7 @@ def put_models(state_dir: Path, agent_id: str, models: Sequence[BuiltModel]) -> 
 
 def _put(store: ContentStore, digest: Digest, content: bytes) -> None:
     if not store.has(digest):
-        store.append(digest, content, offset=0)
-        store.finish(digest)
+        store.put(digest, content)
 
 
 def _await_connected(agent: OfflineAgent) -> None:

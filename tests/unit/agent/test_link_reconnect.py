@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from core.errors import Forbidden, NanofleetError, Unavailable
+from core.errors import Forbidden, NanofleetError, Unavailable, Untrusted
 from edge_agent.link.reconnect import Link, ReconnectPolicy
-from edge_agent.link.session import SessionEnded, SessionState
+from edge_agent.link.session import Replaced, SessionEnded, SessionState
 
 START = datetime(2026, 1, 2, tzinfo=UTC)
 AWAY = SessionEnded(Unavailable("connection refused"))
@@ -139,3 +139,42 @@ async def test_another_reason_is_logged_again(caplog: pytest.LogCaptureFixture) 
     other: NanofleetError = Unavailable("the controller is stopping")
     await played(Attempt(), Attempt(SessionEnded(other)))
     assert [record.levelname for record in caplog.records].count("WARNING") == 2
+
+
+async def test_a_connection_that_was_replaced_is_made_anew_without_a_word_of_failure(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock, link = await played(Attempt(), Attempt(), Attempt(Replaced(), open_s=60), uniform=0.5)
+    assert clock.slept[-1] == 0.5
+    assert link.status.last_error == "connection refused"
+    assert [record.levelname for record in caplog.records].count("WARNING") == 1
+
+
+async def test_a_peer_that_is_not_the_controller_is_no_refusal() -> None:
+    clock, _ = await played(Attempt(SessionEnded(Untrusted("its certificate does not hold here"))))
+    assert clock.slept[1] == 1
+
+
+async def test_a_link_that_waits_can_be_told_to_try_at_once() -> None:
+    clock, waits = HandClock(), asyncio.Event()
+    attempts = [Attempt(), Attempt()]
+    link = Link(
+        lambda on_state: ScriptedSession(attempts.pop(), clock, on_state),
+        policy=ReconnectPolicy(first_delay_s=0.0),
+        clock=clock,
+        sleep=lambda delay_s: asyncio.sleep(0) if delay_s == 0 else forever(waits),
+    )
+    task = asyncio.create_task(link.run())
+    async with asyncio.timeout(5):
+        await waits.wait()
+        assert len(attempts) == 1
+        waits.clear()
+        link.retry_now()
+        await waits.wait()
+    task.cancel()
+    assert attempts == []
+
+
+async def forever(began: asyncio.Event) -> None:
+    began.set()
+    await asyncio.Event().wait()

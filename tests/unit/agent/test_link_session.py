@@ -4,16 +4,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 
 import pytest
 
 from core.digest import Digest
-from core.errors import Conflict, ErrorCode, Forbidden, InternalError, Overloaded
+from core.errors import ErrorCode, Forbidden, InternalError, Overloaded, Unavailable, Untrusted
 from core.fleet_state import (
     NOWHERE,
     AgentHello,
-    DesiredState,
     MetadataFile,
     Position,
     PushResult,
@@ -24,29 +22,21 @@ from core.fleet_state import (
 )
 from core.fleet_wire import MAX_METADATA_FILES, decode_hello, decode_push_result, decode_reported, encode_assignment
 from core.ids import AgentId, SiteId
-from edge_agent.link.session import Session, SessionEnded, SessionLimits, SessionState
+from edge_agent.link.session import Replaced, Session, SessionEnded, SessionLimits, SessionState
 from edge_agent.reconcile.board import Board
 from protos.fleet.v1 import fleet_pb2 as pb
 from tests.support.fleet_call import FleetCall
 from tests.support.variants import made_variant
 
 HELLO = AgentHello(AgentId("gate-1"), SiteId("berlin"), "1.0", "boot", Position(1, 1), ("arch:x86_64",))
-STATE = DesiredState(HELLO.agent_id, Position(1, 2), datetime(2026, 1, 2, tzinfo=UTC), (made_variant().slot,))
+SIGNED = SignedAssignment(b"payload", b"signature", "key", (MetadataFile("timestamp.json", b"{}"),))
+RESULT = PushResult(Position(1, 2))
 
 
 class FakeDesk:
     def __init__(self) -> None:
         self.board = Board(NOWHERE)
-        self.submitted: list[DesiredState] = []
-        self.answer: asyncio.Future[PushResult] = asyncio.get_running_loop().create_future()
-        self.refusal: Conflict | None = None
         self.retries = 0
-
-    def submit(self, desired: DesiredState) -> "asyncio.Future[PushResult]":
-        if self.refusal is not None:
-            raise self.refusal
-        self.submitted.append(desired)
-        return self.answer
 
     def retry_failed(self) -> None:
         self.retries += 1
@@ -57,11 +47,14 @@ class FakeIntake:
         self.pushed: list[SignedAssignment] = []
         self.bundles: list[bytes] = []
         self.permitted: list[Digest] = []
-        self.result = PushResult(STATE.position)
+        # A push is answered when it is set.
+        self.is_applied = asyncio.Event()
+        self.is_applied.set()
 
     async def push(self, signed: SignedAssignment) -> PushResult:
         self.pushed.append(signed)
-        return self.result
+        await self.is_applied.wait()
+        return RESULT
 
     async def trust_bundle(self, pem: bytes) -> None:
         self.bundles.append(pem)
@@ -80,7 +73,7 @@ class Line:
         self.states: list[SessionState] = []
         limits = SessionLimits(handshake_timeout_s=0.05, write_timeout_s=0.05)
         self.session = Session(
-            self.call, self.desk, hello=HELLO, limits=limits, on_state=self.states.append, intake=self.intake
+            self.call, self.desk, self.intake, hello=HELLO, limits=limits, on_state=self.states.append
         )
 
     @asynccontextmanager
@@ -105,7 +98,7 @@ class Line:
     async def settled(self) -> None:
         """Return once everything that was said before has been taken: the answer to a push comes after it."""
         pushed = len(self.intake.pushed)
-        self.call.say(pb.ControllerMessage(assignment=encode_assignment(SIGNED)))
+        self.call.push(SIGNED)
         await self.heard("result")
         assert len(self.intake.pushed) == pushed + 1
 
@@ -155,8 +148,8 @@ async def test_without_a_welcome_in_time_it_ends(line: Line) -> None:
 
 async def test_anything_but_a_welcome_first_ends_it(line: Line) -> None:
     async with line.running() as task:
-        line.call.push(STATE)
-        assert "expected a welcome, got desired" in str(await line.ending(task))
+        line.call.push(SIGNED)
+        assert "expected a welcome, got assignment" in str(await line.ending(task))
 
 
 async def test_the_call_is_cancelled_however_it_ends(line: Line) -> None:
@@ -167,44 +160,23 @@ async def test_the_call_is_cancelled_however_it_ends(line: Line) -> None:
         assert line.session.state is SessionState.CLOSED
 
 
-async def test_a_push_is_submitted_and_answered_when_it_is_applied(line: Line) -> None:
+async def test_a_push_goes_to_the_desk_as_it_came_and_is_answered_when_it_is_applied(line: Line) -> None:
+    line.intake.is_applied.clear()
     async with line.open():
-        line.call.push(STATE)
-        await asyncio.sleep(0)
+        line.call.push(SIGNED)
+        while not line.intake.pushed:
+            await asyncio.sleep(0)
+        assert line.intake.pushed == [SIGNED]
         assert line.call.heard.empty()
-        line.desk.answer.set_result(PushResult(STATE.position))
+        line.intake.is_applied.set()
         message = await line.heard("result")
-        assert line.desk.submitted == [STATE]
-        assert decode_push_result(message.result) == PushResult(STATE.position)
-
-
-async def test_a_refused_push_is_answered_with_the_reason_and_the_session_stays(line: Line) -> None:
-    line.desk.refusal = Conflict("desired state: expected a position after 5, got 2")
-    async with line.open():
-        line.call.push(STATE)
-        result = decode_push_result((await line.heard("result")).result)
-        assert result.position == STATE.position
-        assert result.problem is not None
-        assert result.problem.message == "desired state: expected a position after 5, got 2"
-        assert line.session.state is SessionState.OPEN
-
-
-async def test_a_malformed_push_is_answered_with_the_reason(line: Line) -> None:
-    async with line.open():
-        bad = pb.DesiredState(agent_id="../etc", position=pb.Position(epoch=1, generation=9))
-        line.call.say(pb.ControllerMessage(desired=bad))
-        result = decode_push_result((await line.heard("result")).result)
-        assert result.position == Position(1, 9)
-        assert result.problem is not None
-        assert result.problem.code == "invalid_request"
+        assert decode_push_result(message.result) == RESULT
 
 
 async def test_a_message_of_a_newer_controller_is_passed_over(line: Line) -> None:
     async with line.open():
         line.call.say(pb.ControllerMessage())
-        line.call.push(STATE)
-        line.desk.answer.set_result(PushResult(STATE.position))
-        await line.heard("result")
+        await line.settled()
 
 
 async def test_the_reported_state_follows_a_change(line: Line) -> None:
@@ -267,25 +239,19 @@ async def test_a_controller_that_does_not_read_ends_the_session(line: Line) -> N
         assert "took no message for 0.05 s" in str(await line.ending(task))
 
 
-async def test_the_shared_answer_survives_the_session(line: Line) -> None:
+async def test_a_certificate_that_does_not_hold_is_said_in_plain_words(line: Line) -> None:
     async with line.open() as task:
-        line.call.push(STATE)
-        while not line.desk.submitted:
-            await asyncio.sleep(0)
-        line.call.end()
-        await line.ending(task)
-        assert not line.desk.answer.cancelled()
+        line.call.end(Unavailable("Ssl handshake failed: CERTIFICATE_VERIFY_FAILED: unable to get local issuer"))
+        ended = await line.ending(task)
+        assert isinstance(ended.because, Untrusted)
+        assert str(ended).startswith("expected the fleet's controller, its certificate does not hold here")
+        assert "unable to get local issuer" in str(ended)
 
 
-SIGNED = SignedAssignment(b"payload", b"signature", "key", (MetadataFile("timestamp.json", b"{}"),))
-
-
-async def test_an_assignment_goes_to_the_desk_as_it_came_and_is_answered(line: Line) -> None:
-    async with line.open():
-        line.call.say(pb.ControllerMessage(assignment=encode_assignment(SIGNED)))
-        message = await line.heard("result")
-        assert line.intake.pushed == [SIGNED]
-        assert decode_push_result(message.result) == line.intake.result
+async def test_a_call_that_its_channel_cancels_is_no_failure(line: Line) -> None:
+    async with line.open() as task:
+        line.call.replace()
+        assert isinstance(await line.ending(task), Replaced)
 
 
 async def test_an_assignment_beyond_its_bounds_is_answered_without_being_taken(line: Line) -> None:
@@ -315,7 +281,7 @@ async def test_a_trust_bundle_beyond_its_bound_is_dropped_and_the_session_stays(
 
 
 async def test_a_permission_to_transfer_is_handed_on(line: Line) -> None:
-    digest = STATE.slots[0].manifest_digest
+    digest = made_variant().digest
     async with line.open():
         line.call.say(pb.ControllerMessage(transfer=pb.TransferPermission(manifest_digest=digest)))
         await line.settled()

@@ -7,7 +7,7 @@ import pytest
 from core.errors import InvalidRequest
 from edge_agent.settings import AgentSettings, load_settings
 
-MINIMAL = 'agent_id = "gate-1"\nsite = "berlin"\n'
+MINIMAL = "drain_timeout_s = 2.5\n"
 
 
 @pytest.fixture
@@ -22,10 +22,16 @@ def extended(config: Path, text: str) -> Path:
     return config
 
 
-def test_name_and_site_are_enough(config: Path) -> None:
-    settings = load_settings(config)
-    assert (settings.agent_id, settings.site) == ("gate-1", "berlin")
+def test_nothing_has_to_be_set() -> None:
+    settings = load_settings(None)
     assert settings.grpc_bind == "127.0.0.1:7181"
+    # Who the agent is and whom it belongs to stands in its identity.
+    assert (settings.controller, settings.enrolment) == (None, None)
+    assert not settings.metered
+
+
+def test_a_file_of_one_line_is_read(config: Path) -> None:
+    assert load_settings(config).drain_timeout_s == 2.5
 
 
 def test_a_section_of_the_file_is_read(config: Path) -> None:
@@ -38,16 +44,32 @@ def test_the_environment_wins(config: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_environment_alone_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NANOFLEET_AGENT_AGENT_ID", "gate-2")
-    monkeypatch.setenv("NANOFLEET_AGENT_SITE", "oslo")
-    assert load_settings(None).agent_id == "gate-2"
+    monkeypatch.setenv("NANOFLEET_AGENT_METERED", "true")
+    assert load_settings(None).metered
 
 
-def test_a_missing_name_is_said(tmp_path: Path) -> None:
-    path = tmp_path / "empty.toml"
-    path.write_text("")
-    with pytest.raises(InvalidRequest, match=r"agent_id: must be set; .*: site: must be set"):
-        load_settings(path)
+@pytest.mark.parametrize("key", ["controller", "enrolment"])
+def test_the_controller_may_be_anywhere_since_it_proves_who_it_is(config: Path, key: str) -> None:
+    settings = load_settings(extended(config, f'{key} = "controller.example:7443"\n'))
+    assert getattr(settings, key) == "controller.example:7443"
+
+
+@pytest.mark.parametrize("key", ["controller", "enrolment"])
+def test_an_empty_address_means_that_of_the_enrolment(config: Path, key: str) -> None:
+    assert getattr(load_settings(extended(config, f'{key} = ""\n')), key) is None
+
+
+@pytest.mark.parametrize("key", ["controller", "enrolment"])
+@pytest.mark.parametrize("address", ["controller.example", "controller.example:70000", ":7443"])
+def test_what_is_no_address_is_refused(config: Path, key: str, address: str) -> None:
+    with pytest.raises(InvalidRequest, match=key):
+        load_settings(extended(config, f'{key} = "{address}"\n'))
+
+
+@pytest.mark.parametrize("key", ["agent_id", "site"])
+def test_a_name_is_no_setting_any_more(config: Path, key: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"{key}: unknown key"):
+        load_settings(extended(config, f'{key} = "gate-1"\n'))
 
 
 @pytest.mark.parametrize("text", ["colour = 1\n", "[mqtt]\ncolour = 1\n"])
@@ -67,7 +89,6 @@ def test_an_unknown_variable_is_an_error(config: Path, monkeypatch: pytest.Monke
     "text",
     [
         'grpc_bind = "0.0.0.0:7181"\n',
-        'controller = "10.0.0.1:7443"\n',
         '[mqtt]\nhost = "broker.example"\n',
         '[telemetry]\nendpoint = "192.168.1.1:4317"\n',
     ],
@@ -79,12 +100,6 @@ def test_an_address_beyond_loopback_is_refused(config: Path, text: str) -> None:
 
 def test_an_empty_bind_means_no_local_face(config: Path) -> None:
     assert load_settings(extended(config, 'grpc_bind = ""\n')).grpc_bind is None
-
-
-def test_the_reserved_name_is_refused(monkeypatch: pytest.MonkeyPatch, config: Path) -> None:
-    monkeypatch.setenv("NANOFLEET_AGENT_AGENT_ID", "any")
-    with pytest.raises(InvalidRequest, match="choose another name"):
-        load_settings(config)
 
 
 @pytest.mark.parametrize("text", ["[link]\nreconnect_base_s = 0\n", "[link]\nreconnect_cap_s = inf\n"])

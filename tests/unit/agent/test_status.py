@@ -16,6 +16,7 @@ from edge_agent.health.status_file import (
     COUNTERS_INTERVAL_S,
     AgentIdentity,
     AgentStatus,
+    CertificateView,
     PeerView,
     StatusWriter,
     read_status,
@@ -39,18 +40,26 @@ BROKER_AWAY = PeerView(
     since=NOW - timedelta(seconds=42),
     last_error="connection refused",
 )
+CERTIFICATE = CertificateView(not_after=NOW + timedelta(days=3, hours=12))
 FAILED = SlotReport(
     made_variant().slot, SlotPhase.FAILED, 1 << 20, 2 << 20, Problem("integrity", "expected sha256:a, got sha256:b")
 )
 
 
-def status(*, broker: PeerView | None = BROKER_AWAY, expired: int = 0, now: datetime = NOW) -> AgentStatus:
+def status(
+    *,
+    broker: PeerView | None = BROKER_AWAY,
+    certificate: CertificateView = CERTIFICATE,
+    expired: int = 0,
+    now: datetime = NOW,
+) -> AgentStatus:
     reported = ReportedState(Position(1, 7), (FAILED,))
     return AgentStatus.of(
         AGENT,
         reported,
         controller=CONTROLLER,
         broker=broker,
+        certificate=certificate,
         heavy_breaker="closed",
         counters={"expired": expired},
         now=now,
@@ -76,6 +85,15 @@ def test_a_connection_is_shown_with_its_age() -> None:
 
 def test_a_broker_that_is_switched_off_is_shown_as_such() -> None:
     assert "broker      switched off" in shown(status(broker=None))
+
+
+def test_a_certificate_is_shown_with_how_long_it_is_good() -> None:
+    assert "certificate good for 3 d 11 h" in shown(status())
+
+
+def test_a_certificate_that_could_not_be_renewed_is_shown_with_the_reason() -> None:
+    failed = CertificateView(not_after=NOW, last_error="enrol it again with --force", clock_problem="set the clock")
+    assert "certificate expired; enrol it again with --force; set the clock" in shown(status(certificate=failed))
 
 
 def test_a_failed_model_is_shown_with_its_problem() -> None:
