@@ -40,7 +40,7 @@ async def lay(settings: Settings, stack: AsyncExitStack, *, clock: Clock) -> Fou
     """Open, or make, what stands in `settings.data_dir`; `stack` closes it.
 
     Raises:
-        Conflict: a controller runs on it.
+        Conflict: a controller runs on it, or it is that of another trust domain.
         Unavailable: a database cannot be opened, or a key that signs online is missing.
     """
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -32,7 +32,7 @@ from controller.api.http_server import HttpServer
 from controller.api.http_tls import ServerCertificate, read_certificate
 from controller.api.identity_rest import Destination
 from controller.api.otlp_grpc import CollectorClient, OtlpServicer
-from controller.api.policy import PolicyInterceptor, agent_of, require_own_name
+from controller.api.policy import PolicyInterceptor, admitted_agent, require_own_name
 from controller.api.server_credentials import mutual_tls, one_sided_tls
 from controller.compression.workshop import ChildWorkshop
 from controller.fleet.service import Fleet
@@ -92,6 +92,8 @@ def main(settings: Settings) -> None:
     configure_logging(level=settings.logs.level, log_format=settings.logs.format)
     # It says at every start what it would do if there were something to do.
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    # It counts, at every release, the signatures that are not needed yet.
+    logging.getLogger("tuf").setLevel(logging.WARNING)
     uvloop.run(run(settings))
 
 
@@ -106,6 +108,7 @@ async def serve(settings: Settings, stopping: asyncio.Event) -> None:
     clock = SystemClock()
     async with AsyncExitStack() as stack:
         foundation = await foundations.lay(settings, stack, clock=clock)
+        await _warn_without_operators(foundation)
         ports = _open_ports(settings, foundation.identity, stack)
         parts = await _make_parts(settings, foundation, ports, stack, clock=clock)
         await _start_faces(foundation, ports, parts, clock=clock)
@@ -120,6 +123,11 @@ async def serve(settings: Settings, stopping: asyncio.Event) -> None:
             for task in running:
                 task.cancel()
     _log.info("controller has stopped")
+
+
+async def _warn_without_operators(foundation: Foundation) -> None:
+    if not await foundation.access.operators():
+        _log.warning("nobody may operate this controller yet: stop it and run `nanofleet controller init`")
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +301,7 @@ async def _start_faces(foundation: Foundation, ports: _Ports, parts: _Parts, *, 
             trust_bundle=identity.trust_bundle,
         ),
         artifacts=ArtifactServicer(parts.blobs),
-        delivery=DeliveryServicer(parts.transfers, agent_of=agent_of),
+        delivery=DeliveryServicer(parts.transfers, agent_of=admitted_agent(identity)),
         catalogue=CatalogueServicer(foundation.catalogue),
         inference=inference,
         otlp=OtlpServicer(parts.intake),

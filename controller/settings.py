@@ -147,7 +147,7 @@ class Settings(ProcessSettings):
     http_key: Path | None = None
     """PEM key of `http_certificate`."""
     advertised_host: str | None = None
-    """Host name or address by which agents reach this machine; needed when a bind address is 0.0.0.0 or [::]."""
+    """Host name or address by which agents reach this machine; needed where they connect to 0.0.0.0 or [::]."""
     trust_domain: Annotated[str, Field(pattern=r"^[a-z0-9._-]{1,255}$")] = "nanofleet.local"
     """SPIFFE trust domain: the name of the fleet in every certificate. It cannot be changed later."""
     heavy: HeavySettings = HeavySettings()
@@ -201,6 +201,16 @@ class Settings(ProcessSettings):
                 "address; set advertised_host"
             )
         return bound
+
+    @model_validator(mode="after")
+    def _can_be_reached(self) -> Self:
+        # Tokens name these two; nothing shall be made before it is known what they say.
+        for bind in (self.grpc_bind, self.enrolment_bind):
+            try:
+                self.advertised(parse_address(bind))
+            except InvalidRequest as error:
+                raise ValueError(str(error)) from error
+        return self
 
     @model_validator(mode="after")
     def _has_both_halves(self) -> Self:

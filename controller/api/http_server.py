@@ -3,6 +3,7 @@
 What a request says about where it came from (`X-Forwarded-…`) is not believed.
 """
 
+import asyncio
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
+from controller.api.http_connections import HANDSHAKE_TIMEOUT_S, BoundedConnection
 from controller.api.http_tls import ServerCertificate
 from core.addresses import Address
 from core.errors import Unavailable
@@ -47,6 +49,7 @@ class HttpServer:
         certificate = self._certificate
         config = uvicorn.Config(
             app,
+            http=BoundedConnection,
             ssl_context_factory=None if certificate is None else lambda _config, _default: certificate.context,
             proxy_headers=False,
             log_config=None,
@@ -70,6 +73,24 @@ class HttpServer:
 
 
 class _Server(uvicorn.Server):
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen as the base class does, which has no bound of its own for handshakes that never end."""
+        config = self.config
+        self.servers = []
+        for each in sockets or ():
+            server = await asyncio.get_running_loop().create_server(
+                self._connection,
+                sock=each,
+                ssl=config.ssl,
+                backlog=config.backlog,
+                ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S if config.ssl else None,
+            )
+            self.servers.append(server)
+        self.started = True
+
+    def _connection(self) -> asyncio.Protocol:
+        return BoundedConnection(self.config, self.server_state, app_state=self.lifespan.state)
+
     @contextmanager
     def capture_signals(self) -> Iterator[Any]:
         """Leave signals to the composition root."""

@@ -93,6 +93,16 @@ def agent_of(context: Context) -> AgentId:
     return AgentId(caller_of(context).peer.name)
 
 
+def admitted_agent(doorkeeper: Doorkeeper) -> Callable[[Context], AgentId]:
+    """Return what says which agent calls, and raises when it may not any more: for calls that last."""
+
+    def admitted(context: Context) -> AgentId:
+        doorkeeper.admit(caller_of(context))
+        return agent_of(context)
+
+    return admitted
+
+
 @lru_cache(maxsize=_REMEMBERED_CERTIFICATES)
 def _caller(pem: bytes) -> Caller:
     certificate = x509.load_pem_x509_certificate(pem)

@@ -62,9 +62,9 @@ class Fleet:
         store: FleetStore,
         catalogue: Catalogue,
         *,
+        releases: Releases,
         clock: Clock,
         max_sessions: int,
-        releases: Releases | None = None,
     ) -> None:
         self._store = store
         self._catalogue = catalogue
@@ -111,8 +111,7 @@ class Fleet:
         found = await self._catalogue.variant(model, version, variant)
         now = self._clock.now()
         slot = Slot(model, found.version, variant, found.manifest_digest)
-        if self._releases is not None:
-            self._releases.require_released(slot)
+        self._releases.require_released(slot)
         deployment = Deployment(target, slot, now)
         try:
             deployed = await self._store.run(lambda records: use_cases.deploy(records, deployment, now=now))

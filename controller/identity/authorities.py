@@ -36,8 +36,9 @@ class _Loaded:
 class Authorities:
     """Call `load` before anything else. One task at a time may change what is trusted; reading never waits."""
 
-    def __init__(self, store: IdentityStore, keys: AuthorityKeys, *, clock: Clock) -> None:
+    def __init__(self, store: IdentityStore, keys: AuthorityKeys, *, trust_domain: str, clock: Clock) -> None:
         self._store = store
+        self._trust_domain = trust_domain
         self._keys = keys
         self._clock = clock
         self._loaded: tuple[_Loaded, ...] = ()
@@ -47,11 +48,13 @@ class Authorities:
 
         Raises:
             Unavailable: a private key is missing or damaged.
+            Conflict: they are those of another trust domain.
         """
         if not await self._store.read(lambda records: records.authorities()):
             made = await self._made(AuthorityState.ACTIVE)
             await self._store.run(lambda records: records.save_authority(made))
         await self._reload()
+        self._require_own_domain()
 
     @property
     def records(self) -> Sequence[Authority]:
@@ -125,10 +128,18 @@ class Authorities:
     async def _made(self, state: AuthorityState) -> Authority:
         """Make an authority whose key is stored before anybody hears of it."""
         now = self._clock.now()
-        signer = CertificateAuthority.make(now=now)
+        signer = CertificateAuthority.make(trust_domain=self._trust_domain, now=now)
         record = Authority(signer.sha256.hex(), signer.certificate_pem.decode(), state, now)
         await asyncio.to_thread(self._keys.save, record.sha256, signer.key_pem)
         return record
+
+    def _require_own_domain(self) -> None:
+        domain = self.oldest.trust_domain
+        if domain != self._trust_domain:
+            raise Conflict(
+                f"trust_domain: expected {domain or 'the one'} for which every certificate of this fleet was "
+                f"made, got {self._trust_domain}; set it back, or start a new fleet in another data_dir"
+            )
 
     async def _reload(self) -> None:
         records = await self._store.read(lambda records: records.authorities())

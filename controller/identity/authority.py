@@ -62,8 +62,8 @@ class CertificateAuthority:
         self._key = key
 
     @classmethod
-    def make(cls, *, now: datetime) -> Self:
-        """Make an authority of our own, valid for AUTHORITY_LIFETIME."""
+    def make(cls, *, trust_domain: str, now: datetime) -> Self:
+        """Make the authority of a trust domain, valid for AUTHORITY_LIFETIME."""
         key = new_key()
         # Two authorities live side by side while they rotate: their names must differ.
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"nanofleet authority {secrets.token_hex(8)}")])
@@ -74,6 +74,11 @@ class CertificateAuthority:
             .not_valid_after(now + AUTHORITY_LIFETIME)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(_SIGNS_CERTIFICATES, critical=True)
+            # X509-SVID, section 4.2: a signing certificate names its trust domain, without a path.
+            .add_extension(
+                x509.SubjectAlternativeName([x509.UniformResourceIdentifier(f"spiffe://{trust_domain}")]),
+                critical=False,
+            )
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
             .sign(key, _HASH)
         )
@@ -91,6 +96,16 @@ class CertificateAuthority:
         if not isinstance(private, ec.EllipticCurvePrivateKey) or private.public_key() != loaded.public_key():
             raise ValueError("the private key is not that of the certificate")
         return cls(loaded, private)
+
+    @property
+    def trust_domain(self) -> str:
+        """The domain whose certificates it signs; empty when it does not say."""
+        try:
+            extension = self._certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        except x509.ExtensionNotFound:
+            return ""
+        uris = extension.value.get_values_for_type(x509.UniformResourceIdentifier)
+        return "".join(uris).removeprefix("spiffe://")
 
     @property
     def sha256(self) -> bytes:

@@ -64,7 +64,7 @@ class Identity:
         self._clock = clock
         self._trust_domain = trust_domain
         self._name = name
-        self._authorities = Authorities(store, keys, clock=clock)
+        self._authorities = Authorities(store, keys, trust_domain=trust_domain, clock=clock)
         # One change of authorities at a time: what is decided on a state holds until it is written.
         self._rotating = asyncio.Lock()
         self._admission = Admission(trust_domain)
@@ -83,6 +83,7 @@ class Identity:
 
         Raises:
             Unavailable: an authority's private key is missing or damaged.
+            Conflict: the authority is that of another trust domain.
         """
         await self._authorities.load()
         self._admission.load(await self._store.read(lambda records: records.identities()))

@@ -46,7 +46,7 @@ class Pipeline(Protocol):
 
 
 class Releases(Protocol):
-    """What publishing asks of the signed catalogue; without it nothing is installed anywhere."""
+    """What publishing asks of the signed catalogue: agents install nothing that is not in it."""
 
     async def release(self, variants: Sequence[Variant]) -> None:
         """Let agents install variants, at once or after they were signed elsewhere.
@@ -73,7 +73,7 @@ class Publications:
         new_id: Callable[[], str],
         max_queued: int,
         on_recorded: Callable[[ModelVersion], None],
-        releases: Releases | None = None,
+        releases: Releases,
     ) -> None:
         self._store = store
         self._pipeline = pipeline
@@ -172,8 +172,6 @@ class Publications:
             await self._release([variant for version in versions for variant in version.variants])
 
     async def _release(self, variants: Sequence[Variant]) -> None:
-        if self._releases is None:
-            return
         try:
             await self._releases.release(variants)
         except NanofleetError as error:

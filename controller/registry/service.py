@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from uuid import uuid4
 
 from controller.registry.blobs import BlobStore
-from controller.registry.cutting import Cutter, PlainCutter
+from controller.registry.cutting import Cutter
 from controller.registry.model import Model, ModelVersion, Publication, PublishRequest, Variant
 from controller.registry.pipeline import PublishPipeline, Workshop, check_request
 from controller.registry.publications import Publications, Releases
@@ -33,12 +33,12 @@ class Registry:
         blobs: BlobStore,
         workshop: Workshop,
         *,
+        releases: Releases,
+        cutter: Cutter,
         clock: Clock,
         max_model_bytes: int,
         max_queued_publications: int,
-        releases: Releases | None = None,
         new_id: Callable[[], str] = _new_id,
-        cutter: Cutter | None = None,
     ) -> None:
         self._store = store
         self._blobs = blobs
@@ -51,7 +51,7 @@ class Registry:
                 store,
                 blobs,
                 workshop,
-                cutter=cutter or PlainCutter(),
+                cutter=cutter,
                 clock=clock,
                 max_model_bytes=max_model_bytes,
             ),

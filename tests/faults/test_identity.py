@@ -568,7 +568,7 @@ async def test_a_client_without_a_certificate_gets_nothing_from_the_main_port(co
 
 
 async def test_a_client_certified_by_another_authority_gets_nothing(controller: TrustedController) -> None:
-    key, foreign = new_key(), CertificateAuthority.make(now=controller.clock.now())
+    key, foreign = new_key(), CertificateAuthority.make(trust_domain=DOMAIN, now=controller.clock.now())
     certificate = foreign.issue(
         Peer(DOMAIN, Role.AGENT, CAM), public_key_of(key.public_key()), now=controller.clock.now()
     )
@@ -582,7 +582,7 @@ async def test_a_client_certified_by_another_authority_gets_nothing(controller: 
 
 async def test_a_client_that_trusts_another_authority_says_nothing_to_us(controller: TrustedController) -> None:
     device = await controller.enrolled()
-    foreign = CertificateAuthority.make(now=controller.clock.now())
+    foreign = CertificateAuthority.make(trust_domain=DOMAIN, now=controller.clock.now())
     tls = TlsIdentity(device.tls.certificate_chain, device.tls.private_key, foreign.certificate_pem)
     async with controller.channel(tls) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as refusal:

@@ -34,11 +34,17 @@ from tests.support.fleet_values import (
     made_report,
     made_slot,
 )
+from tests.support.releases import OpenCatalogue, UnsigningDirector
 
 FIRST = Position(1, 1)
 # Short enough for a test, long enough for a busy machine.
 HELLO_TIMEOUT_S = 0.5
 PUSH_TIMEOUT_S = 0.5
+BUNDLE = b"the fleet's authorities"
+
+
+def any_name(_hello: AgentHello, _context: object) -> None:
+    """Believe every Hello: whose name it may say is the subject of `tests.faults.test_identity`."""
 
 
 class Controller:
@@ -46,9 +52,16 @@ class Controller:
 
     def __init__(self) -> None:
         self.store = MemoryFleetStore()
-        self.fleet = Fleet(self.store, FakeCatalogue(), clock=SystemClock(), max_sessions=500)
+        self.fleet = Fleet(self.store, FakeCatalogue(), releases=OpenCatalogue(), clock=SystemClock(), max_sessions=500)
         self.server = grpc.aio.server(options=SERVER_OPTIONS)
-        servicer = FleetServicer(self.fleet, hello_timeout_s=HELLO_TIMEOUT_S, push_timeout_s=PUSH_TIMEOUT_S)
+        servicer = FleetServicer(
+            self.fleet,
+            UnsigningDirector(),
+            check_hello=any_name,
+            trust_bundle=lambda: BUNDLE,
+            hello_timeout_s=HELLO_TIMEOUT_S,
+            push_timeout_s=PUSH_TIMEOUT_S,
+        )
         add_FleetServiceServicer_to_server(servicer, self.server)
         port = self.server.add_secure_port("127.0.0.1:0", TransportCredentials.local().server)
         self.address = Address("127.0.0.1", port)
@@ -76,7 +89,7 @@ async def controller() -> AsyncIterator[Controller]:
 
 @pytest.fixture
 async def dialler(controller: Controller) -> AsyncIterator[Dialler]:
-    dialler = Dialler(controller.address)
+    dialler = Dialler(controller.address, TransportCredentials.local())
     yield dialler
     await dialler.close()
 
@@ -318,13 +331,17 @@ async def settled(controller: Controller) -> None:
 async def test_desired_state_and_reports_survive_a_restart_of_the_controller(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path / 'test.sqlite'}")
     await database.migrate()
-    first = Fleet(SqlFleetStore(database), FakeCatalogue(), clock=SystemClock(), max_sessions=5)
+    first = Fleet(
+        SqlFleetStore(database), FakeCatalogue(), releases=OpenCatalogue(), clock=SystemClock(), max_sessions=5
+    )
     async with first.session(made_hello()) as (session, _):
         first.reported(session, made_report(NOWHERE, made_slot()))
     await first.flush()
     before = await first.agent(CAM)
 
-    second = Fleet(SqlFleetStore(database), FakeCatalogue(), clock=SystemClock(), max_sessions=5)
+    second = Fleet(
+        SqlFleetStore(database), FakeCatalogue(), releases=OpenCatalogue(), clock=SystemClock(), max_sessions=5
+    )
 
     assert await second.agent(CAM) == before
     await database.close()

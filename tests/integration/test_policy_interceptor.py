@@ -43,7 +43,7 @@ class Door:
 
 class Fleet:
     def __init__(self) -> None:
-        self._authority = CertificateAuthority.make(now=datetime.now(UTC))
+        self._authority = CertificateAuthority.make(trust_domain=DOMAIN, now=datetime.now(UTC))
 
     def member(self, role: Role, name: str) -> TlsIdentity:
         key = new_key()

@@ -18,7 +18,7 @@ from core.addresses import Address
 from core.clock import SystemClock
 from core.errors import Conflict
 from core.fleet_state import Position, SignedAssignment
-from core.fleet_wire import decode_assignment, decode_desired
+from core.fleet_wire import decode_desired
 from core.grpc_transport import SERVER_OPTIONS, TransportCredentials, open_channel
 from core.ids import ModelName, VariantName
 from protos.catalogue.v1 import catalogue_pb2
@@ -49,7 +49,10 @@ class Controller:
             MemoryFleetStore(), Published(), clock=SystemClock(), max_sessions=10, releases=world.catalogue
         )
         self.server = grpc.aio.server(options=SERVER_OPTIONS)
-        add_FleetServiceServicer_to_server(FleetServicer(self.fleet, director=self.director), self.server)
+        servicer = FleetServicer(
+            self.fleet, self.director, check_hello=lambda _hello, _context: None, trust_bundle=lambda: b""
+        )
+        add_FleetServiceServicer_to_server(servicer, self.server)
         add_CatalogueServiceServicer_to_server(CatalogueServicer(world.catalogue), self.server)
         port = self.server.add_secure_port("127.0.0.1:0", TransportCredentials.local().server)
         self.address = Address("127.0.0.1", port)
@@ -78,17 +81,11 @@ async def controller(world: SignedWorld) -> AsyncIterator[Controller]:
 
 @pytest.fixture
 async def agent(controller: Controller) -> AsyncIterator[FakeAgent]:
-    dialler = Dialler(controller.address)
+    dialler = Dialler(controller.address, TransportCredentials.local())
     async with dialler.dial() as agent:
         await agent.hello(made_hello())
         yield agent
     await dialler.close()
-
-
-async def assignment(agent: FakeAgent) -> SignedAssignment:
-    message = await agent.hear()
-    assert message.WhichOneof("message") == "assignment"
-    return decode_assignment(message.assignment)
 
 
 def position_of(signed: SignedAssignment) -> Position:
@@ -100,7 +97,7 @@ async def test_a_deployment_is_pushed_signed_with_the_catalogue_beside_it(
 ) -> None:
     await controller.deploy(1)
 
-    signed = await assignment(agent)
+    signed = await agent.assignment()
 
     assert position_of(signed) == FIRST
     assert controller.catalogue.lists_director(signed.key_id)
@@ -116,11 +113,11 @@ async def test_a_revocation_reaches_live_sessions_at_the_same_position(
     controller: Controller, agent: FakeAgent
 ) -> None:
     await controller.deploy(1)
-    await assignment(agent)
+    await agent.assignment()
 
     await controller.catalogue.revoke(METER, versions=[1])
 
-    signed = await assignment(agent)
+    signed = await agent.assignment()
     assert position_of(signed) == FIRST
     assert signed.catalogue[-1].name == "2.family-meter.json"
 

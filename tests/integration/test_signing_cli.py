@@ -12,8 +12,9 @@ import pytest
 from fastapi import FastAPI
 from typer.testing import CliRunner, Result
 
-from controller.api.http_app import create_operator_app
 from controller.api.http_server import HttpServer
+from controller.api.operator_rest import router as operator_router
+from controller.api.problems import exception_handlers, problem_answer
 from controller.api.signing_rest import signing_router
 from controller.cli.app import app as command
 from controller.fleet.service import Fleet
@@ -28,6 +29,7 @@ from controller.storage.fleet import SqlFleetStore
 from controller.storage.registry import SqlRegistryStore
 from controller.storage.traces import SqlTraceStore
 from controller.traces.service import Traces
+from controller.transfer.cuts import TensorCutter
 from core.addresses import Address
 from core.clock import SystemClock
 from tests.support.operator_side import MAX_MODEL_BYTES, PretendingWorkshop
@@ -89,15 +91,18 @@ async def _app(folder: Path, stack: AsyncExitStack) -> FastAPI:
         SqlRegistryStore(database),
         blobs,
         PretendingWorkshop(),
+        releases=catalogue,
+        cutter=TensorCutter(),
         clock=clock,
         max_model_bytes=MAX_MODEL_BYTES,
         max_queued_publications=2,
-        releases=catalogue,
     )
     await registry.prepare()
     fleet = Fleet(SqlFleetStore(database), registry, clock=clock, max_sessions=8, releases=catalogue)
     traces = Traces(SqlTraceStore(database), max_spans=1000)
-    app = create_operator_app(registry=registry, fleet=fleet, traces=traces, server_version="0.1.0")
+    # Who may ask is the subject of other tests.
+    app = FastAPI(exception_handlers=exception_handlers(problem_answer))
+    app.include_router(operator_router(registry=registry, fleet=fleet, traces=traces, server_version="0.1.0"))
     app.include_router(signing_router(catalogue))
     for loop in (registry.run, fleet.run, traces.run, catalogue.run):
         stack.push_async_callback(_cancelled, asyncio.create_task(loop()))

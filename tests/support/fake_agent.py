@@ -8,9 +8,16 @@ import grpc
 import grpc.aio
 
 from core.addresses import Address
-from core.fleet_state import AgentHello, DesiredState, Position, PushResult, ReportedState
-from core.fleet_wire import decode_desired, decode_position, encode_hello, encode_push_result, encode_reported
-from core.grpc_transport import TransportCredentials, open_channel
+from core.fleet_state import AgentHello, DesiredState, Position, PushResult, ReportedState, SignedAssignment
+from core.fleet_wire import (
+    decode_assignment,
+    decode_desired,
+    decode_position,
+    encode_hello,
+    encode_push_result,
+    encode_reported,
+)
+from core.grpc_transport import TlsIdentity, TransportCredentials, open_channel
 from protos.fleet.v1 import fleet_pb2 as pb
 from protos.fleet.v1.fleet_pb2_grpc import FleetServiceStub
 
@@ -40,8 +47,14 @@ class FakeAgent:
         assert isinstance(message, pb.ControllerMessage), f"the stream ended: {await self._call.details()}"
         return message
 
+    async def assignment(self) -> SignedAssignment:
+        message = await self.hear()
+        assert message.WhichOneof("message") == "assignment"
+        return decode_assignment(message.assignment)
+
     async def desired(self) -> DesiredState:
-        return decode_desired((await self.hear()).desired)
+        """Return what the next assignment says, whoever signed it."""
+        return decode_desired(pb.DesiredState.FromString((await self.assignment()).payload))
 
     async def answer(self, result: PushResult) -> None:
         await self.say(pb.AgentMessage(result=encode_push_result(result)))
@@ -71,8 +84,8 @@ class FakeAgent:
 class Dialler:
     """The one channel of a machine with agents."""
 
-    def __init__(self, address: Address) -> None:
-        self._channel = open_channel(address, TransportCredentials.local())
+    def __init__(self, address: Address, credentials: TransportCredentials | TlsIdentity) -> None:
+        self._channel = open_channel(address, credentials)
         self._stub = FleetServiceStub(self._channel)
 
     @asynccontextmanager

@@ -34,6 +34,7 @@ from controller.storage.fleet import SqlFleetStore
 from controller.storage.registry import SqlRegistryStore
 from controller.storage.traces import SqlTraceStore
 from controller.traces.service import Traces
+from controller.transfer.cuts import TensorCutter
 from core.addresses import Address
 from core.clock import SystemClock
 from core.errors import InvalidModel
@@ -51,6 +52,7 @@ from core.fleet_state import (
 from core.ids import AgentId, SiteId
 from core.tensors import Datatype, TensorSpec
 from tests.support.echo_plane import EchoPlane
+from tests.support.releases import OpenCatalogue
 
 T = TypeVar("T")
 
@@ -104,12 +106,14 @@ async def operator_side(folder: Path) -> AsyncIterator[OperatorSide]:
             SqlRegistryStore(database),
             blobs,
             PretendingWorkshop(),
+            releases=OpenCatalogue(),
+            cutter=TensorCutter(),
             clock=clock,
             max_model_bytes=MAX_MODEL_BYTES,
             max_queued_publications=2,
         )
         await registry.prepare()
-        fleet = Fleet(SqlFleetStore(database), registry, clock=clock, max_sessions=8)
+        fleet = Fleet(SqlFleetStore(database), registry, releases=OpenCatalogue(), clock=clock, max_sessions=8)
         traces = Traces(SqlTraceStore(database), max_spans=1000)
         access = Access(SqlAccessStore(database), clock=clock)
         secret = (await access.create(ADMIN, OperatorRole.ADMIN)).secret

@@ -15,6 +15,7 @@ from core.clock import SystemClock
 from core.digest import Digest
 from tests.support.fake_workshop import FakeWorkshop
 from tests.support.registry_store import MemoryRegistryStore
+from tests.support.releases import OpenCatalogue, PlainCutter
 
 # Generous: a test that needs it has failed.
 PATIENCE_S = 120
@@ -60,6 +61,8 @@ async def running_registry(
         store,
         blobs,
         workshop or FakeWorkshop(),
+        releases=OpenCatalogue(),
+        cutter=PlainCutter(),
         clock=SystemClock(),
         max_model_bytes=max_model_bytes,
         max_queued_publications=max_queued,

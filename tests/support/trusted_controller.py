@@ -40,6 +40,7 @@ from tests.support.fake_agent import FakeAgent
 from tests.support.fleet_store import MemoryFleetStore
 from tests.support.fleet_values import NORTH, FakeCatalogue, made_hello
 from tests.support.identity_store import MemoryIdentityStore
+from tests.support.releases import OpenCatalogue, UnsigningDirector
 
 HOST = Address("127.0.0.1", 0)
 DOMAIN = "fleet.test"
@@ -114,7 +115,7 @@ class TrustedController:
         self._keys = keys
         self._patience_s = patience_s
         self.clock = clock
-        self.fleet = Fleet(MemoryFleetStore(), FakeCatalogue(), clock=clock, max_sessions=100)
+        self.fleet = Fleet(MemoryFleetStore(), FakeCatalogue(), releases=OpenCatalogue(), clock=clock, max_sessions=100)
         identity.on_revoked(self.fleet.expel)
         self._main = grpc.aio.server(interceptors=[PolicyInterceptor(identity)], options=SERVER_OPTIONS)
         port = self._main.add_secure_port(str(HOST), mutual_tls(identity.server_identity))
@@ -124,6 +125,7 @@ class TrustedController:
     async def start(self) -> None:
         fleet = FleetServicer(
             self.fleet,
+            UnsigningDirector(),
             check_hello=require_own_name(self.identity),
             trust_bundle=self.identity.trust_bundle,
             hello_timeout_s=self._patience_s,

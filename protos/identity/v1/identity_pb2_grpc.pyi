@@ -3,7 +3,8 @@
 isort:skip_file
 How an agent gets its certificate: on a port of its own, over TLS that shows the controller's certificate only.
 
-Enrol and Renew are safe to repeat: what was lost on the way back is asked for again, with a new key.
+Enrol and Renew are safe to repeat: what was lost on the way back is asked for again, with the
+same key.
 """
 
 import abc

@@ -28,7 +28,7 @@ class World:
     def __init__(self) -> None:
         self.releases = FakeReleases()
         self.fleet = Fleet(
-            MemoryFleetStore(), FakeCatalogue(), clock=HeldClock(), max_sessions=10, releases=self.releases
+            MemoryFleetStore(), FakeCatalogue(), releases=self.releases, clock=HeldClock(), max_sessions=10
         )
 
     async def deploy(self, version: int) -> None:

@@ -33,6 +33,7 @@ from tests.support.fleet_values import (
     made_report,
     made_slot,
 )
+from tests.support.releases import OpenCatalogue
 
 FIRST = Position(1, 1)
 SECOND = Position(1, 2)
@@ -46,7 +47,9 @@ class World:
         self.store = MemoryFleetStore()
         self.catalogue = FakeCatalogue()
         self.clock = HeldClock()
-        self.fleet = Fleet(self.store, self.catalogue, clock=self.clock, max_sessions=max_sessions)
+        self.fleet = Fleet(
+            self.store, self.catalogue, releases=OpenCatalogue(), clock=self.clock, max_sessions=max_sessions
+        )
 
     async def deploy(self, target: Target = WHOLE_FLEET, model: ModelName = METER, version: int | None = 1) -> None:
         await self.fleet.deploy(target, model=model, version=version, variant=INT8)

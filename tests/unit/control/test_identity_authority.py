@@ -24,7 +24,7 @@ DOMAIN = "fleet.test"
 
 @pytest.fixture(scope="module")
 def authority() -> CertificateAuthority:
-    return CertificateAuthority.make(now=NOON)
+    return CertificateAuthority.make(trust_domain=DOMAIN, now=NOON)
 
 
 def issued(authority: CertificateAuthority, role: Role) -> x509.Certificate:
@@ -81,7 +81,9 @@ def test_an_authority_comes_back_from_its_files(authority: CertificateAuthority)
 
 def test_a_key_of_another_authority_is_refused(authority: CertificateAuthority) -> None:
     with pytest.raises(ValueError, match="not that of the certificate"):
-        CertificateAuthority.load(authority.certificate_pem, CertificateAuthority.make(now=NOON).key_pem)
+        CertificateAuthority.load(
+            authority.certificate_pem, CertificateAuthority.make(trust_domain=DOMAIN, now=NOON).key_pem
+        )
 
 
 def test_a_request_gives_its_key() -> None:

@@ -19,6 +19,7 @@ from core.tasks import supervise
 from tests.support.catalogues import SignedWorld
 from tests.support.fake_workshop import FakeWorkshop
 from tests.support.registry_store import MemoryRegistryStore
+from tests.support.releases import PlainCutter
 
 METER = ModelName("meter")
 CAT = ModelName("cat")
@@ -64,10 +65,11 @@ class Publishing:
             self._store,
             blobs,
             FakeWorkshop(),
+            releases=releases,
+            cutter=PlainCutter(),
             clock=self.world.clock,
             max_model_bytes=1 << 20,
             max_queued_publications=4,
-            releases=releases,
         )
         await registry.prepare()
         task = asyncio.create_task(_until_killed(registry.run))
