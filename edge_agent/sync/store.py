@@ -24,7 +24,7 @@ from pathlib import Path
 from core.atomic_files import publish_file, sync_folder, write_atomically
 from core.chunks import ChunkRef
 from core.digest import Digest, digest_of, digest_of_file, hex_of
-from core.errors import IntegrityError, InternalError, NanofleetError, NotFound
+from core.errors import IntegrityError, NanofleetError, NotFound
 from core.manifest import File, Manifest, parse_manifest
 from edge_agent.sync.assembly import Assembly
 
@@ -136,38 +136,6 @@ class ContentStore:
         """
         self._assemblies.pop(digest).require_whole()
         publish_file(self._part(digest), self._blob(digest))
-
-    def partial_bytes(self, digest: Digest) -> int:
-        """Return how many bytes of an unfinished blob are here; a transfer goes on from there."""
-        try:
-            return self._part(digest).stat().st_size
-        except FileNotFoundError:
-            return 0
-
-    def append(self, digest: Digest, block: bytes, *, offset: int) -> None:
-        with self._part(digest).open("ab") as file:
-            if file.tell() != offset:
-                raise InternalError(f"partial blob: expected to append at {file.tell()}, got offset {offset}")
-            file.write(block)
-
-    def finish(self, digest: Digest) -> None:
-        """Verify the unfinished blob and make it a durable one.
-
-        Raises:
-            IntegrityError: the bytes are others; they are removed, so that the next transfer starts afresh.
-        """
-        part = self._part(digest)
-        part.touch()
-        found, size_bytes = digest_of_file(part), part.stat().st_size
-        if found != digest:
-            part.unlink()
-            raise IntegrityError(
-                f"fetched blob: expected {digest}, got {found} over {size_bytes} bytes; fetch it again"
-            )
-        publish_file(part, self._blob(digest))
-
-    def discard_partial(self, digest: Digest) -> None:
-        self._part(digest).unlink(missing_ok=True)
 
     # What runs
 

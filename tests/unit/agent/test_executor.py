@@ -1,9 +1,10 @@
 """Reconciler: every push ends as applied or rejected, and what ran goes on running until its successor does."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from core.clock import SystemClock
 from core.digest import hex_of
 from core.errors import Conflict, Forbidden, InvalidModel, ModelNotReady, PermissionRequired, Unavailable
-from core.fleet_state import NOWHERE, DesiredState, Position, PushResult, SlotPhase, SlotReport, Transfer
+from core.fleet_state import NOWHERE, DesiredState, Position, PushResult, SlotPhase, SlotReport
 from core.ids import AgentId
 from edge_agent.activation.journal import Journal
 from edge_agent.activation.probation import ProbationTerms
@@ -20,12 +21,13 @@ from edge_agent.reconcile.attempts import RetryPolicy
 from edge_agent.reconcile.executor import Reconciler
 from edge_agent.reconcile.trials import TrialSettings
 from edge_agent.reconcile.workplace import Workplace
-from edge_agent.sync.fetch import Fetch, FetchLimits
+from edge_agent.sync.controller_source import ControllerSource, SourceLimits
+from edge_agent.sync.delivery import Delivery, DeliveryLimits
 from edge_agent.sync.store import ContentStore
 from protos.artifacts.v1 import artifacts_pb2 as pb
+from tests.support.delivery_shelf import DeliveryShelf, Sent, ShelfCalls, Silence
 from tests.support.device import Device
 from tests.support.model_host import FakeHost, FakeTester
-from tests.support.shelf import Sent, Shelf, ShelfStub, Silence
 from tests.support.variants import MadeVariant, made_variant
 
 AGENT = AgentId("gate-1")
@@ -44,7 +46,7 @@ class Agent:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.shelf = Shelf(OLD, NEW, OTHER, chunk_bytes=4)
+        self.shelf = DeliveryShelf(OLD, NEW, OTHER)
         self.host = FakeHost()
         self.tester = FakeTester()
         self.trials = TrialSettings(ProbationTerms(duration_s=0.0), look_interval_s=0.001)
@@ -55,16 +57,17 @@ class Agent:
         self.host = FakeHost() if self.host.loads else self.host
         with ThreadPoolExecutor(1) as disk:
             store = ContentStore(self.root)
-            limits = FetchLimits(chunk_timeout_s=5, reserve_bytes=0)
-            source = Fetch(ShelfStub(self.shelf), store, disk=disk, limits=limits, clock=SystemClock())
-            place = Workplace(store, self.journal(), source, self.tester, self.host, disk)
+            clock = SystemClock()
+            source = ControllerSource(ShelfCalls(self.shelf), limits=SourceLimits(chunk_timeout_s=5), clock=clock)
+            delivery = Delivery(source, store, disk=disk, limits=DeliveryLimits(reserve_bytes=0), clock=clock)
+            place = Workplace(store, self.journal(), delivery, self.tester, self.host, disk)
             reconciler = Reconciler(
                 AGENT,
                 place,
                 policy=RetryPolicy(max_attempts=3),
                 trials=self.trials,
                 software_version="1.0",
-                clock=SystemClock(),
+                clock=clock,
                 uniform=lambda: 0.0,
             )
             async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
@@ -110,9 +113,10 @@ async def test_a_ready_slot_is_reported_with_all_its_bytes(agent: Agent) -> None
         await reconciler.submit(desired(OLD, generation=1))
         await until(reconciler, lambda: is_ready(reconciler, OLD))
         size_bytes = OLD.manifest.size_bytes
-        assert report_of(reconciler, OLD) == SlotReport(
-            OLD.slot, SlotPhase.READY, size_bytes, size_bytes, transfer=Transfer()
-        )
+        report = report_of(reconciler, OLD)
+        assert replace(report, transfer=None) == SlotReport(OLD.slot, SlotPhase.READY, size_bytes, size_bytes)
+        assert report.transfer is not None
+        assert report.transfer.wire_bytes == size_bytes
         assert reconciler.board.reported().applied == Position(1, 1)
 
 
@@ -126,10 +130,12 @@ async def test_the_state_is_on_disk_before_it_is_called_applied(agent: Agent) ->
 async def test_after_a_restart_the_model_loads_without_asking_anybody(agent: Agent) -> None:
     await agent.apply(desired(OLD, generation=1))
     agent.shelf.asked.clear()
+    agent.shelf.asked_manifests.clear()
     async with agent.running() as reconciler:
         await reconciler.restored.wait()
         assert agent.host.running() == {"digits": OLD.digest}
         assert agent.shelf.asked == []
+        assert agent.shelf.asked_manifests == []
         assert reconciler.applied == Position(1, 1)
 
 
@@ -201,12 +207,12 @@ async def test_a_failure_that_does_not_pass_ends_after_the_attempts(agent: Agent
 
 
 async def test_what_cannot_be_found_is_asked_for_once(agent: Agent) -> None:
-    del agent.shelf.blobs[OLD.digest]
+    agent.shelf.drop(OLD)
     async with agent.running() as reconciler:
         result = await reconciler.submit(desired(OLD, generation=1))
         assert result.problem is not None
         assert result.problem.code == "not_found"
-        assert agent.shelf.asked_for(OLD.digest) == [0]
+        assert agent.shelf.asked_manifests == [OLD.digest]
 
 
 async def test_a_defect_in_loading_is_rejected_as_internal(agent: Agent, caplog: pytest.LogCaptureFixture) -> None:
@@ -252,10 +258,16 @@ async def test_what_rotted_on_disk_is_fetched_again(agent: Agent) -> None:
 
 
 async def test_a_newer_state_overtakes_a_fetch_that_it_does_not_want(agent: Agent) -> None:
-    agent.shelf.faults.extend([list, lambda chunks: [chunks[0], Silence()]])
+    asked = asyncio.Event()
+
+    def nothing_but_a_grant(replies: list[pb.FetchChunksReply]) -> Sequence[Sent]:
+        asked.set()
+        return [replies[0], Silence()]
+
+    agent.shelf.faults.append(nothing_but_a_grant)
     async with agent.running() as reconciler:
         slow = reconciler.submit(desired(OLD, generation=1))
-        await until(reconciler, lambda: stored_bytes_of(reconciler, OLD) > 0)
+        await asked.wait()
         quick = await reconciler.submit(desired(OTHER, generation=2))
         assert quick == PushResult(Position(1, 2))
         overtaken = await slow
@@ -266,20 +278,20 @@ async def test_a_newer_state_overtakes_a_fetch_that_it_does_not_want(agent: Agen
 
 
 async def test_a_fetch_that_the_newer_state_wants_too_goes_on(agent: Agent) -> None:
-    arrive = asyncio.Event()
+    asked = asyncio.Event()
 
-    def first_and_wait(chunks: list[pb.Piece]) -> list[Sent]:
-        arrive.set()
-        return list(chunks)
+    def noted(replies: list[pb.FetchChunksReply]) -> Sequence[Sent]:
+        asked.set()
+        return replies
 
-    agent.shelf.faults.extend([list, first_and_wait])
+    agent.shelf.faults.append(noted)
     async with agent.running() as reconciler:
         first = reconciler.submit(desired(OLD, generation=1))
-        await arrive.wait()
+        await asked.wait()
         second = reconciler.submit(desired(OLD, OTHER, generation=2))
         assert (await first).problem is not None
         assert (await second).problem is None
-        assert len(agent.shelf.asked_for(OLD.digest)) == 1
+        assert [each.manifest for each in agent.shelf.asked] == [OLD.digest, OTHER.digest]
 
 
 async def test_the_same_push_again_shares_the_answer(agent: Agent) -> None:
@@ -369,10 +381,6 @@ async def test_versions_before_the_previous_one_are_removed(agent: Agent) -> Non
 
 def entry_hex(variant: MadeVariant) -> str:
     return hex_of(variant.manifest.files[0].digest)  # type: ignore[arg-type]  # the manifest keeps digests as text
-
-
-def stored_bytes_of(reconciler: Reconciler, variant: MadeVariant) -> int:
-    return sum(found.stored_bytes for found in reconciler.board.reported().slots if found.slot == variant.slot)
 
 
 def is_ready(reconciler: Reconciler, variant: MadeVariant) -> bool:

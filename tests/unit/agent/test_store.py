@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from core.digest import Digest, digest_of, hex_of
-from core.errors import IntegrityError, InternalError, InvalidManifest, NotFound
+from core.errors import IntegrityError, InvalidManifest, NotFound
 from edge_agent.sync.store import ContentStore
 from edge_agent.sync.worklist import Worklist
 from tests.support.variants import MadeVariant, made_variant
@@ -13,8 +13,7 @@ from tests.support.variants import MadeVariant, made_variant
 
 def put(store: ContentStore, content: bytes) -> Digest:
     digest = digest_of(content)
-    store.append(digest, content, offset=0)
-    store.finish(digest)
+    store.put(digest, content)
     return digest
 
 
@@ -27,43 +26,18 @@ def blob_path(root: Path, content: bytes) -> Path:
     return root / "blobs" / hex_of(digest_of(content))
 
 
-def test_a_finished_blob_is_stored_under_its_digest(tmp_path: Path) -> None:
+def started(store: ContentStore, content: bytes) -> Path:
+    """Begin to put a file together; return where it is."""
+    file = made_variant({"model.onnx": content}).manifest.files[0]
+    store.assembly(file, ()).allocate()
+    return store.blob_path(digest_of(content)).parents[1] / "partial" / hex_of(digest_of(content))
+
+
+def test_a_blob_is_stored_under_its_digest(tmp_path: Path) -> None:
     store = ContentStore(tmp_path)
     digest = put(store, b"weights")
     assert store.has(digest)
     assert blob_path(tmp_path, b"weights").read_bytes() == b"weights"
-
-
-def test_a_blob_of_no_bytes_can_be_stored(tmp_path: Path) -> None:
-    store = ContentStore(tmp_path)
-    store.finish(digest_of(b""))
-    assert store.has(digest_of(b""))
-
-
-def test_wrong_bytes_are_refused_and_removed(tmp_path: Path) -> None:
-    store = ContentStore(tmp_path)
-    wanted = digest_of(b"weights")
-    store.append(wanted, b"w3ights", offset=0)
-    with pytest.raises(IntegrityError, match=f"expected {wanted}"):
-        store.finish(wanted)
-    assert not store.has(wanted)
-    assert store.partial_bytes(wanted) == 0
-
-
-def test_a_partial_blob_is_kept_over_a_restart(tmp_path: Path) -> None:
-    wanted = digest_of(b"weights")
-    ContentStore(tmp_path).append(wanted, b"wei", offset=0)
-    store = ContentStore(tmp_path)
-    assert store.partial_bytes(wanted) == 3
-    store.append(wanted, b"ghts", offset=3)
-    store.finish(wanted)
-    assert store.has(wanted)
-
-
-def test_appending_anywhere_but_at_the_end_is_a_defect(tmp_path: Path) -> None:
-    store = ContentStore(tmp_path)
-    with pytest.raises(InternalError, match="append at 0, got offset 3"):
-        store.append(digest_of(b"weights"), b"ghts", offset=3)
 
 
 def test_temporaries_of_a_crash_are_removed_at_start(tmp_path: Path) -> None:
@@ -175,11 +149,10 @@ def test_what_is_asked_for_is_kept_even_when_unfinished(tmp_path: Path) -> None:
     store = ContentStore(tmp_path)
     variant = made_variant({"model.onnx": b"graph", "w.bin": b"weights"})
     put(store, variant.manifest.to_bytes())
-    store.append(digest_of(b"weights"), b"wei", offset=0)
-    store.append(digest_of(b"stranger"), b"str", offset=0)
+    wanted, stranger = started(store, b"weights"), started(store, b"stranger")
     store.remove_unneeded(keep=[variant.digest])
-    assert store.partial_bytes(digest_of(b"weights")) == 3
-    assert store.partial_bytes(digest_of(b"stranger")) == 0
+    assert wanted.exists()
+    assert not stranger.exists()
 
 
 def test_files_shared_with_a_kept_variant_stay(tmp_path: Path) -> None:
