@@ -3,10 +3,10 @@
     python -m benchmarks.offload --json
 
 One real controller with its embedded heavy tier runs as a process of its own; a model is published to it. This process
-then asks one request at a time, in turns, both ways:
+then asks one request at a time, in turns, both ways, the second as an application with a certificate:
 
     direct    HeavyClient ──HTTP──▶ Serve ─▶ replica
-    gateway   the agent's Offload ──gRPC──▶ controller: gateway, the same HeavyClient ──HTTP──▶ Serve ─▶ replica
+    gateway   the agent's Offload ──gRPC, mutual TLS──▶ controller: gateway, the same HeavyClient ──▶ Serve ─▶ replica
 
 Both carry the same tensors with the same deadline, unsampled. The ways alternate in short blocks, so that whatever
 else the machine does falls on both. Figures: the median over the rounds of each round's percentile.
@@ -17,37 +17,32 @@ import itertools
 import json
 import os
 import platform
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from statistics import median, quantiles
 
 import numpy as np
 import uvloop
 from onnx import TensorProto, helper, numpy_helper
+from rich.console import Console
 
-from controller.api import operator_views as views
-from controller.cli.client import ControllerClient
+from controller.demo.operator import Operator
+from controller.demo.processes import Parts
+from controller.demo.stack import Controller
 from controller.heavy.client import HeavyClient
-from core.addresses import Address
 from core.clock import SystemClock
 from core.deadline import Deadline
-from core.digest import Digest, digest_of_file
-from core.grpc_transport import TransportCredentials, open_channel
+from core.digest import Digest
+from core.grpc_transport import open_channel
 from core.open_inference.messages import InferRequest
 from core.tensors import Datatype, Tensor
+from core.tls_files import read_tls_identity
 from edge_agent.cascade.offload import Offload
 from edge_agent.settings import OffloadSettings
 
 MODEL = "large"
-START_TIMEOUT_S = 120.0
-STOP_TIMEOUT_S = 40.0
 REQUEST_TIMEOUT_S = 10.0
 # A trace context that says "not recorded", as most requests carry.
 UNSAMPLED = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
@@ -63,21 +58,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--requests", type=int, default=300, help="requests per way and round")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="nanofleet-bench-") as folder, controller(Path(folder)) as endpoints:
-        digest = publish(endpoints["controller_http"], Path(folder) / "large.onnx")
-        figures = uvloop.run(measure(endpoints, digest, rounds=arguments.rounds, requests=arguments.requests))
+    with tempfile.TemporaryDirectory(prefix="nanofleet-bench-") as name, Parts(Path(name) / "logs") as parts:
+        folder = Path(name)
+        controller = Controller.planned(folder / "controller")
+        digest = set_up(controller, parts, folder)
+        measuring = measure(controller, folder, digest, rounds=arguments.rounds, requests=arguments.requests)
+        figures = uvloop.run(measuring)
     print(json.dumps(figures) if arguments.json else json.dumps(figures, indent=2))
 
 
 async def measure(
-    endpoints: dict[str, str], digest: Digest, *, rounds: int, requests: int
+    controller: Controller, tls: Path, digest: Digest, *, rounds: int, requests: int
 ) -> dict[str, str | int | float]:
     clock = SystemClock()
-    host, _, port = endpoints["controller_grpc"].rpartition(":")
     request = digit_request()
-    channel = open_channel(Address(host, int(port)), TransportCredentials.local())
+    channel = open_channel(controller.grpc, read_tls_identity(tls))
     offload = Offload(channel, OffloadSettings(), clock=clock)
-    async with HeavyClient(endpoints["heavy_http"], clock=clock) as heavy:
+    async with HeavyClient(f"http://{controller.heavy_http}", clock=clock) as heavy:
 
         def deadline() -> Deadline:
             return Deadline.after(REQUEST_TIMEOUT_S, now_s=clock.monotonic_s())
@@ -135,63 +132,17 @@ def summary(measured: list[tuple[list[float], list[float]]], requests: int) -> d
 # ---- the system under test ------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def controller(folder: Path) -> Iterator[dict[str, str]]:
-    """Run a controller with its embedded heavy tier; yield its addresses once the tier is ready."""
-    config, data_dir = folder / "controller.toml", folder / "data"
-    ports = free_ports(3)
-    config.write_text(
-        f'data_dir = "{data_dir}"\ngrpc_bind = "127.0.0.1:{ports[0]}"\nhttp_bind = "127.0.0.1:{ports[1]}"\n'
-        f'[heavy]\nport = {ports[2]}\nmax_replicas = 1\n[logs]\nlevel = "warning"\n'
-    )
-    command = [sys.executable, "-m", "controller.cli.app", "controller", "run", "--config", str(config)]
-    process = subprocess.Popen(command, start_new_session=True)
-    try:
-        wait_until_ready(process, f"http://127.0.0.1:{ports[1]}")
-        yield json.loads((data_dir / "endpoints.json").read_text())
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(STOP_TIMEOUT_S)
-
-
-def wait_until_ready(process: "subprocess.Popen[bytes]", url: str) -> None:
-    import httpx
-
-    until_s = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < until_s:
-        if process.poll() is not None:
-            raise RuntimeError(f"expected the controller to run, it ended with exit code {process.returncode}")
-        try:
-            if httpx.get(f"{url}/v2/health/ready", timeout=2, trust_env=False).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass  # not listening yet
-        time.sleep(0.25)
-    raise TimeoutError(f"expected the heavy tier to be ready within {START_TIMEOUT_S:g} s")
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
-def publish(url: str, file: Path) -> Digest:
-    """Publish the model; return the digest of its original variant."""
+def set_up(controller: Controller, parts: Parts, folder: Path) -> Digest:
+    """Start a controller with its heavy tier, publish the model and certify us below `folder`; return its digest."""
+    controller.initialise(parts)
+    part = controller.start(parts)
+    operator = Operator(controller, Console(stderr=True))
+    operator.run("authority", "certify", "benchmark", "--folder", str(folder))
+    file = folder / "large.onnx"
     file.write_bytes(large_onnx())
-    file_digest = digest_of_file(file)
-    with ControllerClient(url) as client:
-        client.put_blob(file_digest, file, on_sent=lambda _: None)
-        body = views.PublishBody(file=views.FileBody(path="model.onnx", digest=file_digest), max_batch=8)
-        publication = client.publish(MODEL, body)
-        while publication.state == "running":
-            publication = client.publication(publication.id, seen_at=publication.updated_at)
-        if publication.state == "failed":
-            raise RuntimeError(f"publishing failed: {publication.problem}")
-        (variant,) = client.model(MODEL).versions[0].variants
-    return Digest(variant.manifest_digest)
+    (variant,) = operator.run("models", "publish", MODEL, str(file), "--max-batch", "8")["variants"]
+    controller.wait_for_heavy(part)
+    return Digest(variant["manifest_digest"])
 
 
 def large_onnx() -> bytes:
