@@ -57,11 +57,11 @@ from core.ids import AgentId
 from core.manifest import MAX_CHUNK_BYTES, File, Lineage, Manifest, Signature
 from core.spiffe import CONTROLLER_DNS_NAME, parse_spiffe
 from core.tensors import Datatype
+from edge_agent.sync.calls import DeliveryCallsOverGrpc
 from edge_agent.sync.controller_source import ControllerSource, SourceLimits
 from edge_agent.sync.delivery import Delivery, DeliveryLimits
 from edge_agent.sync.source import Arrived, ChunkSource
 from edge_agent.sync.store import ContentStore
-from protos.artifacts.v1.artifacts_pb2_grpc import DeliveryServiceStub
 
 AGENTS = 50
 LARGE_BYTES = 256 << 20
@@ -192,7 +192,7 @@ async def bring(source: ChunkSource, root: Path, variant: Digest) -> None:
 
 
 def controller_source(channel: grpc.aio.Channel) -> ControllerSource:
-    return ControllerSource(DeliveryServiceStub(channel), limits=SourceLimits(60.0), clock=SystemClock())
+    return ControllerSource(DeliveryCallsOverGrpc(channel), limits=SourceLimits(60.0), clock=SystemClock())
 
 
 class Watched:

@@ -28,6 +28,9 @@ from core.clock import Clock
 from core.errors import Overloaded
 from core.ids import AgentId
 
+# Chosen: many times the transfers that run at once; an agent forgotten has to stall once more to be known.
+_MAX_SLOW = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class SendLimits:
@@ -66,9 +69,9 @@ class FairQueue:
         self._agent_bytes: dict[AgentId, int] = {}
         self._bytes_under_way = 0
         self._released: set[int] = set()
-        # Admitted chunks that stalled, and agents whose last chunk did.
+        # Admitted chunks that stalled, and agents whose last chunk did, the latest last; some never come back.
         self._late: set[int] = set()
-        self._slow: set[AgentId] = set()
+        self._slow: dict[AgentId, None] = {}
         self._count = 0
         # When the bandwidth allows the next byte.
         self._free_at_s = -math.inf
@@ -104,13 +107,16 @@ class FairQueue:
     def stall(self, ticket: Ticket) -> None:
         """Give the share of an admitted chunk back, whose receiver is slow; the agent's own bound still counts it."""
         self._late.add(ticket.number)
-        self._slow.add(ticket.agent_id)
+        self._slow.pop(ticket.agent_id, None)
+        self._slow[ticket.agent_id] = None
+        if len(self._slow) > _MAX_SLOW:
+            del self._slow[next(iter(self._slow))]
         self._release(ticket)
 
     def finish(self, ticket: Ticket) -> None:
         """Take an admitted chunk back that was sent, or failed to be."""
         if ticket.number not in self._late:
-            self._slow.discard(ticket.agent_id)
+            self._slow.pop(ticket.agent_id, None)
         self._late.discard(ticket.number)
         self._release(ticket)
         self._released.discard(ticket.number)

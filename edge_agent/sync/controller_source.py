@@ -26,6 +26,7 @@ from core.errors import (
 from core.logs import peer_text
 from core.manifest import MAX_MANIFEST_BYTES
 from core.status import error_from_grpc
+from edge_agent.sync.calls import CarriedChunk, Reply
 from edge_agent.sync.source import Arrived, Codec, ComeBackLater
 from protos.artifacts.v1 import artifacts_pb2 as pb
 
@@ -41,13 +42,13 @@ _CODECS = {pb.CODEC_RAW: Codec.RAW, pb.CODEC_ZSTD: Codec.ZSTD, pb.CODEC_DIFFEREN
 class ReplyStream(Protocol):
     """One transfer under way; whoever is done with it cancels it."""
 
-    def __aiter__(self) -> AsyncIterator[pb.FetchChunksReply]: ...
+    def __aiter__(self) -> AsyncIterator[Reply]: ...
 
     def cancel(self) -> bool: ...
 
 
 class DeliveryCalls(Protocol):
-    """What is used of the generated DeliveryServiceStub."""
+    """What is used of DeliveryService; see `edge_agent.sync.calls`."""
 
     def FetchManifest(  # noqa: N802 (named by the protocol)
         self, request: pb.FetchManifestRequest, /
@@ -101,15 +102,15 @@ class ControllerSource:
         finally:
             call.cancel()
 
-    def _require_granted(self, reply: pb.FetchChunksReply | None, what: str) -> None:
-        if reply is None or reply.WhichOneof("reply") != "grant":
-            raise IntegrityError(f"{what}: expected a grant first, got {reply and reply.WhichOneof('reply')}")
+    def _require_granted(self, reply: Reply | None, what: str) -> None:
+        if not isinstance(reply, pb.FetchChunksReply) or reply.WhichOneof("reply") != "grant":
+            raise IntegrityError(f"{what}: expected a grant first, got {reply and _kind(reply)}")
         if reply.grant.HasField("not_before"):
             not_before_s = reply.grant.not_before.seconds + reply.grant.not_before.nanos / 1e9
             pause_s = min(max(not_before_s - self._clock.now().timestamp(), _MIN_PAUSE_S), MAX_PAUSE_S)
             raise ComeBackLater(f"{what}: the controller serves others first; {pause_s:.1f} s", delay_s=pause_s)
 
-    async def _next(self, replies: AsyncIterator[pb.FetchChunksReply], what: str) -> pb.FetchChunksReply | None:
+    async def _next(self, replies: AsyncIterator[Reply], what: str) -> Reply | None:
         return await self._heard(anext(replies, None), what)
 
     async def _heard(self, word: Awaitable[T], what: str) -> T:
@@ -135,20 +136,24 @@ def _ranges(wanted: Sequence[ChunkRef]) -> Iterator[pb.ChunkRange]:
         yield pb.ChunkRange(first=first, count=count)
 
 
-def _arrived(reply: pb.FetchChunksReply, ref: ChunkRef, held: Sequence[Digest]) -> Arrived:
+def _kind(reply: Reply) -> str | None:
+    return "chunk" if isinstance(reply, CarriedChunk) else reply.WhichOneof("reply")
+
+
+def _arrived(reply: Reply, ref: ChunkRef, held: Sequence[Digest]) -> Arrived:
     """Return what came for chunk `ref`; raise IntegrityError when it does not belong here."""
-    chunk = reply.chunk
-    if reply.WhichOneof("reply") != "chunk" or chunk.index != ref.index:
-        raise IntegrityError(f"expected chunk {ref.index}, got {reply.WhichOneof('reply')} {chunk.index}")
-    if not 0 < len(chunk.data) <= ref.size_bytes:
-        raise IntegrityError(f"chunk {ref.index}: expected 1 to {ref.size_bytes} bytes, got {len(chunk.data)}")
+    chunk, data = (reply.header, reply.data) if isinstance(reply, CarriedChunk) else (reply.chunk, reply.chunk.data)
+    if (kind := _kind(reply)) != "chunk" or chunk.index != ref.index:
+        raise IntegrityError(f"expected chunk {ref.index}, got {kind} {chunk.index}")
+    if not 0 < len(data) <= ref.size_bytes:
+        raise IntegrityError(f"chunk {ref.index}: expected 1 to {ref.size_bytes} bytes, got {len(data)}")
     codec = _CODECS.get(chunk.codec)
     if codec is None:
         raise IntegrityError(f"chunk {ref.index}: expected a codec that was asked for, got {chunk.codec}")
     if codec is not Codec.DIFFERENCE:
-        return Arrived(ref, codec, chunk.data)
+        return Arrived(ref, codec, data)
     source = Digest(chunk.source_manifest) if chunk.source_manifest in held else None
-    return Arrived(ref, codec, chunk.data, source, chunk.source_index)
+    return Arrived(ref, codec, data, source, chunk.source_index)
 
 
 def _error_of(error: grpc.aio.AioRpcError, what: str) -> NanofleetError:

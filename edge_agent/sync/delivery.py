@@ -17,7 +17,7 @@ import asyncio
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -232,7 +232,7 @@ class _Checking:
         self.failed: list[ChunkRef] = []
         self._round = round_
         self._hashing = hashing
-        self._pending: deque[tuple[Arrived, asyncio.Future[bool]]] = deque()
+        self._pending: deque[tuple[Arrived, Future[bool]]] = deque()
 
     async def __aenter__(self) -> Self:
         return self
@@ -242,9 +242,9 @@ class _Checking:
         if kind is None:
             await self._settle(0)
         elif self._pending:
-            await asyncio.wait([accepted for _, accepted in self._pending])
+            await asyncio.wait([asyncio.wrap_future(accepted) for _, accepted in self._pending])
 
-    async def add(self, arrived: Arrived, content: bytes | None) -> None:
+    async def add(self, arrived: Arrived, content: bytes | memoryview | None) -> None:
         """Have a chunk hashed that was written; None stands for a difference that could not be used.
 
         Raises:
@@ -253,15 +253,15 @@ class _Checking:
         if content is None:
             self.failed.append(arrived.ref)
             return
-        loop = asyncio.get_running_loop()
-        accepted = loop.run_in_executor(self._hashing, self._round.work.accept, arrived.ref, content)
+        accepted = self._hashing.submit(self._round.work.accept, arrived.ref, content)
         self._pending.append((arrived, accepted))
         await self._settle(_MAX_UNCHECKED)
 
     async def _settle(self, left: int) -> None:
         while len(self._pending) > left:
             arrived, accepted = self._pending[0]
-            if await accepted:
+            # Mostly done by now: waking this loop for every chunk would cost more than looking.
+            if accepted.result() if accepted.done() else await asyncio.wrap_future(accepted):
                 self._round.meter.brought(arrived.ref.size_bytes)
                 self._round.throttle.report()
             elif arrived.codec is Codec.DIFFERENCE:
@@ -273,7 +273,7 @@ class _Checking:
             self._pending.popleft()
 
 
-def _written(work: Worklist, arrived: Arrived, held: HeldChunks) -> bytes | None:
+def _written(work: Worklist, arrived: Arrived, held: HeldChunks) -> bytes | memoryview | None:
     """Write the bytes of a chunk where it belongs and return them; None when its difference cannot be used."""
     try:
         content = _decoded(arrived, held)
@@ -286,7 +286,7 @@ def _written(work: Worklist, arrived: Arrived, held: HeldChunks) -> bytes | None
     return content
 
 
-def _decoded(arrived: Arrived, held: HeldChunks) -> bytes:
+def _decoded(arrived: Arrived, held: HeldChunks) -> bytes | memoryview:
     # Loaded by the first chunk that needs it: 1.5 MB (measured) of an agent that has about 1 MB to spare when idle.
     from core.delta import decode_difference, decompress
 

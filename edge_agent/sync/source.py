@@ -24,7 +24,7 @@ class Arrived:
 
     ref: ChunkRef
     codec: Codec
-    data: bytes
+    data: bytes | memoryview
     source_manifest: Digest | None = None
     source_index: int = 0
 

@@ -55,11 +55,11 @@ class Worklist:
         for assembly, place in self._places[ref.sha256]:
             assembly.recheck(place)
 
-    def write(self, ref: ChunkRef, content: bytes) -> None:
+    def write(self, ref: ChunkRef, content: bytes | memoryview) -> None:
         """Put the bytes of a chunk wherever it belongs; they count once they are accepted."""
         for assembly, place in self._places[ref.sha256]:
             assembly.write(place, content)
 
-    def accept(self, ref: ChunkRef, content: bytes) -> bool:
+    def accept(self, ref: ChunkRef, content: bytes | memoryview) -> bool:
         """Say whether `content`, which was written, is this chunk; from then on it counts as stored."""
         return all(assembly.accept(place, content) for assembly, place in self._places[ref.sha256])

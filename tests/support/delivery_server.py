@@ -24,10 +24,11 @@ from core.errors import NotFound
 from core.grpc_transport import CHANNEL_OPTIONS, SERVER_OPTIONS, TransportCredentials
 from core.ids import AgentId
 from core.manifest import Manifest
+from edge_agent.sync.calls import DeliveryCallsOverGrpc
 from edge_agent.sync.controller_source import ControllerSource, SourceLimits
 from edge_agent.sync.delivery import Delivery, DeliveryLimits
 from edge_agent.sync.store import ContentStore
-from protos.artifacts.v1.artifacts_pb2_grpc import DeliveryServiceStub, add_DeliveryServiceServicer_to_server
+from protos.artifacts.v1.artifacts_pb2_grpc import add_DeliveryServiceServicer_to_server
 from tests.support.delivery_shelf import DeliveryShelf, DeliveryShelfServicer, chunk_contents
 from tests.support.variants import MadeVariant
 
@@ -140,18 +141,18 @@ async def serving_shelf(shelf: DeliveryShelf, *, port: int = 0) -> AsyncIterator
         await server.stop(None)
 
 
-class NamingStub:
-    """The generated stub, with the agent's name in every call."""
+class NamingCalls:
+    """The calls of an agent, with its name in every one."""
 
     def __init__(self, channel: grpc.aio.Channel, agent: str) -> None:
-        self._stub = DeliveryServiceStub(channel)
+        self._calls = DeliveryCallsOverGrpc(channel)
         self._metadata = ((AGENT_HEADER, agent),)
 
     def FetchManifest(self, request: Any) -> Any:  # noqa: N802 (the protocol's)
-        return self._stub.FetchManifest(request, metadata=self._metadata)
+        return self._calls.FetchManifest(request, metadata=self._metadata)
 
     def FetchChunks(self, request: Any) -> Any:  # noqa: N802 (the protocol's)
-        return self._stub.FetchChunks(request, metadata=self._metadata)
+        return self._calls.FetchChunks(request, metadata=self._metadata)
 
 
 @dataclass
@@ -180,7 +181,7 @@ async def device(
         async with grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials, options=CHANNEL_OPTIONS) as channel:
             content = ContentStore(root, **store)
             clock = SystemClock()
-            source = ControllerSource(NamingStub(channel, agent), limits=SourceLimits(timeout_s), clock=clock)
+            source = ControllerSource(NamingCalls(channel, agent), limits=SourceLimits(timeout_s), clock=clock)
             limits = DeliveryLimits(reserve_bytes=0)
             delivery = Delivery(source, content, disk=disk, limits=limits, clock=clock, is_metered=is_metered)
             yield Device(content, source, delivery)

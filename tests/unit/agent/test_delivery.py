@@ -329,10 +329,21 @@ async def test_a_file_whose_chunks_make_another_is_refused_for_good(bench: Bench
     liar = lying(digest=digest_of(b"another"))
     liar.blobs[digest_of(b"another")] = WEIGHTS
     bench.shelf.hold(liar)
+    await bench.variant(liar)
     with pytest.raises(InvalidManifest, match="its chunks make"):
-        await bench.variant(liar)
+        bench.store.materialise(liar.manifest, liar.digest)
     assert not bench.store.has(digest_of(b"another"))
     assert list((bench.root / "partial").iterdir()) == []
+
+
+async def test_an_empty_file_under_the_digest_of_another_is_refused_for_good(bench: Bench) -> None:
+    files = (VARIANT.manifest.files[0].model_copy(update={"size_bytes": 0, "chunks": ()}), VARIANT.manifest.files[1])
+    manifest = VARIANT.manifest.model_copy(update={"files": files})
+    liar = MadeVariant(manifest, manifest.digest(), {**VARIANT.blobs, manifest.digest(): manifest.to_bytes()})
+    bench.shelf.hold(liar)
+    await bench.variant(liar)
+    with pytest.raises(InvalidManifest, match="its chunks make"):
+        bench.store.materialise(manifest, liar.digest)
 
 
 async def test_a_file_that_claims_another_files_digest_is_refused_for_good(bench: Bench) -> None:

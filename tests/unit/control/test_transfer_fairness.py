@@ -203,3 +203,27 @@ def test_one_agent_has_so_many_transfers_and_no_more() -> None:
     admission = Admission(max_per_agent=1, clock=HeldClock())
     with admission.transfer(A), pytest.raises(Overloaded, match="at most 1 transfers"), admission.transfer(A):
         pass
+
+
+def test_of_the_many_agents_that_stall_and_never_come_back_the_first_are_forgotten() -> None:
+    queue = FairQueue(SendLimits(in_flight_bytes=1))
+
+    def is_known_as_slow(agent: AgentId) -> bool:
+        """Say whether a chunk of this agent holds nobody up."""
+        queue.ask(agent, 1)
+        (of_agent,) = queue.admit(0.0)
+        queue.ask(B, 1)
+        others = queue.admit(0.0)
+        for ticket in (of_agent, *(others or ())):
+            queue.finish(ticket)
+        for ticket in () if others else queue.admit(0.0):
+            queue.finish(ticket)
+        return bool(others)
+
+    agents = [AgentId(f"lost-{number}") for number in range(1025)]
+    for agent in agents:
+        queue.ask(agent, 1)
+        (late,) = queue.admit(0.0)
+        queue.stall(late)
+        queue.finish(late)
+    assert (is_known_as_slow(agents[0]), is_known_as_slow(agents[1024])) == (False, True)

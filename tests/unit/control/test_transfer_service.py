@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from controller.api.delivery_grpc import _reply_bytes
+from controller.api.delivery_grpc import reply_bytes
 from controller.transfer.model import Codec, Encoded
 from controller.transfer.service import ChunkOrder, Sent, Transfers
 from core.digest import Digest, digest_of
@@ -107,7 +107,7 @@ async def test_while_it_is_prepared_an_agent_is_told_to_come_back(depot: Depot) 
 @pytest.mark.parametrize("size_bytes", [1, 127, 128, 16_384, 1 << 20])
 def test_a_chunk_reads_as_the_message_that_the_protocol_names(size_bytes: int) -> None:
     encoded = Encoded(Codec.DIFFERENCE, b"x" * size_bytes, OLD.digest, 7)
-    found = pb.FetchChunksReply.FromString(_reply_bytes(Sent(300, encoded)))
+    found = pb.FetchChunksReply.FromString(reply_bytes(Sent(300, encoded)))
     assert found.chunk == pb.EncodedChunk(
         index=300, codec=pb.CODEC_DIFFERENCE, data=encoded.data, source_manifest=OLD.digest, source_index=7
     )
