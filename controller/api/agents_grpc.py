@@ -19,7 +19,7 @@ import grpc.aio
 from controller.fleet import sessions
 from controller.fleet.service import Fleet
 from controller.fleet.sessions import Ended, Expelled, Faulty, Left, Permitted, Replaced, Stopping
-from core.errors import DeadlineExceeded, ErrorCode, InvalidRequest, NanofleetError, TooLarge
+from core.errors import DeadlineExceeded, ErrorCode, InvalidRequest, NanofleetError, TooLarge, Unavailable
 from core.fleet_state import AgentHello, DesiredState, Position, SignedAssignment
 from core.fleet_wire import (
     decode_hello,
@@ -103,6 +103,7 @@ class FleetServicer(FleetServiceServicer):
 
     async def _hold(self, context: Context) -> Ended:
         hello = await self._hello(context)
+        # Nothing is waited for between the check and the session: a ban in between would find no session to end.
         self._check_hello(hello, context)
         async with self._fleet.session(hello) as (session, position), asyncio.TaskGroup() as tasks:
             listening = tasks.create_task(self._listen(session, context), name=f"session {hello.agent_id}")
@@ -116,9 +117,11 @@ class FleetServicer(FleetServiceServicer):
                 message = await _read(context)
         except TimeoutError as error:
             raise DeadlineExceeded(f"expected Hello within {self._hello_timeout_s:g} s, got nothing") from error
-        kind = None if message is None else message.WhichOneof("message")
-        if message is None or kind != "hello":
-            raise InvalidRequest(f"expected Hello as the first message, got {kind or 'nothing'}")
+        if message is None:
+            # Not the agent's fault: its connection broke, or gRPC lost the start of the stream.
+            raise Unavailable("expected Hello as the first message, got the end of the stream; connect again")
+        if (kind := message.WhichOneof("message")) != "hello":
+            raise InvalidRequest(f"expected Hello as the first message, got {kind or 'an unknown kind'}")
         return decode_hello(message.hello)
 
     async def _push(self, session: sessions.Session, hello: AgentHello, position: Position, context: Context) -> Ended:

@@ -200,10 +200,15 @@ class PolicyInterceptor(grpc.aio.ServerInterceptor):
 
 
 def require_own_name(doorkeeper: Doorkeeper) -> Callable[[AgentHello, Context], None]:
-    """Return the check that an agent introduces itself as its certificate does, at the site of its token."""
+    """Return the check that an agent introduces itself as its certificate does, at the site of its token.
+
+    It is admitted once more: seconds may lie between the call and its Hello, and a ban between them ends only sessions.
+    """
 
     def check(hello: AgentHello, context: Context) -> None:
-        peer = caller_of(context).peer
+        caller = caller_of(context)
+        doorkeeper.admit(caller)
+        peer = caller.peer
         if peer.role is not Role.AGENT or peer.name != hello.agent_id:
             raise Forbidden(f"hello: expected the agent {peer.name} of the certificate, got {hello.agent_id}")
         site = doorkeeper.site_of(hello.agent_id)

@@ -23,15 +23,18 @@ from controller.identity.model import AUTHORITY_OVERLAP, AuthorityState
 from controller.identity.renewal import NONCE_BYTES
 from core.addresses import Address
 from core.fleet_state import NOWHERE
+from core.fleet_wire import encode_hello
 from core.grpc_transport import MUTUAL_TLS_OPTIONS, TlsIdentity, open_channel
 from core.ids import AgentId, SiteId
 from core.spiffe import CONTROLLER_DNS_NAME, Peer, Role
 from protos.artifacts.v1 import artifacts_pb2
 from protos.artifacts.v1.artifacts_pb2_grpc import ArtifactServiceStub
+from protos.fleet.v1 import fleet_pb2
 from protos.fleet.v1.fleet_pb2_grpc import FleetServiceStub
 from protos.identity.v1 import identity_pb2 as pb
 from protos.inference.v2 import open_inference_pb2
 from protos.inference.v2.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from tests.support.fake_agent import Dialler
 from tests.support.fleet_values import made_hello
 from tests.support.trusted_controller import DOMAIN, ROOT, TIMEOUT_S, TrustedController, made_csr, trusted_controller
 
@@ -261,6 +264,23 @@ async def test_I05_a_banned_agent_is_kicked_and_refused_until_it_enrols_anew(con
 
     assert await controller.is_served(anew)
     assert (await controller.refusal(device))[0] is Code.PERMISSION_DENIED
+
+
+async def test_I05_a_stream_opened_before_the_ban_cannot_say_hello_after_it(controller: TrustedController) -> None:
+    device = await controller.enrolled()
+    machine = Dialler(controller.main_address, device.tls)
+    # On one connection, in this order: the spare stream is admitted before the other is welcomed.
+    async with machine.dial() as spare, machine.dial() as agent:
+        await agent.hello(device.hello())
+        await controller.identity.ban(CAM, reason="stolen")
+        assert (await agent.end())[0] is Code.PERMISSION_DENIED
+
+        await spare.say(fleet_pb2.AgentMessage(hello=encode_hello(device.hello())))
+
+        code, reason = await spare.end()
+    assert (code, "stolen" in reason) == (Code.PERMISSION_DENIED, True)
+    assert controller.fleet.session_count == 0
+    await machine.close()
 
 
 async def test_I05_a_ban_is_known_after_a_restart(controller: TrustedController) -> None:
