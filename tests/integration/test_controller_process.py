@@ -3,8 +3,11 @@
 import asyncio
 import signal
 import socket
+import ssl
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -14,28 +17,32 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from core.addresses import parse_address
-from core.grpc_transport import TransportCredentials, open_channel
+from core.grpc_transport import MUTUAL_TLS_OPTIONS, TlsIdentity, open_channel
+from core.spiffe import CONTROLLER_DNS_NAME, Role
 from protos.inference.v2 import open_inference_pb2 as pb
 from protos.inference.v2.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from tests.support.certified import FleetAuthority
 from tests.support.controller_process import ControllerProcess
 from tests.support.fake_agent import Dialler
-from tests.support.fleet_values import made_hello
+from tests.support.fleet_values import CAM, made_hello
 
 
 def test_every_face_answers_on_the_ports_that_were_announced(tmp_path: Path) -> None:
     with ControllerProcess(tmp_path / "controller") as controller:
         endpoints = controller.endpoints()
 
-        assert httpx.get(f"{endpoints['controller_http']}/v2/health/live").json() == {"live": True}
-        assert httpx.get(f"{endpoints['controller_http']}/api/health").is_success
-        assert asyncio.run(grpc_answers(endpoints["controller_grpc"])) == (
+        http = endpoints["controller_http"]
+        assert httpx.get(f"{http}/v2/health/live").json() == {"live": True}
+        assert httpx.get(f"{http}/api/health", headers=controller.bearer).is_success
+        application = controller.tls(Role.APPLICATION, "line-7")
+        assert asyncio.run(grpc_answers(endpoints["controller_grpc"], application)) == (
             health_pb2.HealthCheckResponse.SERVING,
             "nanofleet",
         )
 
 
-async def grpc_answers(address: str) -> tuple[object, str]:
-    async with open_channel(parse_address(address), TransportCredentials.local()) as channel:
+async def grpc_answers(address: str, application: TlsIdentity) -> tuple[object, str]:
+    async with open_channel(parse_address(address), application) as channel:
         status = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
         metadata = await GRPCInferenceServiceStub(channel).ServerMetadata(pb.ServerMetadataRequest(), timeout=10)
         return status.status, metadata.name
@@ -57,8 +64,8 @@ def test_a_signal_ends_it_in_order_although_an_agent_and_a_long_poll_hang_on(
 
 
 async def hang_on(controller: ControllerProcess, endpoints: dict[str, str], signum: signal.Signals) -> grpc.StatusCode:
-    dialler = Dialler(parse_address(endpoints["controller_grpc"]))
-    async with httpx.AsyncClient(base_url=endpoints["controller_http"]) as http, dialler.dial() as agent:
+    dialler = Dialler(parse_address(endpoints["controller_grpc"]), controller.tls(Role.AGENT, CAM))
+    async with controller.http() as http, dialler.dial() as agent:
         await agent.hello(made_hello())
         revision = (await http.get("/api/agents")).json()["revision"]
         polling = asyncio.create_task(http.get("/api/agents", params={"wait_s": 10, "after": revision}, timeout=20))
@@ -77,23 +84,26 @@ def test_what_was_deployed_and_reported_is_there_after_a_restart(tmp_path: Path)
     for _ in range(2):
         with ControllerProcess(tmp_path / "controller") as controller:
             endpoints = controller.endpoints()
-            asyncio.run(say_hello(endpoints["controller_grpc"]))
-            agents = httpx.get(f"{endpoints['controller_http']}/api/agents").json()["agents"]
+            asyncio.run(say_hello(endpoints["controller_grpc"], controller.tls(Role.AGENT, CAM)))
+            agents = httpx.get(f"{endpoints['controller_http']}/api/agents", headers=controller.bearer).json()["agents"]
             controller.send(signal.SIGTERM)
             assert controller.exit_code() == 0
 
     assert len(agents) == 1
 
 
-async def say_hello(address: str) -> None:
-    dialler = Dialler(parse_address(address))
+async def say_hello(address: str, tls: TlsIdentity) -> None:
+    dialler = Dialler(parse_address(address), tls)
     async with dialler.dial() as agent:
         await agent.hello(made_hello())
         await agent.leave()
     await dialler.close()
 
 
-@pytest.mark.parametrize(("variable", "setting"), [("GRPC_BIND", "grpc_bind"), ("HTTP_BIND", "http_bind")])
+@pytest.mark.parametrize(
+    ("variable", "setting"),
+    [("GRPC_BIND", "grpc_bind"), ("ENROLMENT_BIND", "enrolment_bind"), ("HTTP_BIND", "http_bind")],
+)
 def test_a_port_in_use_is_named_with_its_setting(tmp_path: Path, variable: str, setting: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         bind = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -113,6 +123,103 @@ def test_a_collector_that_cannot_be_is_refused(tmp_path: Path, collector: str) -
     with ControllerProcess(tmp_path / "controller", **environment) as controller:
         assert controller.exit_code() != 0
         assert "telemetry.forward_to" in controller.log
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControllerProcess]:
+    with ControllerProcess(tmp_path_factory.mktemp("controller") / "data") as controller:
+        controller.endpoints()
+        yield controller
+
+
+PORTS = pytest.mark.parametrize("port", ["controller_grpc", "controller_enrolment"])
+
+
+@PORTS
+async def test_a_grpc_client_in_clear_gets_nothing(running: ControllerProcess, port: str) -> None:
+    async with grpc.aio.insecure_channel(running.endpoints()[port]) as channel:
+        assert await refusal(channel) is grpc.StatusCode.UNAVAILABLE
+
+
+@PORTS
+async def test_a_grpc_client_that_trusts_another_authority_says_nothing(running: ControllerProcess, port: str) -> None:
+    foreign = FleetAuthority().identity(Role.APPLICATION).trust_bundle
+    credentials = grpc.ssl_channel_credentials(foreign)
+    async with grpc.aio.secure_channel(running.endpoints()[port], credentials, MUTUAL_TLS_OPTIONS) as channel:
+        assert await refusal(channel) is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_grpc_client_without_a_certificate_gets_nothing(running: ControllerProcess) -> None:
+    credentials = grpc.ssl_channel_credentials(running.trust_bundle)
+    address = running.endpoints()["controller_grpc"]
+    async with grpc.aio.secure_channel(address, credentials, MUTUAL_TLS_OPTIONS) as channel:
+        assert await refusal(channel) is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_grpc_client_certified_by_another_authority_gets_nothing(running: ControllerProcess) -> None:
+    foreign = FleetAuthority().identity(Role.APPLICATION)
+    tls = TlsIdentity(foreign.certificate_chain, foreign.private_key, running.trust_bundle)
+    async with open_channel(parse_address(running.endpoints()["controller_grpc"]), tls) as channel:
+        assert await refusal(channel) is grpc.StatusCode.UNAVAILABLE
+
+
+async def refusal(channel: grpc.aio.Channel) -> grpc.StatusCode:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+    return refused.value.code()
+
+
+@pytest.mark.parametrize("path", ["/api/agents", "/api/models", "/v2/repository/index"])
+@pytest.mark.parametrize("headers", [{}, {"authorization": "Bearer nf_wrong"}])
+def test_an_operator_without_a_secret_is_told_to_sign_in(
+    running: ControllerProcess, path: str, headers: dict[str, str]
+) -> None:
+    url = running.endpoints()["controller_http"] + path
+    answer = httpx.post(url, headers=headers) if path.startswith("/v2") else httpx.get(url, headers=headers)
+
+    assert answer.status_code == 401
+
+
+def test_http_on_every_address_is_https_with_the_fleets_certificate(tmp_path: Path) -> None:
+    environment = {"NANOFLEET_HTTP_BIND": "0.0.0.0:0", "NANOFLEET_ADVERTISED_HOST": "controller.example"}
+    with ControllerProcess(tmp_path / "controller", **environment) as controller:
+        bound = controller.endpoints()["controller_http"]
+        url = bound.replace("0.0.0.0", "127.0.0.1") + "/api/health"  # noqa: S104 (replaced, not bound)
+        context = ssl.create_default_context(cadata=controller.trust_bundle.decode())
+        with httpx.Client(verify=context, headers=controller.bearer) as client:
+            answer = client.get(url, extensions={"sni_hostname": CONTROLLER_DNS_NAME})
+
+        assert bound.startswith("https://")
+        assert answer.is_success
+        with pytest.raises(httpx.HTTPError):
+            httpx.get(url.replace("https", "http"))
+
+
+def test_an_address_that_agents_cannot_dial_is_refused_before_anything_is_opened(tmp_path: Path) -> None:
+    with ControllerProcess(tmp_path / "controller", NANOFLEET_GRPC_BIND="0.0.0.0:0") as controller:
+        assert controller.exit_code() != 0
+        assert "advertised_host: expected the name by which agents reach this machine" in controller.log
+
+
+def test_the_trust_domain_of_a_fleet_that_lives_cannot_be_changed(tmp_path: Path) -> None:
+    with ControllerProcess(tmp_path / "controller", NANOFLEET_TRUST_DOMAIN="other.test") as controller:
+        assert controller.exit_code() != 0
+        assert "trust_domain: expected nanofleet.local" in controller.log
+
+
+def test_a_controller_without_operators_says_how_to_get_one(tmp_path: Path) -> None:
+    with ControllerProcess(tmp_path / "controller") as controller:
+        controller.endpoints()
+        assert "controller init" not in controller.log
+    with ControllerProcess(tmp_path / "controller", NANOFLEET_DATA_DIR=str(tmp_path / "new")) as controller:
+        wait_for_log(controller, "run `nanofleet controller init`")
+
+
+def wait_for_log(controller: ControllerProcess, words: str) -> None:
+    until = time.monotonic() + 60
+    while words not in controller.log:
+        assert time.monotonic() < until, controller.log
+        time.sleep(0.05)
 
 
 STUBBORN = """

@@ -1,20 +1,44 @@
 """The controller as a process of its own, as an operator runs it, without a heavy tier."""
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
+import httpx
+
+from controller import foundation
+from controller.access.model import OperatorRole
+from controller.cli.credential import Credential, write_credential
+from controller.identity.authority import CertificateAuthority, key_pem, new_key, public_key_of
+from controller.identity.keys import AuthorityKeys
+from controller.settings import Settings
+from core.clock import SystemClock
+from core.grpc_transport import TlsIdentity
+from core.spiffe import Peer, Role
+
+ADMIN = "test-admin"
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    secret: str
+    authority: CertificateAuthority
+
+
 class ControllerProcess:
-    """Use as a context manager; afterwards the process is gone."""
+    """Use as a context manager; afterwards the process is gone. What it stands on, and an admin, are made before."""
 
     def __init__(self, data_dir: Path, **environment: str) -> None:
         self._data_dir = data_dir
@@ -22,12 +46,16 @@ class ControllerProcess:
         self._environment = {
             "NANOFLEET_DATA_DIR": str(data_dir),
             "NANOFLEET_GRPC_BIND": "127.0.0.1:0",
+            "NANOFLEET_ENROLMENT_BIND": "127.0.0.1:0",
             "NANOFLEET_HTTP_BIND": "127.0.0.1:0",
             "NANOFLEET_HEAVY__MODE": "url",
             # The discard port: nobody listens there.
             "NANOFLEET_HEAVY__URL": "http://127.0.0.1:9",
             **environment,
         }
+        # In a thread, because the caller's may have a loop that runs.
+        with ThreadPoolExecutor(1) as thread:
+            self._prepared = thread.submit(lambda: asyncio.run(_prepare(Settings(data_dir=data_dir)))).result()
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -57,6 +85,26 @@ class ControllerProcess:
     def log(self) -> str:
         return self._log.read_text()
 
+    @property
+    def secret(self) -> str:
+        """The admin's."""
+        return self._prepared.secret
+
+    @property
+    def bearer(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.secret}"}
+
+    @property
+    def trust_bundle(self) -> bytes:
+        return self._prepared.authority.certificate_pem
+
+    def tls(self, role: Role, name: str) -> TlsIdentity:
+        """Return what a peer proves itself with, as if it had enrolled."""
+        key, authority = new_key(), self._prepared.authority
+        peer = Peer(authority.trust_domain, role, name)
+        certificate = authority.issue(peer, public_key_of(key.public_key()), now=datetime.now(UTC))
+        return TlsIdentity(certificate.pem, key_pem(key), authority.certificate_pem)
+
     def endpoints(self) -> dict[str, str]:
         """Wait until it is ready; return where it listens."""
         until = time.monotonic() + START_TIMEOUT_S
@@ -66,6 +114,17 @@ class ControllerProcess:
             time.sleep(0.05)
         endpoints: dict[str, str] = json.loads(self.endpoints_file.read_bytes())
         return endpoints
+
+    def credential(self) -> Path:
+        """Wait until it is ready; return the admin's credential, for `nanofleet --credential`."""
+        path = self._data_dir.with_suffix(".credential")
+        url = self.endpoints()["controller_http"]
+        write_credential(path, Credential(controller=url, name=ADMIN, secret=self.secret))
+        return path
+
+    def http(self) -> httpx.AsyncClient:
+        """Wait until it is ready; return an operator's client."""
+        return httpx.AsyncClient(base_url=self.endpoints()["controller_http"], headers=self.bearer)
 
     def send(self, signum: signal.Signals) -> None:
         self._running.send_signal(signum)
@@ -78,3 +137,13 @@ class ControllerProcess:
     def _running(self) -> subprocess.Popen[bytes]:
         assert self.process is not None
         return self.process
+
+
+async def _prepare(settings: Settings) -> _Prepared:
+    async with AsyncExitStack() as stack:
+        laid = await foundation.lay(settings, stack, clock=SystemClock())
+        is_known = ADMIN in {operator.name for operator in await laid.access.operators()}
+        issued = await (laid.access.rotate(ADMIN) if is_known else laid.access.create(ADMIN, OperatorRole.ADMIN))
+        record = laid.identity.authorities()[0]
+        key = AuthorityKeys(settings.keys_dir / "authorities").load(record.sha256)
+        return _Prepared(issued.secret, CertificateAuthority.load(record.certificate.encode(), key))
