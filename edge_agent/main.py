@@ -15,7 +15,8 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 
 import orjson
@@ -224,9 +225,19 @@ class _Agent:
         await asyncio.get_running_loop().run_in_executor(self._disk, self._journal.note_clean_stop)
         await self._status.write_if_changed()
 
-    def _connect(self, on_state: Callable[[SessionState], None]) -> Session:
-        identity, link = self._identity, self._settings.link
-        hello = AgentHello(
+    def _connect(self, on_state: Callable[[SessionState], None]) -> "_Connection":
+        return _Connection(partial(self._session, on_state))
+
+    async def _session(self, on_state: Callable[[SessionState], None]) -> Session:
+        link = self._settings.link
+        # The store belongs to the disk's thread.
+        hello = await asyncio.get_running_loop().run_in_executor(self._disk, self._hello)
+        limits = SessionLimits(link.handshake_timeout_s, link.write_timeout_s)
+        return Session(self._fleet, self._reconciler, self, hello=hello, limits=limits, on_state=on_state)
+
+    def _hello(self) -> AgentHello:
+        identity = self._identity
+        return AgentHello(
             AgentId(identity.agent_id),
             SiteId(identity.site),
             identity.software_version,
@@ -238,8 +249,6 @@ class _Agent:
             self._settings.metered,
             hashlib.sha256(self._renewal.identity.tls.trust_bundle).digest(),
         )
-        limits = SessionLimits(link.handshake_timeout_s, link.write_timeout_s)
-        return Session(self._fleet, self._reconciler, self, hello=hello, limits=limits, on_state=on_state)
 
     async def push(self, signed: SignedAssignment) -> PushResult:
         return await self._desk.push(signed)
@@ -332,6 +341,17 @@ class _Agent:
 
 def _enrolled(folder: IdentityFolder, settings: AgentSettings) -> Identity:
     """Return who this agent is, at the addresses that the settings say instead of those of its enrolment, if any.
+
+@dataclass(frozen=True, slots=True)
+class _Connection:
+    """One session, whose hello is written when it begins."""
+
+    session: Callable[[], Awaitable[Session]]
+
+    async def run(self) -> None:
+        session = await self.session()
+        await session.run()
+
 
     Raises:
         NotEnrolled: nobody yet.
