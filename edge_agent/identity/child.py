@@ -33,7 +33,8 @@ async def ask_child(command: str, body: Mapping[str, str], *, timeout_s: float =
     """
     try:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "edge_agent.identity", command),
+            # -P: the working directory may not shadow a module.
+            *(sys.executable, "-P", "-m", "edge_agent.identity", command),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from base64 import b64decode, b64encode
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import hashes
@@ -95,6 +96,13 @@ async def test_a_call_that_it_does_not_know_is_a_defect(command: str, body: dict
 async def test_a_child_that_takes_too_long_is_ended() -> None:
     with pytest.raises(Unavailable, match=r"within 0\.001 s"):
         await ask_child("bundle", {"bundle": "", "now": ""}, timeout_s=0.001)
+
+
+async def test_the_working_directory_shadows_no_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "orjson.py").write_text("raise SystemExit(9)")
+    monkeypatch.chdir(tmp_path)
+    answer = await ask_child("credential", question())
+    assert answer["not_after"]
 
 
 @pytest.mark.parametrize("module", ["folder", "channel", "renewal", "exchange", "child"])
