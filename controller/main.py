@@ -265,7 +265,7 @@ async def _transfers(
     shelf = PackShelf(packs_dir, ChildBuilder(packs_dir, blobs))
     await shelf.clean()
     stack.push_async_callback(shelf.close)
-    reader = ThreadPoolExecutor(1, thread_name_prefix="chunks")
+    reader = ThreadPoolExecutor(4, thread_name_prefix="chunks")
     stack.callback(reader.shutdown)
     rate = bounds.bytes_per_s or None
     return Transfers(

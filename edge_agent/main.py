@@ -63,6 +63,7 @@ from edge_agent.reconcile.trials import TrialSettings
 from edge_agent.reconcile.workplace import Workplace
 from edge_agent.runtime.pool import ModelPool
 from edge_agent.settings import AgentSettings
+from edge_agent.sync.calls import DeliveryCallsOverGrpc
 from edge_agent.sync.controller_source import ControllerSource, SourceLimits
 from edge_agent.sync.delivery import Delivery, DeliveryLimits
 from edge_agent.sync.store import ContentStore
@@ -70,7 +71,6 @@ from edge_agent.trust.desk import TrustDesk
 from edge_agent.trust.gate import TrustGate
 from edge_agent.trust.question import CatalogueSource
 from edge_agent.trust.terms import AdmittedManifests
-from protos.artifacts.v1.artifacts_pb2_grpc import DeliveryServiceStub
 from protos.fleet.v1.fleet_pb2_grpc import FleetServiceStub
 
 # Chosen: a model that takes longer to load must not keep the others from answering.
@@ -113,6 +113,8 @@ class _Agent:
         self._clock = clock = SystemClock()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="disk")
         closing.callback(self._disk.shutdown)
+        self._hashing = ThreadPoolExecutor(1, thread_name_prefix="hashing")
+        closing.callback(self._hashing.shutdown)
         enrolled = _enrolled(IdentityFolder(folder.identity), settings)
         self._identity = _identity(enrolled)
         self._controller = enrolled.controller
@@ -168,12 +170,13 @@ class _Agent:
     def _make_delivery(self, channel: RotatingChannel) -> Delivery:
         sync = self._settings.sync
         source = ControllerSource(
-            DeliveryServiceStub(channel), limits=SourceLimits(sync.chunk_timeout_s), clock=self._clock
+            DeliveryCallsOverGrpc(channel), limits=SourceLimits(sync.chunk_timeout_s), clock=self._clock
         )
         return Delivery(
             source,
             self._store,
             disk=self._disk,
+            hashing=self._hashing,
             limits=DeliveryLimits(sync.reserve_bytes),
             clock=self._clock,
             is_metered=self._settings.metered,
@@ -339,9 +342,6 @@ class _Agent:
         )
 
 
-def _enrolled(folder: IdentityFolder, settings: AgentSettings) -> Identity:
-    """Return who this agent is, at the addresses that the settings say instead of those of its enrolment, if any.
-
 @dataclass(frozen=True, slots=True)
 class _Connection:
     """One session, whose hello is written when it begins."""
@@ -352,6 +352,9 @@ class _Connection:
         session = await self.session()
         await session.run()
 
+
+def _enrolled(folder: IdentityFolder, settings: AgentSettings) -> Identity:
+    """Return who this agent is, at the addresses that the settings say instead of those of its enrolment, if any.
 
     Raises:
         NotEnrolled: nobody yet.
