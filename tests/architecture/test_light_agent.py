@@ -8,10 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from core.fleet_state import Position, PushResult
 from tests.support.agent_environment import agent_environment
+from tests.support.catalogue_side import released
+from tests.support.delivery_shelf import DeliveryShelf
+from tests.support.enrolled import Realm
+from tests.support.fake_controller import running_controller
+from tests.support.local_agent import AgentProcess
+from tests.support.onnx_models import dense_net
+from tests.support.variants import made_variant
 
 HEAVY_DISTRIBUTIONS = {"ray", "torch", "sqlalchemy", "fastapi", "starlette", "pandas"}
 FORBIDDEN_IMPORTS = {"controller", "ray", "sqlalchemy", "fastapi", "starlette", "uvicorn", "aiohttp", "onnx"}
+# What verification takes, in a process of its own: some 12 MB.
+CHILDREN_ONLY = {"tuf", "securesystemslib", "cryptography"}
 HELP_LIMIT_S = 0.5
 
 
@@ -61,3 +71,24 @@ def test_importing_the_agent_imports_nothing_of_the_controllers(tmp_path: Path) 
 
 def test_the_command_line_imports_no_runtime_before_it_is_needed(tmp_path: Path) -> None:
     assert not imported_by("edge_agent.__main__", cwd=tmp_path) & {"numpy", "grpc", "onnxruntime", "pydantic"}
+
+
+async def test_an_agent_that_verified_and_activated_a_model_has_no_cryptography_in_its_own_process(
+    tmp_path: Path,
+) -> None:
+    made = released(made_variant({"model.onnx": dense_net().SerializeToString()}), release_counter=1)
+    realm = Realm()
+    realm.release(made)
+    async with running_controller(realm, DeliveryShelf(made)) as controller:
+        agent = AgentProcess(tmp_path, realm=realm, controller=controller.address)
+        # Its children do not inherit the option.
+        await agent.start("-X", "importtime")
+        try:
+            await controller.fleet.push(made, generation=1)
+            await controller.fleet.until(lambda: PushResult(Position(1, 1)) in controller.fleet.results)
+        finally:
+            await agent.kill()
+    lines = [line for line in agent.log.splitlines() if line.startswith("import time:")]
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in lines}
+    assert "onnxruntime" in imported
+    assert not imported & CHILDREN_ONLY

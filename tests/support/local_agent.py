@@ -67,12 +67,14 @@ class AgentProcess:
     def log(self) -> str:
         return self._log.read_text()
 
-    async def start(self) -> None:
+    async def start(self, *interpreter_options: str) -> None:
         """Start the process and wait until its local face is up."""
         (self.state_dir / "endpoints.json").unlink(missing_ok=True)
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "edge_agent", "run", "--config", str(self._config), stdout=log, stderr=log
+                *(sys.executable, *interpreter_options, "-m", "edge_agent", "run", "--config", str(self._config)),
+                stdout=log,
+                stderr=log,
             )
         async with asyncio.timeout(START_TIMEOUT_S):
             while not (self.state_dir / "endpoints.json").exists():
