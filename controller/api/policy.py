@@ -1,6 +1,7 @@
 """Who may call what on the mTLS port: one table from method to roles, enforced before any servicer sees the call.
 
-    certificate of the connection ──▶ caller_of ──▶ the table: role? ──▶ admission: banned, superseded? ──▶ servicer
+    certificate of the connection ──▶ caller_of ──▶ the table: role? ──▶ admission: banned, superseded? ──▶ its share
+    of the calls in progress: free? ──▶ servicer
 
 What is not in the table is refused, also when somebody registers it. A test proves that the table and the registered
 methods are the same.
@@ -8,6 +9,7 @@ methods are the same.
 
 import inspect
 import logging
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from datetime import datetime
@@ -21,11 +23,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from controller.identity.authority import BACKDATED, public_key_of
 from controller.identity.model import Caller
-from core.errors import ErrorCode, Forbidden, NanofleetError, Unauthenticated, Untrusted
+from core.errors import ErrorCode, Forbidden, NanofleetError, Overloaded, Unauthenticated, Untrusted
 from core.fleet_state import AgentHello
 from core.ids import AgentId, SiteId
 from core.logs import peer_text
-from core.spiffe import Role, parse_spiffe
+from core.spiffe import Peer, Role, parse_spiffe
 from core.status import STATUS
 
 _log = logging.getLogger(__name__)
@@ -58,8 +60,12 @@ POLICY: Mapping[str, frozenset[Role]] = {
     ),
     "/grpc.health.v1.Health/Check": _ALL,
     "/grpc.health.v1.Health/List": _ALL,
-    "/grpc.health.v1.Health/Watch": _ALL,
+    # Not Watch: nobody needs it, and it would hold a call for ever.
 }
+
+# Calls in progress of one certified name, whatever its connections. Derived: an agent has a session, transfers, spans,
+# and by default 64 escalations; applications and replicas ask for many at the same time.
+MAX_CALLS: Mapping[Role, int] = {Role.AGENT: 96, Role.APPLICATION: 512, Role.HEAVY: 512, Role.CONTROLLER: 96}
 
 # Derived: a certificate has about 900 bytes; 4096 agents that call all the time.
 _REMEMBERED_CERTIFICATES = 4096
@@ -124,12 +130,13 @@ def _names(certificate: x509.Certificate) -> list[str]:
 
 
 class PolicyInterceptor(grpc.aio.ServerInterceptor):
-    """Enforces the table and the admission on every call."""
+    """Enforces the table, the admission and the share of one peer on every call."""
 
     def __init__(self, doorkeeper: Doorkeeper, *, policy: Mapping[str, frozenset[Role]] = POLICY) -> None:
         self._doorkeeper = doorkeeper
         self._policy = policy
         self._refused: set[tuple[str, ErrorCode]] = set()
+        self._in_progress: Counter[Peer] = Counter()
 
     async def intercept_service(
         self,
@@ -179,7 +186,9 @@ class PolicyInterceptor(grpc.aio.ServerInterceptor):
     async def _require(self, method: str, context: Context) -> None:
         """Abort the call unless its caller may make it."""
         try:
-            self._check(method, caller_of(context))
+            caller = caller_of(context)
+            self._check(method, caller)
+            self._count(caller.peer, context)
         except NanofleetError as refusal:
             self._note(method, refusal, context)
             await context.abort(STATUS[refusal.code].grpc, str(refusal))
@@ -190,6 +199,20 @@ class PolicyInterceptor(grpc.aio.ServerInterceptor):
             expected = " or ".join(sorted(roles)) or "nobody"
             raise Forbidden(f"{method}: expected the role {expected}, got {caller.peer.role}")
         self._doorkeeper.admit(caller)
+
+    def _count(self, peer: Peer, context: Context) -> None:
+        """Count the call until it ends, however it does."""
+        if self._in_progress[peer] >= MAX_CALLS[peer.role]:
+            raise Overloaded(
+                f"{peer.name}: expected at most {MAX_CALLS[peer.role]} calls at a time; wait for some to end"
+            )
+        self._in_progress[peer] += 1
+        context.add_done_callback(lambda _context: self._forget(peer))
+
+    def _forget(self, peer: Peer) -> None:
+        self._in_progress[peer] -= 1
+        if not self._in_progress[peer]:
+            del self._in_progress[peer]
 
     def _note(self, method: str, refusal: NanofleetError, context: Context) -> None:
         """Log a refusal; repeats of a kind at DEBUG, for who is refused comes back for ever."""

@@ -18,6 +18,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from cryptography.x509.verification import PolicyBuilder, Store
 
 from controller.api.enrolment_grpc import ENROL_ADDRESS_RATE, MAX_REQUEST_BYTES
+from controller.api.policy import MAX_CALLS
 from controller.identity.authority import CertificateAuthority, key_pem, new_key, public_key_of
 from controller.identity.model import AUTHORITY_OVERLAP, AuthorityState
 from controller.identity.renewal import NONCE_BYTES
@@ -542,6 +543,31 @@ async def test_I11_a_session_without_hello_is_ended(hasty: TrustedController) ->
 
     async with hasty.dial(device) as agent:
         assert (await agent.end())[0] is Code.DEADLINE_EXCEEDED
+
+
+async def test_I11_one_agent_cannot_hold_more_calls_than_its_share(controller: TrustedController) -> None:
+    device, other = await controller.enrolled("greedy"), await controller.enrolled("modest")
+    share = MAX_CALLS[Role.AGENT]
+    async with controller.channel(device.tls) as channel:
+        calls = [FleetServiceStub(channel).Session() for _ in range(share + 20)]
+        async with asyncio.timeout(TIMEOUT_S):
+            ended, _ = await asyncio.wait([asyncio.create_task(call.code()) for call in calls], timeout=2)
+        assert [task.result() for task in ended] == [Code.RESOURCE_EXHAUSTED] * 20
+
+        # However they end, they count no more.
+        for call in calls:
+            call.cancel()
+        assert await controller.is_served(other)
+        assert await controller.is_served(device)
+
+
+async def test_I11_calls_that_ended_do_not_count(controller: TrustedController) -> None:
+    device = await controller.enrolled()
+    live = open_inference_pb2.ServerLiveRequest()
+    async with controller.channel(device.tls) as channel:
+        stub = GRPCInferenceServiceStub(channel)
+        for _ in range(2 * MAX_CALLS[Role.AGENT]):
+            assert (await stub.ServerLive(live, timeout=TIMEOUT_S)).live
 
 
 async def test_I12_a_device_whose_clock_starts_in_1970_believes_the_controller(controller: TrustedController) -> None:

@@ -23,6 +23,7 @@ from tests.support.mutual_tls import SERVICE, EchoPort
 Call: TypeAlias = Callable[[grpc.aio.Channel], Awaitable[bytes]]
 Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
 TIMEOUT_S = 10.0
+DOMAIN = "fleet.test"
 
 
 @dataclass
@@ -47,7 +48,7 @@ class Fleet:
 
     def member(self, role: Role, name: str) -> TlsIdentity:
         key = new_key()
-        peer = Peer("fleet.test", role, name)
+        peer = Peer(DOMAIN, role, name)
         made = self._authority.issue(peer, public_key_of(key.public_key()), now=datetime.now(UTC))
         return TlsIdentity(made.pem, key_pem(key), self._authority.certificate_pem)
 
