@@ -30,7 +30,9 @@ CHANNEL_OPTIONS = [
     ("grpc.http2.max_pings_without_data", 0),
     # Reconnect pace is the link's decision; the channel itself must not wait up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 200),
+    # To gRPC this is also the time that an attempt has to connect. Mobile links take seconds for TLS, and so does a
+    # controller that comes back to thousands; giving up sooner only makes it shake hands again.
+    ("grpc.min_reconnect_backoff_ms", 20_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 ]
 SERVER_OPTIONS = [

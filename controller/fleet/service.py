@@ -9,6 +9,7 @@ from typing import Protocol
 
 from controller.fleet import use_cases
 from controller.fleet.changes import Changes
+from controller.fleet.greetings import Greetings
 from controller.fleet.heard import Heard, HeardBuffer, apply_heard
 from controller.fleet.model import Agent, AgentView, Deployed, Deployment, Target
 from controller.fleet.sessions import Expelled, Permitted, Session, Sessions, Stopping
@@ -71,6 +72,7 @@ class Fleet:
         self._releases = releases
         self._clock = clock
         self._sessions = Sessions(max_sessions=max_sessions, clock=clock)
+        self._greetings = Greetings(store, clock=clock)
         self._heard = HeardBuffer()
         self._has_work = asyncio.Event()
         self._pushes_in_doubt = False
@@ -243,8 +245,7 @@ class Fleet:
     # ---- inside ----------------------------------------------------------------------------------------------
 
     async def _greet(self, session: Session, hello: AgentHello) -> Agent:
-        now = self._clock.now()
-        agent = await self._store.run(lambda records: use_cases.greet(records, hello, now=now))
+        agent = await self._greetings.greet(hello)
         if agent.is_ahead:
             _log.warning(
                 "agent is ahead of this database, perhaps an older copy; it keeps what it runs until the next deploy",

@@ -25,17 +25,23 @@ _log = logging.getLogger(__name__)
 EPOCH = 1
 
 
-def greet(records: FleetRecords, hello: AgentHello, *, now: datetime) -> Agent:
-    """Record a hello; a first one, or one from another site, resolves what the agent shall run.
+def greet(records: FleetRecords, hellos: Sequence[AgentHello], *, now: datetime) -> Sequence[Agent]:
+    """Record hellos, in this order; a first one, or one from another site, resolves what the agent shall run.
 
     An agent that is ahead of us keeps what it has: we know less than it does, so we only watch. So does one that would
     get more models than it may have: refusing its hello would help nobody.
     """
-    agent = _introduced(records.agent(hello.agent_id), hello, now)
-    if not agent.is_ahead:
-        agent = _settled_or_kept(agent, records.deployments(), now=now)
-    records.save_agents([agent])
-    return agent
+    known = {agent.agent_id: agent for agent in records.agents({hello.agent_id for hello in hellos})}
+    deployments = records.deployments()
+    greeted = []
+    for hello in hellos:
+        agent = _introduced(known.get(hello.agent_id), hello, now)
+        if not agent.is_ahead:
+            agent = _settled_or_kept(agent, deployments, now=now)
+        known[hello.agent_id] = agent
+        greeted.append(agent)
+    records.save_agents(known.values())
+    return greeted
 
 
 def deploy(records: FleetRecords, deployment: Deployment, *, now: datetime) -> Deployed:

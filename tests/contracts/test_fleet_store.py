@@ -235,7 +235,7 @@ async def test_an_agent_with_too_many_models_is_greeted_and_keeps_its_last_state
     await roomy.run(lambda records: records.save_deployment(made_deployment(at_agent(CAM), METER_1)))
 
     with caplog.at_level(logging.WARNING):
-        greeted = await roomy.run(lambda records: use_cases.greet(records, made_hello(), now=NOON))
+        (greeted,) = await roomy.run(lambda records: use_cases.greet(records, [made_hello()], now=NOON))
 
     assert greeted.desired == known.desired
     assert "agent keeps its last desired state" in caplog.text
