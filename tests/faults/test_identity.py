@@ -41,6 +41,8 @@ from tests.support.trusted_controller import DOMAIN, ROOT, TIMEOUT_S, TrustedCon
 
 CAM = AgentId("cam-1")
 DAY = timedelta(days=1)
+# What the files that a test may have open allow; more than what stopped all enrolment once.
+SILENT_CONNECTIONS = 1_500
 Code = grpc.StatusCode
 
 
@@ -523,6 +525,16 @@ async def test_I11_connections_that_say_nothing_are_ended(hasty: TrustedControll
         while await reader.read(1024):
             pass
     writer.close()
+
+
+async def test_I11_a_thousand_silent_connections_of_one_host_stop_nobody_else(controller: TrustedController) -> None:
+    port = controller.enrolment.address.port
+    silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(SILENT_CONNECTIONS)]
+
+    assert await controller.is_served(await controller.enrolled())
+
+    for _reader, writer in silent:
+        writer.close()
 
 
 async def test_I11_a_call_without_a_message_is_ended(hasty: TrustedController) -> None:
