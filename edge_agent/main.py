@@ -253,7 +253,7 @@ class _Agent:
             hashlib.sha256(self._renewal.identity.tls.trust_bundle).digest(),
         )
 
-    async def push(self, signed: SignedAssignment) -> PushResult:
+    async def push(self, signed: SignedAssignment) -> PushResult | None:
         return await self._desk.push(signed)
 
     async def trust_bundle(self, pem: bytes) -> None:

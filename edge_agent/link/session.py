@@ -119,8 +119,11 @@ class Desk(Protocol):
 class Intake(Protocol):
     """Who takes what the controller sends besides the state of the link."""
 
-    async def push(self, signed: SignedAssignment) -> PushResult:
-        """Verify and apply; one that is overtaken by the next returns at once. Refusals are results too."""
+    async def push(self, signed: SignedAssignment) -> PushResult | None:
+        """Verify and apply; one that is overtaken by the next returns at once. Refusals are results too.
+
+        None: a push before it waits for the same answer.
+        """
         ...
 
     async def trust_bundle(self, pem: bytes) -> None:

@@ -2,7 +2,8 @@
 
 A push overtakes whatever is being verified before it: only the newest matters. One that could not be verified for want
 of current metadata or room is answered as such at once, and tried again by `run`, which its owner keeps running; what
-comes of it then shows in the reported state. Nothing that runs is touched before a push is verified.
+comes of it then shows in the reported state. A state that is stated anew while it is worked on has one answer, which the
+push before it waits for. Nothing that runs is touched before a push is verified.
 """
 
 import asyncio
@@ -78,9 +79,14 @@ class TrustDesk:
         self._put_off: SignedAssignment | None = None
         self._has_put_off = asyncio.Event()
         self._admitted: DesiredState | None = None
+        # What a push waits for; the reconciler's answers are shared by all who submit the same state.
+        self._awaited: asyncio.Future[PushResult] | None = None
 
-    async def push(self, signed: SignedAssignment) -> PushResult:
-        """Verify and apply; return how it went. Cancelling it leaves nothing under way but what was applied."""
+    async def push(self, signed: SignedAssignment) -> PushResult | None:
+        """Verify and apply; return how it went, None when a push before it waits for the same answer.
+
+        Cancelling it leaves nothing under way but what was applied.
+        """
         position = NOWHERE
         try:
             position = decoded(signed).position
@@ -151,11 +157,20 @@ class TrustDesk:
         if self._admitted is not None and self._admitted.position == refused:
             self._admissions.admit({}, running=self._in_force())
 
-    async def _applied(self, admitted: Admitted) -> PushResult:
+    async def _applied(self, admitted: Admitted) -> PushResult | None:
         if admitted.desired.position == self._reconciler.applied:
             # Stated anew, with a later expiry.
             return PushResult(admitted.desired.position)
-        return await asyncio.shield(self._submit(admitted))
+        answer = self._submit(admitted)
+        if answer is self._awaited:
+            # A state that takes hours is stated anew every few minutes: waiting each time would deafen the session.
+            return None
+        self._awaited = answer
+        try:
+            return await asyncio.shield(answer)
+        finally:
+            if self._awaited is answer:
+                self._awaited = None
 
     def _submit(self, admitted: Admitted) -> "asyncio.Future[PushResult]":
         desired = admitted.desired

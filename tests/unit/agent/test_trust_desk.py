@@ -53,10 +53,11 @@ class FakeGate:
 
 
 class FakeReconciler:
-    """Applies at once; `conflict` refuses."""
+    """Applies at once, or when `answer` is set; `conflict` refuses."""
 
     def __init__(self) -> None:
         self.applied = NOWHERE
+        self.answer: asyncio.Future[PushResult] | None = None
         self.submitted: list[DesiredState] = []
         self.conflict: Conflict | None = None
         self.is_submitted = asyncio.Event()
@@ -66,6 +67,8 @@ class FakeReconciler:
             raise self.conflict
         self.submitted.append(desired)
         self.is_submitted.set()
+        if self.answer is not None:
+            return self.answer
         answer: asyncio.Future[PushResult] = asyncio.get_running_loop().create_future()
         answer.set_result(PushResult(desired.position))
         return answer
@@ -116,6 +119,7 @@ async def test_a_push_is_verified_then_submitted_then_answered(office: Office) -
 async def test_what_is_not_trusted_is_answered_and_never_submitted(office: Office) -> None:
     office.gate.refusals.append(Untrusted("the signature does not hold"))
     result = await office.desk.push(signed_state())
+    assert result is not None
     assert result.problem is not None
     assert result.problem.code == ErrorCode.FORBIDDEN
     assert office.reconciler.submitted == []
@@ -124,6 +128,7 @@ async def test_what_is_not_trusted_is_answered_and_never_submitted(office: Offic
 
 async def test_what_does_not_parse_is_answered_without_a_position(office: Office) -> None:
     result = await office.desk.push(SignedAssignment(b"\xff", b"", ""))
+    assert result is not None
     assert result.position == NOWHERE
     assert result.problem is not None
     assert result.problem.code == ErrorCode.INVALID_REQUEST
@@ -136,6 +141,7 @@ async def test_a_newer_push_overtakes_a_verification_under_way(office: Office) -
     await office.gate.is_asked.wait()
     second = asyncio.create_task(office.desk.push(signed_state(2)))
     overtaken = await first
+    assert overtaken is not None
     office.gate.opens.set()
     assert overtaken.problem is not None
     assert overtaken.problem.code == ErrorCode.CONFLICT
@@ -158,6 +164,7 @@ async def test_a_push_whose_session_ends_is_not_submitted(office: Office) -> Non
 async def test_what_the_reconciler_refuses_is_answered(office: Office) -> None:
     office.reconciler.conflict = Conflict("it is older")
     result = await office.desk.push(signed_state())
+    assert result is not None
     assert result.problem is not None
     assert result.problem.message == "it is older"
     assert office.admissions.terms == []
@@ -166,6 +173,7 @@ async def test_what_the_reconciler_refuses_is_answered(office: Office) -> None:
 async def test_without_metadata_it_is_answered_at_once_and_verified_again_by_itself(office: Office) -> None:
     office.gate.refusals += [Unavailable("away"), Unavailable("still away")]
     result = await office.desk.push(signed_state())
+    assert result is not None
     assert result.problem is not None
     assert result.problem.code == ErrorCode.UNAVAILABLE
     retrying = asyncio.create_task(office.desk.run())
@@ -214,6 +222,29 @@ async def test_a_state_stated_anew_is_the_same_to_the_reconciler(office: Office)
     assert first == second
 
 
+async def test_a_state_stated_anew_while_it_is_worked_on_waits_for_no_answer_of_its_own(office: Office) -> None:
+    office.reconciler.answer = asyncio.get_running_loop().create_future()
+    first = asyncio.create_task(office.desk.push(signed_state()))
+    await office.reconciler.is_submitted.wait()
+    async with asyncio.timeout(5):
+        for hours in range(1, 21):
+            assert await office.desk.push(signed_state(issued_at=NOW + timedelta(hours=hours))) is None
+    under_way, office.reconciler.answer = office.reconciler.answer, None
+    assert await office.desk.push(signed_state(2)) == PushResult(Position(1, 2))
+    under_way.set_result(PushResult(Position(1, 1)))
+    assert await first == PushResult(Position(1, 1))
+
+
+async def test_a_state_stated_anew_to_the_next_session_is_answered_there(office: Office) -> None:
+    office.reconciler.answer = asyncio.get_running_loop().create_future()
+    first = asyncio.create_task(office.desk.push(signed_state()))
+    await office.reconciler.is_submitted.wait()
+    await ended(first)
+    second = asyncio.create_task(office.desk.push(signed_state(issued_at=NOW + timedelta(hours=1))))
+    office.reconciler.answer.set_result(PushResult(Position(1, 1)))
+    assert await second == PushResult(Position(1, 1))
+
+
 async def test_an_applied_state_stated_anew_is_applied(office: Office) -> None:
     office.reconciler.applied = Position(1, 1)
     assert await office.desk.push(signed_state()) == PushResult(Position(1, 1))
@@ -234,7 +265,7 @@ async def test_another_state_that_is_refused_leaves_the_admitted_one(office: Off
     assert office.admissions.terms == [TERMS]
 
 
-async def ended(task: "asyncio.Task[None]") -> None:
+async def ended(task: "asyncio.Task[PushResult | None] | asyncio.Task[None]") -> None:
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
