@@ -1,11 +1,12 @@
 """The gate: verification in a short child process, so that this one never loads `tuf` or `cryptography`.
 
-One verification at a time. A child that takes too long, says too much or dies is a defect or an attack; what it was
-asked about is then not admitted.
+One verification at a time. A child that says too much or dies is a defect or an attack; what it was asked about is then
+not admitted. One that does not start, takes too long or is killed says how busy the machine is: it is asked again.
 """
 
 import asyncio
 import logging
+import signal
 import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -96,9 +97,7 @@ class TrustGate:
         return load_accepted(self._folder).versions
 
     async def _ask(self, question: Question) -> Answer:
-        child = await asyncio.create_subprocess_exec(
-            *self._command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
-        )
+        child = await self._started()
         try:
             async with asyncio.timeout(self._timeout_s):
                 said = await _said(child, encode_question(question))
@@ -107,9 +106,22 @@ class TrustGate:
             raise Unavailable(f"the verification took longer than {self._timeout_s:g} s; it is tried again") from None
         finally:
             await _ended(child)
+        if code == -signal.SIGKILL:
+            # Nobody here did: the machine ran out of memory.
+            raise Unavailable("the verification was killed, as for want of memory; it is tried again")
         if code != 0:
             raise InternalError(f"the verification ended with code {code}; see the agent's log")
         return decode_answer(said)
+
+    async def _started(self) -> asyncio.subprocess.Process:
+        try:
+            return await asyncio.create_subprocess_exec(
+                *self._command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+            )
+        except OSError as error:
+            raise Unavailable(
+                f"the verification did not start: {error.strerror or error}; it is tried again"
+            ) from error
 
     def _note_clock(self, behind_s: float) -> None:
         was_alarmed = self.clock_behind_s > CLOCK_TOLERANCE_S

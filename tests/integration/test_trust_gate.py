@@ -112,6 +112,18 @@ async def test_a_child_that_dies_or_talks_nonsense_admits_nothing(
         await admitted_by(gate_with(folder, script), side.assignment(desired_of(MADE, now=side.now)))
 
 
+async def test_a_child_that_is_killed_for_want_of_memory_is_asked_again(side: CatalogueSide, folder: Path) -> None:
+    gate = gate_with(folder, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(Unavailable, match="killed, as for want of memory"):
+        await admitted_by(gate, side.assignment(desired_of(MADE, now=side.now)))
+
+
+async def test_a_child_that_cannot_be_started_is_asked_again(side: CatalogueSide, folder: Path) -> None:
+    gate = TrustGate(folder, source=lambda: None, command=(str(folder / "nothing"),))
+    with pytest.raises(Unavailable, match="did not start: No such file"):
+        await admitted_by(gate, side.assignment(desired_of(MADE, now=side.now)))
+
+
 async def test_cancelling_ends_the_child(side: CatalogueSide, folder: Path) -> None:
     os.mkfifo(folder / "started")
     script = f"open({str(folder / 'started')!r}, 'w').write('x'); import time; time.sleep(60)"
