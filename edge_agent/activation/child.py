@@ -52,15 +52,16 @@ def _limit(*, memory_bytes: int, cpu_s: int) -> None:
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
     os.nice(_NICENESS)
-    for what, bound in (
-        (resource.RLIMIT_DATA, memory_bytes),
-        (resource.RLIMIT_CPU, cpu_s),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CORE, 0),
+    for what, soft, hard in (
+        (resource.RLIMIT_DATA, memory_bytes, memory_bytes),
+        # Ends it by SIGXCPU; at the hard bound it would be SIGKILL, which the kernel sends for other reasons too.
+        (resource.RLIMIT_CPU, cpu_s, cpu_s + 1),
+        (resource.RLIMIT_FSIZE, 0, 0),
+        (resource.RLIMIT_CORE, 0, 0),
     ):
-        _, hard = resource.getrlimit(what)
-        allowed = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
-        resource.setrlimit(what, (allowed, allowed))
+        _, allowed = resource.getrlimit(what)
+        most = hard if allowed == resource.RLIM_INFINITY else min(hard, allowed)
+        resource.setrlimit(what, (min(soft, most), most))
 
 
 def _end_with_parent() -> None:

@@ -3,8 +3,10 @@
     SelfTester.test(manifest, folder) ─▶ child process: load, golden inputs, measure ─▶ SelfTestResult
 
 The child gets a clean environment, an isolated interpreter, the lowest priority, bounds on memory and processor time,
-and `timeout_s`; its reply is read up to a bound and it is killed by its process id however the test ends. Whatever ends
-it early, a crash in a parser, its bounds or the time, is a verdict on the variant. Not being able to start it is not.
+and `timeout_s`; its reply is read up to a bound and it is killed by its process id however the test ends. What ends it
+early by its own doing, a crash in a parser or its bounds, is a verdict on the variant. That it could not be started or
+was killed from outside is not: a machine short of memory takes this process first. Nor is the wall clock, which tells
+of what else goes on, until it ran out MAX_TIMEOUTS times.
 """
 
 import asyncio
@@ -27,6 +29,10 @@ from core.manifest import Manifest
 
 # Derived: four numbers and a reason of at most 800 characters.
 MAX_REPLY_BYTES = 1 << 14
+# Chosen: a machine that was busy at all of these times has no room for the model either.
+MAX_TIMEOUTS = 3
+# Chosen: variants that timed out and were overtaken are forgotten beyond it.
+_MAX_TIMED_OUT = 64
 # Derived: the file as read, its graph, the weights as tensors and as the kernels want them.
 _COPIES = 4
 _MODULE = "edge_agent.activation.child"
@@ -56,12 +62,14 @@ class SelfTester:
 
     def __init__(self, limits: SelfTestLimits) -> None:
         self._limits = limits
+        # By folder, which is named by the variant's digest.
+        self._timeouts: dict[Path, int] = {}
 
     async def test(self, manifest: Manifest, folder: Path) -> SelfTestResult:
         """Return how `manifest`, whose files lie in `folder`, did; cancelling ends the child.
 
         Raises:
-            Unavailable: the child could not be started.
+            Unavailable: the child could not be started, was killed from outside or kept waiting by what else goes on.
         """
         limits = self._limits
         try:
@@ -69,8 +77,23 @@ class SelfTester:
                 reply = await _converse(process, _order(manifest, folder, limits))
                 status = await process.wait()
         except TimeoutError:
-            return _failed(f"it was not done within {limits.timeout_s:g} s")
+            return self._timed_out(folder)
+        self._timeouts.pop(folder, None)
         return _result(status, reply)
+
+    def _timed_out(self, folder: Path) -> SelfTestResult:
+        """Return the verdict of the last timeout.
+
+        Raises:
+            Unavailable: the variant may have another one.
+        """
+        count = self._timeouts.pop(folder, 0) + 1
+        if count >= MAX_TIMEOUTS:
+            return _failed(f"it was not done within {self._limits.timeout_s:g} s, {count} times")
+        self._timeouts[folder] = count
+        if len(self._timeouts) > _MAX_TIMED_OUT:
+            del self._timeouts[next(iter(self._timeouts))]
+        raise Unavailable(f"self-test: not done within {self._limits.timeout_s:g} s; it is tried again")
 
 
 def _order(manifest: Manifest, folder: Path, limits: SelfTestLimits) -> bytes:
@@ -136,6 +159,11 @@ async def _converse(process: Process, order: bytes) -> bytes:
 
 
 def _result(status: int, reply: bytes) -> SelfTestResult:
+    if len(reply) > MAX_REPLY_BYTES:
+        return _failed(f"its process said more than {MAX_REPLY_BYTES} bytes")
+    if status == -signal.SIGKILL:
+        # Its own bounds end it in other ways.
+        raise Unavailable("self-test: its process was killed, as for want of memory; it is tried again")
     if status != 0:
         return _failed(f"its process ended with {_cause(status)}")
     try:

@@ -2,6 +2,9 @@
 
 import asyncio
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,9 +12,10 @@ import numpy as np
 import pytest
 
 from core.digest import digest_of_file
+from core.errors import Unavailable
 from core.manifest import File, Manifest, SelfTest
 from core.tensors import Array
-from edge_agent.activation.self_test import SelfTester, SelfTestLimits, SelfTestResult
+from edge_agent.activation.self_test import MAX_TIMEOUTS, SelfTester, SelfTestLimits, SelfTestResult
 from tests.support.edge_models import BuiltModel, make_echo, make_mlp, mlp_scores
 
 INPUTS = np.random.default_rng(1).standard_normal((4, 64)).astype(np.float32)
@@ -111,9 +115,29 @@ async def test_a_variant_that_wants_more_memory_than_allowed_fails(tmp_path: Pat
     assert "failed its self-test" in why(await outcome(manifest, tmp_path, SelfTestLimits(memory_bytes=16 << 20)))
 
 
-async def test_a_variant_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
+async def test_d13_two_timeouts_are_laid_to_the_machine_and_the_third_to_the_variant(tmp_path: Path) -> None:
     manifest = make_mlp(tmp_path).manifest
-    assert "not done within 0.02 s" in why(await outcome(manifest, tmp_path, SelfTestLimits(timeout_s=0.02)))
+    tester = SelfTester(SelfTestLimits(timeout_s=0.02))
+    for _ in range(MAX_TIMEOUTS - 1):
+        with pytest.raises(Unavailable, match=r"not done within 0\.02 s; it is tried again"):
+            await tester.test(manifest, tmp_path)
+    assert "not done within 0.02 s, 3 times" in why(await tester.test(manifest, tmp_path))
+
+
+async def test_d13_a_process_that_the_machine_killed_is_no_verdict_on_the_variant(tmp_path: Path) -> None:
+    before = children()
+    testing = asyncio.create_task(outcome(make_mlp(tmp_path).manifest, tmp_path))
+    async with asyncio.timeout(10):
+        while not (started := children() - before):
+            await asyncio.sleep(0)
+    os.kill(int(started.pop()), signal.SIGKILL)
+    with pytest.raises(Unavailable, match="killed, as for want of memory"):
+        await testing
+
+
+def test_the_bound_on_processor_time_shows_as_such() -> None:
+    script = "from edge_agent.activation import child\nchild._limit(memory_bytes=1 << 30, cpu_s=1)\nwhile True: pass"
+    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == -signal.SIGXCPU
 
 
 async def test_cancelling_leaves_no_process_behind(tmp_path: Path) -> None:
