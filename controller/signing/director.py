@@ -39,7 +39,9 @@ class DirectorCatalogue(Protocol):
 
     async def newer_than(self, held: CatalogueVersions, models: Iterable[ModelName]) -> tuple[MetadataFile, ...]: ...
 
-    async def withdrawn(self, *, timeout_s: float) -> None: ...
+    async def withdrawn(self, *, after: int, timeout_s: float) -> int:
+        """Wait until more than `after` withdrawals were published, or for `timeout_s`; return how many there were."""
+        ...
 
 
 class Director:
@@ -50,6 +52,9 @@ class Director:
         self._clock = clock
         self._lifetime = lifetime
         self._signer: Signer | None = None
+        # What agents were told of, or are to be: kept over failures of `run`, which is started again.
+        self._withdrawals = 0
+        self._is_reissue_due = False
 
     async def signed(self, desired: DesiredState, hello: AgentHello) -> SignedAssignment:
         """Sign a desired state, with the metadata that the agent of `hello` lacks to verify it.
@@ -69,10 +74,18 @@ class Director:
         return SignedAssignment(payload, signature, key_id, files)
 
     async def run(self, reissue: Callable[[], Awaitable[None]]) -> None:
-        """Have live sessions given fresh assignments when something was withdrawn, and long before they expire."""
+        """Have live sessions given fresh assignments when something was withdrawn, and long before they expire.
+
+        A reissue that fails ends it, and is due at once when it is started again.
+        """
         while True:
-            await self._catalogue.withdrawn(timeout_s=REISSUE_INTERVAL_S)
+            if not self._is_reissue_due:
+                self._withdrawals = await self._catalogue.withdrawn(
+                    after=self._withdrawals, timeout_s=REISSUE_INTERVAL_S
+                )
+                self._is_reissue_due = True
             await reissue()
+            self._is_reissue_due = False
 
     def _payload(self, desired: DesiredState) -> bytes:
         # A new instant of issue too: a reissue of the same position is a new statement.

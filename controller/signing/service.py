@@ -71,6 +71,7 @@ class Catalogue:
         self._staged: dict[str, StagedFile] = {}
         # A write whose end we did not see may have happened.
         self._is_in_doubt = True
+        self._withdrawals = 0
         self._withdrawn = asyncio.Event()
         self._expiries = Expiries(self._lifetimes)
         # Older roots, which never change: a fleet that comes back after a rotation asks for them all at once.
@@ -276,13 +277,20 @@ class Catalogue:
             await self._revise(self._renew_drafts, reseals=not due.isdisjoint({SNAPSHOT, TIMESTAMP}))
         self._expiries.alarm(self._edition, now=self._clock.now())
 
-    async def withdrawn(self, *, timeout_s: float) -> None:
-        """Wait until something was taken back or a director key changed, or for `timeout_s`."""
+    async def withdrawn(self, *, after: int, timeout_s: float) -> int:
+        """Wait until something was taken back or a director key changed, or for `timeout_s`.
+
+        Returns:
+            How often that happened since the start, to be the next `after`: none goes by while its caller is busy.
+        """
+        if self._withdrawals != after:
+            return self._withdrawals
         try:
             async with asyncio.timeout(timeout_s):
                 await self._withdrawn.wait()
         except TimeoutError:
             pass  # Nothing happened, which is an answer.
+        return self._withdrawals
 
     # ---- inside ----------------------------------------------------------------------------------------------
 
@@ -342,16 +350,20 @@ class Catalogue:
     async def _commit(self, next_: "_Next") -> None:
         self._is_in_doubt = True
         await self._store.publish(next_.files, staged=tuple(next_.staged.values()))
-        before, self._edition, self._staged = self._edition, next_.edition, next_.staged
-        self._is_in_doubt = False
-        if self._edition.withdraws_from(before):
-            self._withdrawn.set()
-            self._withdrawn = asyncio.Event()
+        self._adopt(next_.edition, next_.staged)
 
     async def _load(self) -> None:
-        self._edition = Edition.of(await self._store.newest())
-        self._staged = {file.role: file for file in await self._store.staged()}
+        edition = Edition.of(await self._store.newest())
+        self._adopt(edition, {file.role: file for file in await self._store.staged()})
+
+    def _adopt(self, edition: Edition, staged: dict[str, StagedFile]) -> None:
+        """Go on from what is stored, whether we saw the end of storing it or found it there afterwards."""
+        before, self._edition, self._staged = self._edition, edition, staged
         self._is_in_doubt = False
+        if edition.withdraws_from(before):
+            self._withdrawals += 1
+            self._withdrawn.set()
+            self._withdrawn = asyncio.Event()
 
     async def _file(self, role: str, version: int) -> RoleFile:
         newest = self._edition.files.get(role)

@@ -14,7 +14,7 @@ from tuf.api.metadata import Metadata
 from controller.signing.director import Director
 from controller.signing.model import KeyRole
 from core.catalogue import DIRECTOR_KEYS
-from core.errors import Untrusted
+from core.errors import Unavailable, Untrusted
 from core.fleet_state import ASSIGNMENT_CONTEXT, AgentHello, DesiredState, Position, SignedAssignment
 from core.fleet_wire import decode_desired
 from core.ids import AgentId, SiteId
@@ -148,3 +148,60 @@ async def test_a_release_by_itself_tells_agents_nothing(world: SignedWorld, reis
     await world.catalogue.release([made_release(METER, 2)])
 
     assert reissues.empty()
+
+
+class FailingOnce:
+    """The fleet whose database is busy at the first reissue."""
+
+    def __init__(self) -> None:
+        self._is_busy = True
+        self.reissued = asyncio.Event()
+
+    async def reissue(self) -> None:
+        if self._is_busy:
+            self._is_busy = False
+            raise Unavailable("the database is busy")
+        self.reissued.set()
+
+
+async def test_a_reissue_that_failed_stays_due(world: SignedWorld, director: Director) -> None:
+    fleet = FailingOnce()
+    async with asyncio.timeout(5):
+        await world.catalogue.revoke(METER, versions=[1])
+        with pytest.raises(Unavailable):
+            await director.run(fleet.reissue)
+
+        # As a supervisor does.
+        again = asyncio.create_task(director.run(fleet.reissue))
+        await fleet.reissued.wait()
+    again.cancel()
+
+
+async def test_what_is_revoked_while_agents_are_told_is_told_too(world: SignedWorld, director: Director) -> None:
+    await world.catalogue.release([made_release(METER, 2)])
+    told: asyncio.Queue[None] = asyncio.Queue()
+
+    async def revoke_meanwhile() -> None:
+        told.put_nowait(None)
+        if told.qsize() == 1:
+            await world.catalogue.revoke(METER, versions=[2])
+
+    async with asyncio.timeout(5):
+        await world.catalogue.revoke(METER, versions=[1])
+        running = asyncio.create_task(director.run(revoke_meanwhile))
+        while told.qsize() < 2:
+            await asyncio.sleep(0)
+    running.cancel()
+
+
+async def test_agents_are_told_of_a_revocation_whose_end_the_catalogue_did_not_see(
+    world: SignedWorld, reissues: asyncio.Queue[None]
+) -> None:
+    world.memory.lose_next = Unavailable("the connection to the database broke")
+    with pytest.raises(Unavailable):
+        await world.catalogue.revoke(METER, versions=[1])
+
+    await world.catalogue.release([made_release(METER, 2)])
+
+    async with asyncio.timeout(5):
+        await reissues.get()
