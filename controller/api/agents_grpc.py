@@ -19,7 +19,7 @@ import grpc.aio
 from controller.fleet import sessions
 from controller.fleet.service import Fleet
 from controller.fleet.sessions import Ended, Expelled, Faulty, Left, Permitted, Replaced, Stopping
-from core.errors import DeadlineExceeded, ErrorCode, InvalidRequest, NanofleetError, TooLarge, Unavailable
+from core.errors import DeadlineExceeded, ErrorCode, InvalidRequest, NanofleetError, TooLarge, Unavailable, Untrusted
 from core.fleet_state import AgentHello, DesiredState, Position, SignedAssignment
 from core.fleet_wire import (
     decode_hello,
@@ -38,6 +38,8 @@ _log = logging.getLogger(__name__)
 HELLO_TIMEOUT_S = 5.0
 # Chosen: a peer that takes no push for so long is stuck; it dials again and starts with the newest state.
 PUSH_TIMEOUT_S = 30.0
+# Chosen: a key that an operator brings back counts within a minute; a director that is replaced counts at once.
+UNSIGNED_PAUSE_S = 60.0
 # Derived: 256 slot reports with names, digest and a problem of a few hundred characters stay below half of it.
 MAX_AGENT_MESSAGE_BYTES = 1 << 20
 
@@ -52,7 +54,11 @@ class Director(Protocol):
     """Who says, signed, what an agent shall run."""
 
     async def signed(self, desired: DesiredState, hello: AgentHello) -> SignedAssignment:
-        """Sign a desired state, with the catalogue metadata that the agent of `hello` lacks. Raises NanofleetError."""
+        """Sign a desired state, with the catalogue metadata that the agent of `hello` lacks.
+
+        Raises:
+            Untrusted: nobody here may sign now.
+        """
         ...
 
 
@@ -66,6 +72,7 @@ class FleetServicer(FleetServiceServicer):
         trust_bundle: TrustBundleSource,
         hello_timeout_s: float = HELLO_TIMEOUT_S,
         push_timeout_s: float = PUSH_TIMEOUT_S,
+        unsigned_pause_s: float = UNSIGNED_PAUSE_S,
     ) -> None:
         self._fleet = fleet
         self._check_hello = check_hello
@@ -73,6 +80,8 @@ class FleetServicer(FleetServiceServicer):
         self._director = director
         self._hello_timeout_s = hello_timeout_s
         self._push_timeout_s = push_timeout_s
+        self._unsigned_pause_s = unsigned_pause_s
+        self._is_unsigned = False
         self._refused: set[ErrorCode] = set()
 
     async def Session(self, request_iterator: object, context: Context) -> None:  # type: ignore[override]  # noqa: N802
@@ -129,8 +138,12 @@ class FleetServicer(FleetServiceServicer):
         try:
             await self._write(pb.ControllerMessage(welcome=pb.Welcome(desired=encode_position(position))), context)
             await self._renew_trust(session, context)
-            while isinstance(taken := await session.take(), DesiredState | Permitted):
-                await self._write(await self._pushed(taken, hello), context)
+            unsigned: DesiredState | None = None
+            while isinstance(taken := await self._taken(session, unsigned), DesiredState | Permitted):
+                if isinstance(taken, Permitted):
+                    await self._write(_permission(taken), context)
+                else:
+                    unsigned = await self._assign(taken, hello, context)
         except NanofleetError as error:
             return Faulty(error)
         except TimeoutError:
@@ -145,10 +158,30 @@ class FleetServicer(FleetServiceServicer):
         if hashlib.sha256(bundle).digest() != session.trust_bundle_sha256:
             await self._write(pb.ControllerMessage(trust_bundle=pb.TrustBundle(pem=bundle)), context)
 
-    async def _pushed(self, desired: DesiredState | Permitted, hello: AgentHello) -> pb.ControllerMessage:
-        if isinstance(desired, Permitted):
-            return pb.ControllerMessage(transfer=pb.TransferPermission(manifest_digest=desired.manifest_digest))
-        return pb.ControllerMessage(assignment=encode_assignment(await self._director.signed(desired, hello)))
+    async def _taken(
+        self, session: sessions.Session, unsigned: DesiredState | None
+    ) -> DesiredState | Permitted | Ended:
+        """Wait for what is to be pushed: something new, or after a pause once more what nobody could sign."""
+        if unsigned is None:
+            return await session.take()
+        try:
+            async with asyncio.timeout(self._unsigned_pause_s):
+                return await session.take()
+        except TimeoutError:
+            return unsigned
+
+    async def _assign(self, desired: DesiredState, hello: AgentHello, context: Context) -> DesiredState | None:
+        """Push a desired state; return it if nobody may sign it now, which is no reason to send the agent away."""
+        try:
+            signed = await self._director.signed(desired, hello)
+        except Untrusted as error:
+            level = logging.DEBUG if self._is_unsigned else logging.ERROR
+            self._is_unsigned = True
+            _log.log(level, "agents are told nothing new: nobody may sign it", extra={"reason": str(error)})
+            return desired
+        self._is_unsigned = False
+        await self._write(pb.ControllerMessage(assignment=encode_assignment(signed)), context)
+        return None
 
     async def _write(self, message: pb.ControllerMessage, context: Context) -> None:
         async with asyncio.timeout(self._push_timeout_s):
@@ -174,6 +207,10 @@ class FleetServicer(FleetServiceServicer):
             case None:
                 # A newer agent's message; what we do not know, we do not need.
                 return
+
+
+def _permission(permitted: Permitted) -> pb.ControllerMessage:
+    return pb.ControllerMessage(transfer=pb.TransferPermission(manifest_digest=permitted.manifest_digest))
 
 
 async def _read(context: Context) -> pb.AgentMessage | None:

@@ -1,6 +1,7 @@
 """Signed assignments and catalogue metadata on real sockets, verified as an agent would."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from controller.signing.director import Director
 from controller.signing.model import KeyRole
 from core.addresses import Address
 from core.clock import SystemClock
-from core.errors import Conflict
-from core.fleet_state import Position, SignedAssignment
+from core.errors import Conflict, Untrusted
+from core.fleet_state import AgentHello, DesiredState, Position, PushResult, SignedAssignment
 from core.fleet_wire import decode_desired
 from core.grpc_transport import SERVER_OPTIONS, TransportCredentials, open_channel
 from core.ids import ModelName, VariantName
@@ -41,16 +42,35 @@ class Published:
         return made_release(model, version or 2)
 
 
+class WatchedDirector(Director):
+    """Tells when it could not sign."""
+
+    def __init__(self, world: SignedWorld) -> None:
+        super().__init__(world.catalogue, clock=world.clock)
+        self.refused = asyncio.Event()
+
+    async def signed(self, desired: DesiredState, hello: AgentHello) -> SignedAssignment:
+        try:
+            return await super().signed(desired, hello)
+        except Untrusted:
+            self.refused.set()
+            raise
+
+
 class Controller:
     def __init__(self, world: SignedWorld) -> None:
         self.catalogue = world.catalogue
-        self.director = Director(world.catalogue, clock=world.clock)
+        self.director = WatchedDirector(world)
         self.fleet = Fleet(
             MemoryFleetStore(), Published(), clock=SystemClock(), max_sessions=10, releases=world.catalogue
         )
         self.server = grpc.aio.server(options=SERVER_OPTIONS)
         servicer = FleetServicer(
-            self.fleet, self.director, check_hello=lambda _hello, _context: None, trust_bundle=lambda: b""
+            self.fleet,
+            self.director,
+            check_hello=lambda _hello, _context: None,
+            trust_bundle=lambda: b"",
+            unsigned_pause_s=0.1,
         )
         add_FleetServiceServicer_to_server(servicer, self.server)
         add_CatalogueServiceServicer_to_server(CatalogueServicer(world.catalogue), self.server)
@@ -122,16 +142,33 @@ async def test_a_revocation_reaches_live_sessions_at_the_same_position(
     assert signed.catalogue[-1].name == "2.family-meter.json"
 
 
-async def test_without_a_director_key_the_session_ends_and_says_why(
+async def test_without_a_director_key_the_session_stays_and_the_operator_is_told_once(
+    controller: Controller, agent: FakeAgent, world: SignedWorld, caplog: pytest.LogCaptureFixture
+) -> None:
+    elsewhere = world.move_keys(KeyRole.DIRECTOR)
+    await controller.deploy(1)
+    await controller.director.refused.wait()
+    await agent.answer(PushResult(FIRST))
+
+    controller.director.refused.clear()
+    await controller.director.refused.wait()
+    (elsewhere / "director").rename(world.folder / "keys" / "director")
+
+    assert position_of(await agent.assignment()) == FIRST
+    (alarm,) = (record for record in caplog.records if record.levelno == logging.ERROR)
+    assert "rotate director" in getattr(alarm, "reason", "")
+
+
+async def test_what_no_key_signed_goes_out_when_the_catalogue_lists_another(
     controller: Controller, agent: FakeAgent, world: SignedWorld
 ) -> None:
     world.move_keys(KeyRole.DIRECTOR)
-
     await controller.deploy(1)
+    await controller.director.refused.wait()
 
-    code, details = await agent.end()
-    assert code is grpc.StatusCode.PERMISSION_DENIED
-    assert "director keys" in details
+    rotation = await controller.catalogue.rotate(KeyRole.DIRECTOR)
+
+    assert (await agent.assignment()).key_id == rotation.added
 
 
 @pytest.fixture
