@@ -5,6 +5,7 @@ management service fits behind the same protocol: its signers send what is to be
 may block; the callers are on threads.
 """
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,9 @@ from cryptography.hazmat.primitives.serialization import (
 
 from controller.signing.model import KeyRole, PublicKey
 from core.atomic_files import write_atomically
-from core.errors import InvalidRequest
+from core.errors import InvalidRequest, Untrusted
+
+_log = logging.getLogger(__name__)
 
 ENVIRONMENT_PREFIX = "NANOFLEET_SIGNING_KEY_"
 # A PEM file of an Ed25519 key has 119 bytes.
@@ -47,7 +50,8 @@ class SignerSource(Protocol):
         """Return what can sign for `role` at this moment, in a stable order.
 
         Raises:
-            InvalidRequest: something is there, but it is no Ed25519 key.
+            InvalidRequest: what is named as a key is no Ed25519 key.
+            Untrusted: others may read a key.
         """
         ...
 
@@ -91,9 +95,32 @@ class KeyFiles:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.place = f"files in {folder}"
+        self._skipped: set[Path] = set()
 
     def signers(self, role: KeyRole) -> Sequence[PrivateKey]:
-        return [read_key(path) for path in sorted((self._folder / role).glob("*.pem"))]
+        """Return the keys that are here; a file that is none is skipped, so that it does not stop the others.
+
+        Raises:
+            Untrusted: others may read a key.
+        """
+        found = (self._key(path) for path in sorted((self._folder / role).glob("*.pem")))
+        return [key for key in found if key is not None]
+
+    def _key(self, path: Path) -> PrivateKey | None:
+        try:
+            _require_private(path)
+            key = read_key(path)
+        except (InvalidRequest, OSError) as error:
+            self._note_skipped(path, error)
+            return None
+        self._skipped.discard(path)
+        return key
+
+    def _note_skipped(self, path: Path, error: Exception) -> None:
+        """Log it once: keys are looked for at every signature. If it was a needed one, that is missed by its id."""
+        level = logging.DEBUG if path in self._skipped else logging.WARNING
+        self._skipped.add(path)
+        _log.log(level, "skipped what is no signing key", extra={"path": str(path), "reason": str(error)})
 
     def create(self, role: KeyRole) -> PublicKey:
         """Make a key, durable when this returns."""
@@ -144,6 +171,11 @@ class KeyRing:
 
     def create(self, role: KeyRole) -> PublicKey:
         return self._files.create(role)
+
+
+def _require_private(path: Path) -> None:
+    if path.stat().st_mode & 0o077:
+        raise Untrusted(f"{path}: others may read this private key; run `chmod 600 {path}`, and replace it if they did")
 
 
 def read_key(path: Path) -> PrivateKey:

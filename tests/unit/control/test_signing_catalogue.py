@@ -14,7 +14,7 @@ from controller.signing.model import KEY_COUNTS, KeyRole, PublicKey
 from controller.signing.revision import Revision
 from controller.signing.service import Catalogue
 from core.catalogue import ISSUED, MAX_FAMILIES, family_role
-from core.errors import Conflict, InvalidRequest, NotFound, Unavailable
+from core.errors import Conflict, InvalidRequest, NotFound, Unavailable, Untrusted
 from core.fleet_state import NO_CATALOGUE, CatalogueVersions
 from core.fleet_wire import MAX_METADATA_FILES
 from core.ids import ModelName
@@ -459,3 +459,30 @@ def test_two_of_three_root_keys_are_enough_and_one_is_not() -> None:
 def test_a_malformed_public_key_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequest, match="64 hexadecimal digits"):
         PublicKey.from_hex(text)
+
+
+# ---- key files that are none ------------------------------------------------------------------------------------
+
+
+async def test_a_stray_file_among_the_keys_is_skipped_and_named(
+    world: SignedWorld, client: TufClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    stray = world.folder / "keys" / KeyRole.TARGETS / "notes.pem"
+    stray.write_text("not a key")
+    stray.chmod(0o600)
+
+    await world.catalogue.release([FIRST])
+    await world.catalogue.release([SECOND])
+
+    assert await client.finds(SECOND)
+    assert [getattr(record, "path", "") for record in caplog.records if record.message.startswith("skipped")] == [
+        str(stray)
+    ]
+
+
+async def test_a_key_file_that_others_may_read_is_refused(world: SignedWorld) -> None:
+    exposed = min((world.folder / "keys" / KeyRole.TARGETS).glob("*.pem"))
+    exposed.chmod(0o640)
+
+    with pytest.raises(Untrusted, match=f"chmod 600 {exposed}"):
+        await world.catalogue.release([FIRST])
