@@ -7,7 +7,7 @@ that needs no escaping in any of them: it starts with a letter or digit and has 
 import re
 from typing import Annotated, NewType
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from core.errors import InvalidName
 
@@ -44,3 +44,5 @@ def _valid(value: str) -> str:
 
 # For pydantic models at the edges.
 Name = Annotated[str, AfterValidator(_valid)]
+# What an agent says of its machine, such as `arch:x86_64`.
+Tag = Annotated[str, Field(min_length=1, max_length=128)]

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from core.digest import Digest, digest_of
 from core.errors import InvalidManifest
-from core.ids import Name
+from core.ids import Name, Tag
 from core.tensors import Datatype, TensorSpec
 
 # Derived: about 60 bytes a chunk, so it holds for models of 64 GiB; a hostile one cannot fill memory.
@@ -26,9 +26,6 @@ DigestText = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 FilePath = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$", max_length=255)
 ]
-
-
-Tag = Annotated[str, Field(min_length=1, max_length=128)]
 
 
 def _is_absent(value: object) -> bool:

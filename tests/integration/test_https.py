@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -16,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from controller.access.model import OperatorRole
+from controller.api.http_connections import BoundedConnection
 from controller.api.http_server import HttpServer
 from controller.api.http_tls import ServerCertificate, read_certificate
 from core.addresses import Address
@@ -181,6 +183,71 @@ def encrypted(key: bytes) -> bytes:
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match=r"missing\.pem"):
         read_certificate(tmp_path / "missing.pem", tmp_path / "key.pem")
+
+
+class _Impatient(BoundedConnection):
+    head_timeout_s = 0.2
+    max_per_address = 3
+
+
+@asynccontextmanager
+async def impatient() -> AsyncIterator[asyncio.Server]:
+    """Serve connections with small bounds, in clear."""
+    config = uvicorn.Config(say_scheme, log_config=None, lifespan="off", ws="none", timeout_keep_alive=60)
+    state = uvicorn.Server(config).server_state
+
+    def connection() -> asyncio.Protocol:
+        return _Impatient(config, state, app_state={})
+
+    async with await asyncio.get_running_loop().create_server(connection, HERE.host, 0) as server:
+        yield server
+
+
+async def dialled(server: asyncio.Server) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection(*server.sockets[0].getsockname())
+
+
+async def is_cut(reader: asyncio.StreamReader) -> bool:
+    """Say whether the connection ends, soon and without an answer."""
+    async with asyncio.timeout(5):
+        try:
+            return await reader.read() == b""
+        except ConnectionResetError:
+            return True
+
+
+@pytest.mark.parametrize("head", [b"", b"GET / HTTP/1.1\r\nHost: x\r\n"])
+async def test_a_connection_without_a_whole_head_is_cut(head: bytes) -> None:
+    async with impatient() as server:
+        reader, writer = await dialled(server)
+        writer.write(head)
+
+        assert await is_cut(reader)
+        writer.close()
+
+
+async def test_a_second_head_that_never_ends_is_cut() -> None:
+    async with impatient() as server:
+        reader, writer = await dialled(server)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"200" in await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(len(b"http 127.0.0.1"))
+        writer.write(b"GET / HT")
+
+        assert await is_cut(reader)
+        writer.close()
+
+
+async def test_one_address_has_no_more_than_its_share_of_connections() -> None:
+    async with impatient() as server:
+        held = [await dialled(server) for _ in range(3)]
+        reader, writer = await dialled(server)
+
+        # Well before the others, whose heads are late.
+        assert await is_cut(reader)
+        assert not held[0][0].at_eof()
+        for _, each in [*held, (reader, writer)]:
+            each.close()
 
 
 async def test_a_browser_signs_in_over_tls(authority: TestAuthority, tmp_path: Path) -> None:

@@ -231,6 +231,27 @@ def test_devices_are_listed_and_shown_with_their_problems(run: Run, controller: 
         assert word in shown
 
 
+@pytest.mark.usefixtures("published")
+def test_a_metered_device_is_allowed_what_it_waits_for(run: Run, controller: RunningController) -> None:
+    agent = ScriptedAgent("gate-1", "berlin")
+    controller.call(agent.connect)
+    run("deploy", "nano", "--variant", "original", "--fleet")
+    allowed = run("devices", "allow-transfer", "gate-1", "nano")
+    controller.call(agent.disconnect)
+
+    assert allowed.exit_code == 0, allowed.output
+    assert "gate-1 may fetch nano:1 original in full" in allowed.stdout
+
+
+def test_allowing_what_a_device_shall_not_run_is_refused(run: Run, controller: RunningController) -> None:
+    agent = ScriptedAgent("gate-1", "berlin")
+    controller.call(agent.connect)
+    controller.call(agent.disconnect)
+
+    assert_failed(run("devices", "allow-transfer", "gate-1", "other"), 1, "deploy it first")
+    assert_failed(run("devices", "allow-transfer", "gate-1", "No/Model"), 2)
+
+
 def test_showing_an_unknown_device_is_refused(run: Run) -> None:
     assert_failed(run("devices", "show", "ghost"), 1, "never seen here")
 

@@ -79,6 +79,12 @@ def test_an_authority_comes_back_from_its_files(authority: CertificateAuthority)
     assert loaded.sha256 == authority.sha256
 
 
+def test_an_authority_names_the_trust_domain_that_it_signs_for(authority: CertificateAuthority) -> None:
+    again = CertificateAuthority.load(authority.certificate_pem, authority.key_pem)
+
+    assert again.trust_domain == DOMAIN
+
+
 def test_a_key_of_another_authority_is_refused(authority: CertificateAuthority) -> None:
     with pytest.raises(ValueError, match="not that of the certificate"):
         CertificateAuthority.load(

@@ -97,6 +97,13 @@ def caller(key: Key, credential: Credential) -> Caller:
     )
 
 
+async def test_the_trust_domain_of_a_fleet_cannot_be_changed(side: Side) -> None:
+    moved = Identity(side.store, AuthorityKeys(side.folder), clock=side.clock, trust_domain="other.test")
+
+    with pytest.raises(Conflict, match=f"trust_domain: expected {DOMAIN}.*got other.test; set it back"):
+        await moved.prepare()
+
+
 # ---- admission ------------------------------------------------------------------------------------------------
 
 

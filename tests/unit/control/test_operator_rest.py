@@ -254,6 +254,27 @@ async def test_what_an_agent_could_not_do_is_shown(client: httpx.AsyncClient, si
     await agent.disconnect(side)
 
 
+async def test_a_metered_agent_is_permitted_what_it_shall_run(client: httpx.AsyncClient, side: OperatorSide) -> None:
+    await publish(client)
+    agent = ScriptedAgent("gate-1", "berlin")
+    await agent.connect(side)
+    await client.put("/api/deployments", json={"target_kind": "fleet", "model": "digits", "variant": "original"})
+    permitted = await client.post("/api/agents/gate-1/transfers", json={"model": "digits"})
+    await agent.disconnect(side)
+
+    assert permitted.status_code == 200, permitted.text
+    assert (permitted.json()["model"], permitted.json()["version"]) == ("digits", 1)
+
+
+async def test_what_no_agent_shall_run_is_not_permitted(client: httpx.AsyncClient, side: OperatorSide) -> None:
+    agent = ScriptedAgent("gate-1", "berlin")
+    await agent.connect(side)
+    await agent.disconnect(side)
+    for path in ("/api/agents/gate-1/transfers", "/api/agents/ghost/transfers"):
+        refused = await client.post(path, json={"model": "digits"})
+        assert refused.status_code == 404
+
+
 async def _settled(client: httpx.AsyncClient, agent_id: str) -> Any:
     """Wait by long polls until the agent's slots are ready or failed, and return it."""
     found = (await client.get("/api/agents")).json()

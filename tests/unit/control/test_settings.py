@@ -71,6 +71,8 @@ def test_an_unknown_variable_is_named(monkeypatch: pytest.MonkeyPatch, variable:
 def test_variables_of_the_other_commands_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NANOFLEET_AGENT_SITE", "hall")
     monkeypatch.setenv("NANOFLEET_CONTROLLER", "http://127.0.0.1:1")
+    monkeypatch.setenv("NANOFLEET_CREDENTIAL", "/home/ada/credential")
+    monkeypatch.setenv("NANOFLEET_SIGNING_KEY_DIRECTOR", "secret")
 
     load_settings(None)
 
@@ -86,10 +88,58 @@ def test_a_bad_value_is_named_where_it_stands(tmp_path: Path, monkeypatch: pytes
     assert "environment variable NANOFLEET_LOGS__LEVEL: logs.level: " in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["grpc_bind", "http_bind"])
-def test_only_loopback_may_be_bound(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InvalidRequest, match="expected a loopback address"):
-        load_settings(written(tmp_path, f'{name} = "0.0.0.0:7443"'))
+@pytest.mark.parametrize("address", ["192.0.2.7:7000", "[2001:db8::7]:7000", "127.0.0.1:0"])
+@pytest.mark.parametrize("name", ["grpc_bind", "enrolment_bind", "http_bind"])
+def test_any_address_may_be_bound(tmp_path: Path, name: str, address: str) -> None:
+    settings = load_settings(written(tmp_path, f'{name} = "{address}"'))
+
+    assert getattr(settings, name) == address
+
+
+@pytest.mark.parametrize("name", ["grpc_bind", "enrolment_bind", "http_bind"])
+def test_what_is_no_address_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InvalidRequest, match=name):
+        load_settings(written(tmp_path, f'{name} = "7443"'))
+
+
+@pytest.mark.parametrize("everywhere", ["0.0.0.0:7443", "[::]:7443"])
+@pytest.mark.parametrize("name", ["grpc_bind", "enrolment_bind"])
+def test_every_address_needs_a_name_by_which_agents_find_it(tmp_path: Path, name: str, everywhere: str) -> None:
+    with pytest.raises(InvalidRequest, match="advertised_host: expected the name"):
+        load_settings(written(tmp_path, f'{name} = "{everywhere}"'))
+
+    named = load_settings(written(tmp_path, f'{name} = "{everywhere}"\nadvertised_host = "hub.example"'))
+
+    assert str(named.advertised(Address("0.0.0.0", 7443))) == "hub.example:7443"  # noqa: S104 (a value)
+
+
+def test_what_is_bound_is_advertised_unless_another_name_is_set() -> None:
+    assert load_settings(None).advertised(Address("192.0.2.7", 7443)) == Address("192.0.2.7", 7443)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_tls"),
+    [
+        ("", False),
+        ('http_bind = "[::1]:7080"', False),
+        ('http_bind = "192.0.2.7:7080"', True),
+        ('http_certificate = "own.pem"\nhttp_key = "own.key"', True),
+    ],
+)
+def test_http_is_in_clear_on_loopback_only(tmp_path: Path, text: str, is_tls: bool) -> None:
+    assert load_settings(written(tmp_path, text)).http_speaks_tls is is_tls
+
+
+@pytest.mark.parametrize("half", ["http_certificate", "http_key"])
+def test_half_of_a_certificate_is_refused(tmp_path: Path, half: str) -> None:
+    with pytest.raises(InvalidRequest, match="http_certificate and http_key together"):
+        load_settings(written(tmp_path, f'{half} = "own.pem"'))
+
+
+@pytest.mark.parametrize("domain", ["", "Fleet", "fleet/1", "fleet test", "x" * 256])
+def test_a_trust_domain_that_spiffe_does_not_allow_is_refused(tmp_path: Path, domain: str) -> None:
+    with pytest.raises(InvalidRequest, match="trust_domain"):
+        load_settings(written(tmp_path, f'trust_domain = "{domain}"'))
 
 
 @pytest.mark.parametrize(
@@ -127,7 +177,8 @@ def test_a_section_that_is_not_json_in_the_environment_is_refused(monkeypatch: p
 
 def test_every_field_says_what_it_means() -> None:
     settings = load_settings(None)
-    sections = [settings, settings.heavy, settings.telemetry, settings.registry, settings.fleet, settings.logs]
+    sections = [settings, settings.heavy, settings.telemetry, settings.registry, settings.fleet]
+    sections += [settings.transfer, settings.logs]
 
     undocumented = [
         name for section in sections for name, field in type(section).model_fields.items() if not field.description
