@@ -27,6 +27,8 @@ _log = logging.getLogger(__name__)
 
 # What keeps the tier running; its one argument is ClusterArguments as JSON.
 _CHILD = (sys.executable, "-m", "controller.heavy.embedded")
+# Settings, which it is told as arguments, and secrets.
+_OURS = "NANOFLEET_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,7 @@ class LocalHeavy:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=log,
                 stderr=log,
+                env=_environment(),
                 # A group of its own: Ctrl-C is for us, and what we kill at the end is all of it.
                 start_new_session=True,
             )
@@ -146,6 +149,11 @@ class LocalHeavy:
                 _log.warning("heavy tier did not end and is killed", extra={"pid": child.pid})
         _kill_group(child.pid)
         await child.wait()
+
+
+def _environment() -> dict[str, str]:
+    """Return our environment without what is ours in it: models of others run below the child, signing keys do not."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
 
 
 def _kill_group(group_id: int) -> None:

@@ -1,6 +1,7 @@
 """How the controller keeps the child of the embedded heavy tier, with children that do nothing."""
 
 import asyncio
+import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -81,6 +82,18 @@ async def test_a_child_that_is_killed_is_started_again(tmp_path: Path) -> None:
         (child,) = children()
         child.kill()
         await until_started(tmp_path, 2)
+
+
+async def test_the_child_gets_no_setting_or_secret_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NANOFLEET_SIGNING_KEY_TARGETS", "a key")
+    monkeypatch.setenv("NANOFLEET_CREDENTIAL", "/home/ada/credential.json")
+    async with running("obedient", tmp_path, ChildPolicy(restart=QUICK)):
+        await until_started(tmp_path, 1)
+        (child,) = children()
+        environment = child.environ()
+
+    assert not [name for name in environment if name.startswith("NANOFLEET_")]
+    assert environment["PATH"] == os.environ["PATH"]
 
 
 async def test_a_child_that_does_not_become_ready_is_started_again(tmp_path: Path) -> None:
