@@ -94,11 +94,11 @@ class SyncSettings(Section):
     reserve_bytes: Annotated[int, Field(ge=0)] = 64 << 20
     """Disk space that a fetch must leave free."""
     max_attempts: Count = 5
-    """Attempts on a slot whose failures may pass before it is reported as failed."""
+    """Attempts on a slot whose failures may pass before the push is answered with the problem; they go on after it."""
     retry_base_s: Seconds = 0.5
     """Base of the full-jitter delay between those attempts."""
     retry_cap_s: Seconds = 30.0
-    """Longest delay between those attempts."""
+    """Longest delay between those attempts, and the pace of those after them."""
 
 
 class ActivationSettings(Section):

@@ -40,12 +40,17 @@ class Board:
         if report is not None:
             stored_bytes = report.stored_bytes if stored_bytes is None else stored_bytes
             total_bytes = report.total_bytes if total_bytes is None else total_bytes
-            self._put(replace(report, phase=phase, problem=None, stored_bytes=stored_bytes, total_bytes=total_bytes))
+            # Another attempt at the same is no news; that it gets further is.
+            problem = report.problem if report.phase is phase else None
+            self._put(replace(report, phase=phase, problem=problem, stored_bytes=stored_bytes, total_bytes=total_bytes))
 
     def progress(self, slot: Slot, stored_bytes: int, total_bytes: int, transfer: Transfer) -> None:
         report = self._report_of(slot)
         if report is not None:
-            self._put(replace(report, stored_bytes=stored_bytes, total_bytes=total_bytes, transfer=transfer))
+            problem = None if stored_bytes > report.stored_bytes else report.problem
+            self._put(
+                replace(report, stored_bytes=stored_bytes, total_bytes=total_bytes, transfer=transfer, problem=problem)
+            )
 
     def hold(self, model: ModelName, problem: Problem, *, phase: SlotPhase | None) -> None:
         """Note a failure; `phase` None: it will be tried again, and the slot stays in its phase until then."""

@@ -8,6 +8,8 @@ plan is made anew from what is, so a restart, a repair, a rollback and an ordina
 - The state in force is on disk before it is called applied. Applied means switched to: probation goes on after it.
 - What failed its self-test or its probation is in quarantine: reported with the reason, and never tried again by this
   software unless somebody says so. What ran before it runs again, without asking anybody.
+- A failure that may pass is tried again for ever; the answer to a push waits for the first few attempts only, and the
+  report tells the problem until it has passed.
 - A newer desired state takes over at once: a fetch or self-test that it does not want is dropped (what arrived stays
   for resuming), a load under way is finished, since half a switch is worse than a short wait.
 """
@@ -34,7 +36,7 @@ from edge_agent.activation.record import Record
 from edge_agent.reconcile.admission import require_admissible
 from edge_agent.reconcile.attempts import Attempts, RetryPolicy
 from edge_agent.reconcile.board import Board
-from edge_agent.reconcile.planner import Current, LoadSlot, Step, plan
+from edge_agent.reconcile.planner import Current, FetchSlot, LoadSlot, Step, plan
 from edge_agent.reconcile.ports import Terms
 from edge_agent.reconcile.steps import Interrupted, Steps
 from edge_agent.reconcile.trials import Trials, TrialSettings
@@ -99,15 +101,9 @@ class Reconciler:
         return self._answer
 
     def retry_failed(self) -> None:
-        """Give slots that were given up another round of attempts, for example because the controller is back."""
-        if self._attempts.given_up:
+        """Give slots that failed another round of attempts, for example because the controller is back."""
+        if self._attempts.given_up or self._attempts.persistent(self._clock.monotonic_s()):
             self._start_round()
-
-    async def release(self, model: ModelName) -> bool:
-        """Let what is in quarantine of `model` be tried again; say whether there was anything."""
-        entries = await self._place.on_disk(self._place.journal.release, model)
-        self._start_round()
-        return bool(entries)
 
     async def run(self) -> None:
         """Work for ever; when it fails and is run again, it goes on with the same target."""
@@ -153,7 +149,10 @@ class Reconciler:
         return self._place.journal.record
 
     async def _reconcile(self, target: DesiredState) -> None:
-        """Take steps until nothing is left to do or to wait for; leave when there is a new target or new hope."""
+        """Take steps until nothing is left to do or to wait for; leave when there is a new target or new hope.
+
+        What fails on and on is answered for, and tried on.
+        """
         await self._collect(target)
         self.board.show([await self._first_report(slot) for slot in target.slots])
         while True:
@@ -169,11 +168,13 @@ class Reconciler:
                 return
             if steps:
                 await self._attempt(steps[0])
-            elif (due_s := self._attempts.next_due_s(now_s)) is not None:
-                await self._wait(due_s - now_s)
-            else:
-                await self._settle(target)
+                continue
+            if not self._attempts.has_hope(now_s):
+                await self._settle(target, now_s)
+            due_s = self._attempts.next_due_s(now_s)
+            if due_s is None:
                 return
+            await self._wait(due_s - self._clock.monotonic_s())
 
     async def _current(self, target: DesiredState) -> Current:
         store, record = self._place.store, self._record
@@ -200,6 +201,9 @@ class Reconciler:
         except Interrupted:
             return
         except NanofleetError as error:
+            if isinstance(step, FetchSlot):
+                stored_bytes, _ = await self._place.on_disk(self._sizes, step.slot.manifest_digest)
+                self._attempts.progressed(step.model, stored_bytes)
             self._note_failure(step.model, error)
         except OSError as error:
             self._note_failure(step.model, Unavailable(f"disk: {error.strerror or error}"))
@@ -209,11 +213,14 @@ class Reconciler:
             self._note_failure(step.model, InternalError(f"{type(error).__name__}: {error}"))
 
     def _note_failure(self, model: ModelName, error: NanofleetError) -> None:
-        self._attempts.failed(model, error, now_s=self._clock.monotonic_s())
+        now_s = self._clock.monotonic_s()
+        is_known = model in self._attempts.persistent(0.0)
+        self._attempts.failed(model, error, now_s=now_s)
         final = model in self._attempts.given_up
+        is_news = final or (not is_known and model in self._attempts.persistent(now_s))
         given_up = SlotPhase.WAITING if isinstance(error, PermissionRequired) else SlotPhase.FAILED
         self.board.hold(model, Problem(error.code, str(error)), phase=given_up if final else None)
-        level = logging.WARNING if final else logging.DEBUG
+        level = logging.WARNING if is_news else logging.DEBUG
         _log.log(level, "step failed", extra={"model": model, "reason": str(error), "given_up": final})
 
     def _show_quarantine(self, target: DesiredState) -> None:
@@ -227,10 +234,10 @@ class Reconciler:
         found = ((slot.model, self._record.quarantined(slot.manifest_digest)) for slot in target.slots)
         return {model: entry.problem for model, entry in found if entry is not None}
 
-    async def _settle(self, target: DesiredState) -> None:
+    async def _settle(self, target: DesiredState, now_s: float) -> None:
         """Persist what is now in force, then answer."""
         answer = self._answer
-        failures = {**self._quarantined(target), **self._attempts.given_up}
+        failures = {**self._quarantined(target), **self._attempts.given_up, **self._attempts.persistent(now_s)}
         state = self._in_force(target) if failures else target
         await self._place.on_disk(self._place.journal.save_active, state)
         self._active = state

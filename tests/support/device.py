@@ -55,6 +55,7 @@ class Device:
         self.tester = FakeTester()
         self.settings = TrialSettings(terms, look_interval_s=LOOK_S)
         self.software_version = "1.0"
+        self.retries = RetryPolicy(max_attempts=2)
         self.allows: Terms | None = None
         # Whether the process that runs now ends by a crash.
         self.is_crashing = False
@@ -74,7 +75,7 @@ class Device:
             reconciler = Reconciler(
                 AGENT,
                 Workplace(store, journal, delivery, self.tester, self.host, disk),
-                policy=RetryPolicy(max_attempts=2),
+                policy=self.retries,
                 trials=self.settings,
                 software_version=self.software_version,
                 clock=clock,

@@ -13,7 +13,7 @@ import pytest
 from core.clock import SystemClock
 from core.digest import hex_of
 from core.errors import Conflict, Forbidden, InvalidModel, ModelNotReady, PermissionRequired, Unavailable
-from core.fleet_state import NOWHERE, DesiredState, Position, PushResult, SlotPhase, SlotReport
+from core.fleet_state import NOWHERE, DesiredState, Position, Problem, PushResult, SlotPhase, SlotReport
 from core.ids import AgentId
 from edge_agent.activation.journal import Journal
 from edge_agent.activation.probation import ProbationTerms
@@ -198,12 +198,49 @@ async def test_a_failure_that_may_pass_is_tried_again(agent: Agent) -> None:
         assert await reconciler.submit(desired(OLD, generation=1)) == PushResult(Position(1, 1))
 
 
-async def test_a_failure_that_does_not_pass_ends_after_the_attempts(agent: Agent) -> None:
+async def test_a_failure_that_does_not_pass_is_answered_after_the_attempts(agent: Agent) -> None:
     agent.host.failures[OLD.digest] = ModelNotReady("out of memory")
     async with agent.running() as reconciler:
         result = await reconciler.submit(desired(OLD, generation=1))
         assert result.problem is not None
         assert agent.host.loads == [OLD.digest] * 3
+
+
+async def test_a_failure_that_was_answered_is_tried_on_and_shown_until_it_passes(tmp_path: Path) -> None:
+    device = Device(tmp_path, OLD)
+    device.retries = RetryPolicy(max_attempts=2, cap_s=0.01)
+    async with device.running() as reconciler:
+        device.host.failures[OLD.digest] = ModelNotReady("out of memory")
+        result = await reconciler.submit(desired(OLD, generation=1))
+        assert result.problem is not None
+        while len(device.host.loads) < 5:
+            await asyncio.sleep(0.001)
+        report = report_of(reconciler, OLD)
+        assert (report.phase, report.problem) == (SlotPhase.LOADING, Problem("unavailable", "out of memory"))
+        device.host.failures.clear()
+        await until(reconciler, lambda: reconciler.applied == Position(1, 1))
+        assert report_of(reconciler, OLD).problem is None
+
+
+async def test_a_fetch_that_fails_for_hours_stays_a_fetch_and_goes_on(tmp_path: Path) -> None:
+    device = Device(tmp_path, OLD)
+    device.retries = RetryPolicy(max_attempts=2, cap_s=0.01)
+    device.shelf.faults.extend([lambda _: [Unavailable("away")]] * 6)
+    async with device.running() as reconciler:
+        result = await reconciler.submit(desired(OLD, generation=1))
+        assert result.problem is not None
+        assert report_of(reconciler, OLD).phase is SlotPhase.FETCHING
+        assert "away" in str(report_of(reconciler, OLD).problem)
+        await until(reconciler, lambda: reconciler.applied == Position(1, 1))
+        assert len(device.shelf.asked) == 7
+
+
+async def test_a_fetch_that_gets_further_each_time_has_attempts_left(tmp_path: Path) -> None:
+    large = made_variant({"model.onnx": bytes(range(64))}, chunk_bytes=16)
+    device = Device(tmp_path, large)
+    device.shelf.faults.extend([lambda replies: [*replies[:2], Unavailable("away")]] * 3)
+    async with device.running() as reconciler:
+        assert await reconciler.submit(desired(large, generation=1)) == PushResult(Position(1, 1))
 
 
 async def test_what_cannot_be_found_is_asked_for_once(agent: Agent) -> None:
