@@ -9,7 +9,7 @@ Behind the gate requests have bounds of their own. Between two requests uvicorn 
 import asyncio
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 # Chosen, as for the gRPC ports: slow mobile links have seconds.
 HANDSHAKE_TIMEOUT_S = 20.0
@@ -38,10 +38,12 @@ class BoundedConnection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._stop_expecting()
-        else:
+        # uvicorn says that there is always a request; there is none before the first head.
+        request: RequestResponseCycle | None = self.cycle
+        if request is None or request.response_complete:
             self._expect_head()
+        else:
+            self._stop_expecting()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_expecting()
@@ -51,8 +53,8 @@ class BoundedConnection(HttpToolsProtocol):
         if self.client is None:
             return False
         host = self.client[0]
-        same = sum(1 for other in self.connections if other.client is not None and other.client[0] == host)
-        return same > self.max_per_address
+        others = [other.client for other in self.connections if isinstance(other, BoundedConnection)]
+        return sum(client is not None and client[0] == host for client in others) > self.max_per_address
 
     def _expect_head(self) -> None:
         # It is not put off by single bytes of a head that never ends.

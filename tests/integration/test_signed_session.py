@@ -22,8 +22,7 @@ from core.fleet_state import AgentHello, DesiredState, Position, PushResult, Sig
 from core.fleet_wire import decode_desired
 from core.grpc_transport import SERVER_OPTIONS, TransportCredentials, open_channel
 from core.ids import ModelName, VariantName
-from protos.catalogue.v1 import catalogue_pb2
-from protos.catalogue.v1.catalogue_pb2_grpc import CatalogueServiceStub, add_CatalogueServiceServicer_to_server
+from protos.catalogue.v1 import catalogue_pb2, catalogue_pb2_grpc
 from protos.fleet.v1 import fleet_pb2 as pb
 from protos.fleet.v1.fleet_pb2_grpc import add_FleetServiceServicer_to_server
 from tests.support.catalogues import METER, ORIGINAL, Release, SignedWorld, made_release
@@ -73,7 +72,7 @@ class Controller:
             unsigned_pause_s=0.1,
         )
         add_FleetServiceServicer_to_server(servicer, self.server)
-        add_CatalogueServiceServicer_to_server(CatalogueServicer(world.catalogue), self.server)
+        catalogue_pb2_grpc.add_CatalogueServiceServicer_to_server(CatalogueServicer(world.catalogue), self.server)
         port = self.server.add_secure_port("127.0.0.1:0", TransportCredentials.local().server)
         self.address = Address("127.0.0.1", port)
 
@@ -172,13 +171,15 @@ async def test_what_no_key_signed_goes_out_when_the_catalogue_lists_another(
 
 
 @pytest.fixture
-async def stub(controller: Controller) -> AsyncIterator[CatalogueServiceStub]:
+async def stub(controller: Controller) -> AsyncIterator["catalogue_pb2_grpc.CatalogueServiceAsyncStub"]:
     channel = open_channel(controller.address, TransportCredentials.local())
-    yield CatalogueServiceStub(channel)
+    yield catalogue_pb2_grpc.CatalogueServiceStub(channel)
     await channel.close()
 
 
-async def test_metadata_is_served_by_name(controller: Controller, stub: CatalogueServiceStub) -> None:
+async def test_metadata_is_served_by_name(
+    controller: Controller, stub: "catalogue_pb2_grpc.CatalogueServiceAsyncStub"
+) -> None:
     request = catalogue_pb2.GetMetadataRequest(name="timestamp.json")
 
     answer = await stub.GetMetadata(request, timeout=TIMEOUT_S)
@@ -187,7 +188,7 @@ async def test_metadata_is_served_by_name(controller: Controller, stub: Catalogu
 
 
 @pytest.mark.parametrize("name", ["", "2.root.json", "x" * 5000])
-async def test_a_name_of_nothing_is_not_found(stub: CatalogueServiceStub, name: str) -> None:
+async def test_a_name_of_nothing_is_not_found(stub: "catalogue_pb2_grpc.CatalogueServiceAsyncStub", name: str) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await stub.GetMetadata(catalogue_pb2.GetMetadataRequest(name=name), timeout=TIMEOUT_S)
 
