@@ -29,7 +29,7 @@ from controller.api.enrolment_grpc import EnrolmentServer, EnrolmentServicer
 from controller.api.grpc_server import GrpcServer
 from controller.api.http_app import TrustFaces, create_app
 from controller.api.http_server import HttpServer
-from controller.api.http_tls import ServerCertificate, read_certificate
+from controller.api.http_tls import CertificateFiles, ServerCertificate
 from controller.api.identity_rest import Destination
 from controller.api.otlp_grpc import CollectorClient, OtlpServicer
 from controller.api.policy import PolicyInterceptor, admitted_agent, require_own_name
@@ -139,6 +139,8 @@ class _Ports:
     http: HttpServer
     # What the HTTP port shows of the fleet's authority, to be kept fresh; None: nothing, or the operator's own.
     certificate: ServerCertificate | None
+    # The operator's own.
+    certificate_files: CertificateFiles | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,16 +168,22 @@ def _open_ports(settings: Settings, identity: Identity, stack: AsyncExitStack) -
     stack.push_async_callback(grpc_server.stop)
     enrolment = EnrolmentServer(parse_address(settings.enrolment_bind), one_sided_tls(identity.server_identity))
     stack.push_async_callback(enrolment.stop)
-    certificate = _http_certificate(settings, identity)
-    http_server = HttpServer(parse_address(settings.http_bind), certificate=certificate)
+    files, certificate = _certificate_files(settings), _fleet_certificate(settings, identity)
+    shown = certificate if files is None else files.certificate
+    http_server = HttpServer(parse_address(settings.http_bind), certificate=shown)
     stack.callback(http_server.close)
-    return _Ports(grpc_server, enrolment, http_server, certificate if settings.http_certificate is None else None)
+    return _Ports(grpc_server, enrolment, http_server, certificate, files)
 
 
-def _http_certificate(settings: Settings, identity: Identity) -> ServerCertificate | None:
-    if settings.http_certificate is not None and settings.http_key is not None:
-        return ServerCertificate(*read_certificate(settings.http_certificate, settings.http_key))
-    if not settings.http_speaks_tls:
+def _certificate_files(settings: Settings) -> CertificateFiles | None:
+    if settings.http_certificate is None or settings.http_key is None:
+        return None
+    return CertificateFiles(settings.http_certificate, settings.http_key)
+
+
+def _fleet_certificate(settings: Settings, identity: Identity) -> ServerCertificate | None:
+    """Return what the fleet's authority certified, if the HTTP port shows that."""
+    if settings.http_certificate is not None or not settings.http_speaks_tls:
         return None
     own = identity.server_identity()
     return ServerCertificate(own.certificate_chain, own.private_key)
@@ -242,6 +250,8 @@ async def _make_parts(
         "transfers": transfers.run,
         "director": partial(director.run, fleet.reissue),
     }
+    if ports.certificate_files is not None:
+        loops["http-certificate"] = ports.certificate_files.run
     if forwarder is not None:
         loops["trace-forwarder"] = forwarder.run
     if settings.heavy.mode == "embedded":

@@ -5,11 +5,18 @@ for clients that name none too. Loading a new pair into the context in use would
 break it, and one with a key of another kind would stand beside the old one.
 """
 
+import asyncio
+import logging
 import ssl
 import tempfile
 from pathlib import Path
 
 from core.errors import InvalidRequest
+
+_log = logging.getLogger(__name__)
+
+# Chosen: certificates are renewed days before they end; whoever is told that one is out of use waits a minute.
+LOOK_S = 60.0
 
 
 class ServerCertificate:
@@ -35,6 +42,52 @@ class ServerCertificate:
 
     def _choose(self, connection: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _context: ssl.SSLContext) -> None:
         connection.context = self._current
+
+
+class CertificateFiles:
+    """An operator's own certificate, followed: whoever renews it writes the files and tells us nothing."""
+
+    def __init__(self, certificate_file: Path, key_file: Path) -> None:
+        """Read both files.
+
+        Raises:
+            InvalidRequest: one cannot be read, or they are no pair.
+        """
+        self._certificate_file = certificate_file
+        self._key_file = key_file
+        # Before they are read, so that a change in between is seen at the next look.
+        self._seen = self._state()
+        self.certificate = ServerCertificate(*read_certificate(certificate_file, key_file))
+
+    async def run(self) -> None:
+        """Look at the files again and again, for ever."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            await asyncio.to_thread(self.look)
+
+    def look(self) -> None:
+        """Show what is in the files if they changed. While they are no pair, the old one stays."""
+        if (state := self._state()) == self._seen:
+            return
+        self._seen = state
+        try:
+            self.certificate.replace(*read_certificate(self._certificate_file, self._key_file))
+        except InvalidRequest as error:
+            _log.error("the old certificate of the HTTP port stays", extra={"reason": str(error)})
+        else:
+            _log.info("certificate of the HTTP port replaced", extra={"path": str(self._certificate_file)})
+
+    def _state(self) -> tuple[tuple[int, int, int] | None, ...]:
+        return tuple(map(_file_state, (self._certificate_file, self._key_file)))
+
+
+def _file_state(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        # Reading it says why.
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def read_certificate(certificate_file: Path, key_file: Path) -> tuple[bytes, bytes]:

@@ -1,6 +1,7 @@
 """The HTTP port over TLS: a real port, real certificates, replaced while it is open."""
 
 import asyncio
+import logging
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -19,11 +20,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from controller.access.model import OperatorRole
 from controller.api.http_connections import BoundedConnection
 from controller.api.http_server import HttpServer
-from controller.api.http_tls import ServerCertificate, read_certificate
+from controller.api.http_tls import CertificateFiles, ServerCertificate, read_certificate
 from core.addresses import Address
+from core.atomic_files import write_atomically
 from core.errors import InvalidRequest
 from tests.support.guarded import guarded_side
-from tests.support.https_certificate import TestAuthority
+from tests.support.https_certificate import Pair, TestAuthority
 
 HERE = Address("127.0.0.1", 0)
 
@@ -267,3 +269,42 @@ async def test_a_browser_signs_in_over_tls(authority: TestAuthority, tmp_path: P
     assert signed_in.headers["set-cookie"].startswith("__Host-")
     assert me["name"] == "the-admin"
     assert added.status_code == 201
+
+
+def write(folder: Path, pair: Pair) -> tuple[Path, Path]:
+    """Put a pair into an operator's two files, as the tools that renew certificates do."""
+    chain, key = folder / "own.pem", folder / "own.key"
+    for path, content in ((chain, pair.chain), (key, pair.key)):
+        write_atomically(path, content)
+    return chain, key
+
+
+async def test_an_operators_own_files_are_shown_anew_when_they_change(authority: TestAuthority, tmp_path: Path) -> None:
+    first, second = authority.pair(), authority.pair()
+    files = CertificateFiles(*write(tmp_path, first))
+    async with serving(files.certificate) as server:
+        assert await shown_serial(server, authority.client_context()) == first.serial
+
+        write(tmp_path, second)
+        files.look()
+
+        assert await shown_serial(server, authority.client_context()) == second.serial
+
+
+async def test_a_broken_pair_leaves_the_old_one_and_is_logged_once(
+    authority: TestAuthority, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = authority.pair(), authority.pair()
+    files = CertificateFiles(*write(tmp_path, first))
+    async with serving(files.certificate) as server:
+        # The chain of one beside the key of another: half of a renewal.
+        write_atomically(tmp_path / "own.pem", second.chain)
+        files.look()
+        files.look()
+        assert await shown_serial(server, authority.client_context()) == first.serial
+        assert [record.levelno for record in caplog.records] == [logging.ERROR]
+
+        write_atomically(tmp_path / "own.key", second.key)
+        files.look()
+
+        assert await shown_serial(server, authority.client_context()) == second.serial
