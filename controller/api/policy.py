@@ -207,7 +207,8 @@ class PolicyInterceptor(grpc.aio.ServerInterceptor):
                 f"{peer.name}: expected at most {MAX_CALLS[peer.role]} calls at a time; wait for some to end"
             )
         self._in_progress[peer] += 1
-        context.add_done_callback(lambda _context: self._forget(peer))
+        # The stubs declare a class where any callable is meant.
+        context.add_done_callback(lambda _context: self._forget(peer))  # type: ignore[arg-type]
 
     def _forget(self, peer: Peer) -> None:
         self._in_progress[peer] -= 1
