@@ -140,7 +140,7 @@ def _well_formed(what: str) -> Iterator[None]:
 def _certificates(pem: bytes, *, what: str) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(pem)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise Untrusted(f"{what}: expected certificates in PEM, got {len(pem)} bytes of something else") from error
 
 
