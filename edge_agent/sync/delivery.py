@@ -40,6 +40,8 @@ MAX_HELD = 16
 _MAX_PAUSES = 200
 # Chosen: what hashing may lag behind, in chunks of at most 1 MiB; on a busy machine threads wait for each other.
 _MAX_UNCHECKED = 3
+# Chosen: as many permissions as a state has slots; a person who gives more than that has forgotten the first.
+MAX_ALLOWED = 256
 # Chosen: variants whose costs are remembered from one attempt to the next.
 _MAX_METERS = 64
 
@@ -79,12 +81,13 @@ class Delivery:
         self._limits = limits
         self._clock = clock
         self._is_metered = is_metered
-        self._allowed: set[Digest] = set()
+        self._allowed: deque[Digest] = deque(maxlen=MAX_ALLOWED)
         self._meters: OrderedDict[Digest, Meter] = OrderedDict()
 
     def allow(self, manifest_digest: Digest) -> None:
         """Take a person's word that this variant may cost whole chunks on a metered link."""
-        self._allowed.add(manifest_digest)
+        if manifest_digest not in self._allowed:
+            self._allowed.append(manifest_digest)
 
     async def manifest(self, digest: Digest) -> Manifest:
         """Bring the manifest alone into the store, unless it is there.

@@ -24,7 +24,7 @@ from core.errors import (
 from core.fleet_state import Transfer
 from core.manifest import MAX_MANIFEST_BYTES, File
 from edge_agent.sync.controller_source import ControllerSource, SourceLimits
-from edge_agent.sync.delivery import Delivery, DeliveryLimits
+from edge_agent.sync.delivery import MAX_ALLOWED, Delivery, DeliveryLimits
 from edge_agent.sync.store import ContentStore
 from protos.artifacts.v1 import artifacts_pb2 as pb
 from tests.support.delivery_shelf import DeliveryShelf, Fault, Sent, ShelfCalls, Silence
@@ -444,6 +444,15 @@ async def test_a_metered_agent_asks_before_it_takes_whole_chunks(tmp_path: Path,
     bench.delivery.allow(VARIANT.digest)
     await bench.variant()
     assert [asked.is_delta_only for asked in bench.shelf.asked] == [True, False]
+
+
+async def test_permissions_are_bounded_and_the_newest_count(tmp_path: Path, disk: ThreadPoolExecutor) -> None:
+    bench = Bench(tmp_path, disk, is_metered=True)
+    bench.delivery.allow(VARIANT.digest)
+    for number in range(MAX_ALLOWED):
+        bench.delivery.allow(digest_of(str(number).encode()))
+    with pytest.raises(PermissionRequired):
+        await bench.variant()
 
 
 async def test_a_metered_agent_takes_differences_without_asking(tmp_path: Path, disk: ThreadPoolExecutor) -> None:
