@@ -312,6 +312,7 @@ class _Agent:
             broker=self._broker_view(),
             certificate=CertificateView.of(self._renewal.status()),
             heavy_breaker=self._offload.state.value,
+            clock_problem=self._gate.clock_problem,
             counters={} if self._front is None else asdict(self._front.counters),
             now=self._clock.now(),
         )

@@ -44,6 +44,7 @@ def render(status: AgentStatus, *, is_running: bool, now: datetime) -> list[str]
         f"controller  {_peer(status.controller, is_running=is_running, now=now)}",
         f"broker      {_peer(status.broker, is_running=is_running, now=now)}",
         f"certificate {_certificate(status.certificate, now=now)}",
+        *([f"clock       {status.clock_problem}"] if status.clock_problem else []),
         f"heavy tier  breaker {status.heavy_breaker}",
         f"desired     epoch {status.epoch}, generation {status.generation} applied",
         "",

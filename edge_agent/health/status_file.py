@@ -106,6 +106,8 @@ class AgentStatus(_View):
     models: tuple[ModelView, ...]
     heavy_breaker: str
     """`open`: the heavy tier failed repeatedly, so the edge answers alone for the moment."""
+    clock_problem: str = ""
+    """How this machine's clock contradicts what the catalogue says has passed."""
     counters: dict[str, int]
     written_at: datetime
 
@@ -119,6 +121,7 @@ class AgentStatus(_View):
         broker: PeerView | None,
         certificate: CertificateView,
         heavy_breaker: str,
+        clock_problem: str = "",
         counters: dict[str, int],
         now: datetime,
     ) -> Self:
@@ -128,6 +131,7 @@ class AgentStatus(_View):
             broker=broker,
             certificate=certificate,
             heavy_breaker=heavy_breaker,
+            clock_problem=clock_problem,
             epoch=reported.applied.epoch,
             generation=reported.applied.generation,
             models=tuple(ModelView.of(report) for report in reported.slots),

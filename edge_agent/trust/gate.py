@@ -68,6 +68,13 @@ class TrustGate:
         self._turn = asyncio.Lock()
         self.clock_behind_s = 0.0
 
+    @property
+    def clock_problem(self) -> str:
+        """How this machine's clock contradicted the catalogue when it was last asked; "": it did not."""
+        if self.clock_behind_s <= CLOCK_TOLERANCE_S:
+            return ""
+        return f"at least {self.clock_behind_s / 3600:.1f} h behind what the catalogue says has passed; set the clock"
+
     async def admit(
         self, signed: SignedAssignment, *, agent_id: AgentId, tags: Collection[str], running: Collection[Digest]
     ) -> Admitted:

@@ -50,6 +50,7 @@ def status(
     *,
     broker: PeerView | None = BROKER_AWAY,
     certificate: CertificateView = CERTIFICATE,
+    clock_problem: str = "",
     expired: int = 0,
     now: datetime = NOW,
 ) -> AgentStatus:
@@ -61,6 +62,7 @@ def status(
         broker=broker,
         certificate=certificate,
         heavy_breaker="closed",
+        clock_problem=clock_problem,
         counters={"expired": expired},
         now=now,
     )
@@ -68,6 +70,11 @@ def status(
 
 def shown(found: AgentStatus, *, is_running: bool = True) -> str:
     return "\n".join(render(found, is_running=is_running, now=NOW + timedelta(seconds=3)))
+
+
+def test_a_clock_that_contradicts_the_catalogue_is_shown_until_it_is_set() -> None:
+    assert "clock       at least 9.0 h behind" in shown(status(clock_problem="at least 9.0 h behind"))
+    assert "clock" not in shown(status())
 
 
 def test_a_broker_that_is_away_is_shown_with_its_error_and_that_it_is_tried_again() -> None:
