@@ -178,10 +178,10 @@ class _Authorities:
         )
 
     async def status(self) -> views.AuthoritiesView:
-        return _authorities_view(self._identity.authorities())
+        return self._view(self._identity.authorities())
 
     async def rotate(self) -> views.AuthoritiesView:
-        return _authorities_view(await self._identity.rotate())
+        return self._view(await self._identity.rotate())
 
     async def certify(self, body: views.CertificateBody) -> views.CertificateView:
         certificate = self._identity.certify(Role(body.role), body.name, csr_from_pem(body.csr))
@@ -189,6 +189,12 @@ class _Authorities:
             certificate_chain=certificate.pem.decode(),
             trust_bundle=self._identity.trust_bundle().decode(),
             not_after=certificate.not_after,
+        )
+
+    def _view(self, authorities: Sequence[Authority]) -> views.AuthoritiesView:
+        return views.AuthoritiesView(
+            authorities=tuple(map(_authority_view, authorities)),
+            trust_bundle=self._identity.trust_bundle().decode(),
         )
 
 
@@ -217,12 +223,10 @@ def _identity_view(identity: AgentIdentity) -> views.IdentityView:
     )
 
 
-def _authorities_view(authorities: Sequence[Authority]) -> views.AuthoritiesView:
-    return views.AuthoritiesView(
-        authorities=tuple(
-            views.AuthorityView(
-                sha256=each.sha256, state=each.state.value, created_at=each.created_at, retired_at=each.retired_at
-            )
-            for each in authorities
-        )
+def _authority_view(authority: Authority) -> views.AuthorityView:
+    return views.AuthorityView(
+        sha256=authority.sha256,
+        state=authority.state.value,
+        created_at=authority.created_at,
+        retired_at=authority.retired_at,
     )

@@ -81,6 +81,8 @@ class AuthorityView(_View):
 class AuthoritiesView(_View):
     authorities: tuple[AuthorityView, ...]
     """Those that are trusted, the oldest first."""
+    trust_bundle: str
+    """Their certificates in PEM."""
 
 
 class CertificateBody(_Body):

@@ -12,9 +12,12 @@ import typer
 from rich.table import Table
 
 from controller.api import identity_views as views
+from controller.cli.credential import write_credential
 from controller.cli.options import client_of, usage_errors
 from controller.cli.screen import Output, OutputOption, age_text, show
 from core.atomic_files import write_atomically
+from core.errors import InvalidRequest
+from core.spiffe import CONTROLLER_DNS_NAME
 
 app = typer.Typer(help="Look after the authority that certifies agents.", no_args_is_help=True)
 
@@ -85,6 +88,34 @@ def rotate(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
     with client_of(context) as client:
         found = client.rotate_authority()
     show(found, _authorities(found), output=output)
+
+
+@app.command()
+def trust(
+    context: typer.Context,
+    is_saved: Annotated[
+        bool, typer.Option("--save", help="Write them into the credential file, in the place of those in it.")
+    ] = False,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Show the certificates that vouch for the controller: whom its clients shall believe.
+
+    After every `rotate`, run it with --save wherever there is a credential file: once the old authority is dropped, a
+    file that knows no other lets nobody connect any more.
+    """
+    with client_of(context) as client:
+        found = client.authorities()
+        file = client.credential_file
+    if not is_saved:
+        show(found, found.trust_bundle.rstrip(), output=output)
+        return
+    if file is None or file.credential is None or file.credential.server_name != CONTROLLER_DNS_NAME:
+        raise InvalidRequest(
+            "trust: expected a credential that believes the fleet's authorities; without one there is nothing to save: "
+            "plain HTTP on this machine and an operator's own certificate do not rest on them"
+        )
+    write_credential(file.path, file.credential.model_copy(update={"trust_bundle": found.trust_bundle}))
+    show(found, f"written to {file.path}", output=output)
 
 
 @app.command()

@@ -19,6 +19,8 @@ from controller.api.http_server import HttpServer
 from controller.api.identity_rest import Destination, router
 from controller.api.problems import exception_handlers, problem_answer
 from controller.cli import enrolment
+from controller.cli.credential import Credential as OperatorCredential
+from controller.cli.credential import read_credential, write_credential
 from controller.cli.options import Options
 from controller.identity.authority import new_key
 from controller.identity.keys import AuthorityKeys
@@ -29,11 +31,13 @@ from controller.storage.identity import SqlIdentityStore
 from core.addresses import Address
 from core.clock import SystemClock
 from core.enrolment_token import parse_token
+from core.spiffe import CONTROLLER_DNS_NAME
 from tests.support.trusted_controller import DOMAIN, Root, made_csr
 
 PATIENCE_S = 20.0
 CONTROLLER, ENROLMENT = Address("controller.example", 7443), Address("controller.example", 7444)
 Run = Callable[..., Result]
+Credentials = Callable[..., Path]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,22 @@ def run(controller: Running, tmp_path: Path) -> Run:
     return call
 
 
+@pytest.fixture
+def credential(controller: Running, tmp_path: Path) -> Credentials:
+    """Write the credential file that the commands find."""
+
+    def write(trust_bundle: str, server_name: str | None = None) -> Path:
+        path = tmp_path / "nanofleet" / "credential.json"
+        path.parent.mkdir()
+        made = OperatorCredential(
+            controller=controller.url, name="ada", secret="s", trust_bundle=trust_bundle, server_name=server_name
+        )
+        write_credential(path, made)
+        return path
+
+    return write
+
+
 def test_a_token_tells_an_agent_where_to_go_and_whom_to_trust(controller: Running, run: Run) -> None:
     result = run("token", "--site", "north")
 
@@ -153,6 +173,32 @@ def test_the_authority_is_rotated_in_two_steps(run: Run) -> None:
     assert states("rotate") == ["retired", "active"]
     assert "still trusted" in str(run("authority", "rotate").exception)
     assert "retired" in run("authority", "status").stdout
+
+
+def test_the_trust_bundle_of_a_credential_is_brought_up_to_date(
+    controller: Running, run: Run, credential: Credentials
+) -> None:
+    path = credential(trust_bundle="-----BEGIN CERTIFICATE-----", server_name=CONTROLLER_DNS_NAME)
+    run("authority", "rotate")
+
+    result = run("authority", "trust", "--save")
+
+    assert result.exit_code == 0, result.output
+    kept = read_credential(path).credential
+    assert kept is not None
+    assert (kept.trust_bundle, kept.name) == (controller.identity.trust_bundle().decode(), "ada")
+    assert run("authority", "trust").stdout.strip() == kept.trust_bundle.strip()
+
+
+def test_a_credential_that_believes_others_than_the_fleet_is_left_as_it_is(run: Run, credential: Credentials) -> None:
+    path = credential(trust_bundle="-----BEGIN CERTIFICATE-----")
+
+    result = run("authority", "trust", "--save")
+
+    assert "an operator's own certificate" in str(result.exception)
+    kept = read_credential(path).credential
+    assert kept is not None
+    assert kept.trust_bundle == "-----BEGIN CERTIFICATE-----"
 
 
 def test_an_applications_key_is_certified(controller: Running, run: Run, tmp_path: Path) -> None:
