@@ -342,8 +342,13 @@ def server(folder: Path) -> Iterator[int]:
 
 def put_variant(folder: Path, name: str, size_bytes: int) -> None:
     """Put a variant of one file of int8 weights, as they are after quantization: normal, and so hard to compress."""
-    weights = np.random.default_rng(1).normal(0, 28, size_bytes).clip(-128, 127).astype(np.int8).tobytes()
-    chunks = tuple(chunk_of(weights[at : at + MAX_CHUNK_BYTES]) for at in range(0, size_bytes, MAX_CHUNK_BYTES))
+    generator = np.random.default_rng(1)
+    pieces = [
+        generator.normal(0, 28, MAX_CHUNK_BYTES).clip(-128, 127).astype(np.int8).tobytes()
+        for _ in range(size_bytes // MAX_CHUNK_BYTES)
+    ]
+    weights = b"".join(pieces)
+    chunks = tuple(chunk_of(piece) for piece in pieces)
     file = File(path="model.onnx", digest=digest_of(weights), size_bytes=size_bytes, chunks=chunks)
     tensor = (Signature(name="x", datatype=Datatype.FP32, shape=(-1, 8)),)
     manifest = Manifest(

@@ -14,9 +14,9 @@ Nothing here knows gRPC (`controller.api.delivery_grpc`).
 import asyncio
 import os
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -180,7 +180,12 @@ class Transfers:
                         "allow whole chunks"
                     )
                 return encoded
-        return Encoded(Codec.RAW, await self._on_disk(self._read_chunk, ref))
+        # What is in memory is copied at once: a hop to a thread and back costs more than the copy (measured: 0.3 to 0.5
+        # ms of processor time for 1 MiB on two busy cores). The first of a file goes by the thread: opening may wait.
+        content = self._cached_chunk(ref) if ref.offset else None
+        if content is None:
+            return Encoded(Codec.RAW, await self._on_disk(self._read_chunk, ref))
+        return Encoded(Codec.RAW, content)
 
     async def _require_delta(self, manifest: Manifest, forms: "_Forms") -> None:
         if not forms.is_packed:
@@ -225,13 +230,29 @@ class Transfers:
             raise NotFound(f"manifest {digest}: not here; publish the model again") from None
 
     def _read_chunk(self, ref: ChunkRef) -> bytes:
+        with self._opened(ref) as descriptor:
+            return os.pread(descriptor, ref.size_bytes, ref.offset)
+
+    def _cached_chunk(self, ref: ChunkRef) -> bytearray | None:
+        """Return a chunk without waiting for the disk; None when some of it is not in memory."""
+        content = bytearray(ref.size_bytes)
+        try:
+            with self._opened(ref) as descriptor:
+                read_bytes = os.preadv(descriptor, [content], ref.offset, os.RWF_NOWAIT)
+        except OSError:
+            # BlockingIOError, or a file system that cannot tell; what is wrong with the disk, the thread finds too.
+            return None
+        return content if read_bytes == ref.size_bytes else None
+
+    @contextmanager
+    def _opened(self, ref: ChunkRef) -> Iterator[int]:
         digest = Digest(ref.file.digest)
         try:
             descriptor = os.open(self._blobs.path(digest), os.O_RDONLY)
         except FileNotFoundError:
             raise NotFound(f"blob {digest}: not here; publish the model again") from None
         try:
-            return os.pread(descriptor, ref.size_bytes, ref.offset)
+            yield descriptor
         finally:
             os.close(descriptor)
 
