@@ -44,6 +44,8 @@ async def lay(settings: Settings, stack: AsyncExitStack, *, clock: Clock) -> Fou
         Unavailable: a database cannot be opened, or a key that signs online is missing.
     """
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Also one that somebody made before: what agents may run, and what is sent to them, is nobody else's to read.
+    settings.data_dir.chmod(0o700)
     stack.enter_context(folder_lock.held(settings.data_dir / "controller.lock", what="controller"))
     database = await opened(settings.database_url, stack)
     identity = Identity(

@@ -134,7 +134,9 @@ class LogSettings(Section):
 class Settings(ProcessSettings):
     model_config = SettingsConfigDict(env_prefix="NANOFLEET_")
 
-    data_dir: Path = Path("nanofleet-data")
+    data_dir: Annotated[Path, AfterValidator(Path.absolute)] = Field(
+        default=Path("nanofleet-data"), validate_default=True
+    )
     """Folder of the database and the blobs; made when missing."""
     grpc_bind: BindAddress = "127.0.0.1:7443"
     """Where agents, gRPC inference clients and OTLP exporters connect; mutual TLS."""

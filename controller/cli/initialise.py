@@ -72,7 +72,7 @@ def init(
     show(
         made,
         f"admin {made.name} of {made.controller}: credential is in {made.credential}\n"
-        "start the controller with `nanofleet controller run`",
+        f"start the controller with `nanofleet controller run{f' --config {config}' if config else ''}`",
         output=output,
     )
 

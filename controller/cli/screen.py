@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 from pydantic import BaseModel
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 
 _AGES = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
@@ -20,13 +21,24 @@ class Output(StrEnum):
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="How to print the result.")]
 
 
+def _foldable(renderable: RenderableType) -> RenderableType:
+    """Let tables fold what is too long: an id or a name that is cut off could be another."""
+    if isinstance(renderable, Table):
+        for column in renderable.columns:
+            column.overflow = "fold"
+    if isinstance(renderable, Group):
+        for part in renderable.renderables:
+            _foldable(part)
+    return renderable
+
+
 def show(view: BaseModel, table: RenderableType, *, output: Output) -> None:
     """Print a result as JSON for programs or as `table` for people."""
     if output is Output.JSON:
         typer.echo(view.model_dump_json(indent=2))
     else:
         # A sentence is left to the terminal to wrap: a pipe gets it in one piece.
-        Console().print(table, soft_wrap=isinstance(table, str))
+        Console().print(_foldable(table), soft_wrap=isinstance(table, str))
 
 
 def progress_console() -> Console:

@@ -246,3 +246,14 @@ def test_a_second_signal_ends_the_process_at_once() -> None:
         process.send_signal(signal.SIGTERM)
 
         assert process.wait(10) == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("port", ["controller_grpc", "controller_enrolment"])
+def test_who_speaks_no_tls_1_3_gets_no_handshake(tmp_path: Path, port: str) -> None:
+    with ControllerProcess(tmp_path / "controller") as controller:
+        address = parse_address(controller.endpoints()[port])
+        older = ssl.create_default_context(ssl.Purpose.SERVER_AUTH)
+        older.check_hostname, older.verify_mode = False, ssl.CERT_NONE
+        older.maximum_version = ssl.TLSVersion.TLSv1_2
+        with socket.create_connection((address.host, address.port), timeout=10) as connection, pytest.raises(OSError):
+            older.wrap_socket(connection)

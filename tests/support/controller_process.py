@@ -19,6 +19,7 @@ import httpx
 from controller import foundation
 from controller.access.model import OperatorRole
 from controller.cli.credential import Credential, write_credential
+from controller.cli.processes import GRPC_ENVIRONMENT
 from controller.identity.authority import CertificateAuthority, key_pem, new_key, public_key_of
 from controller.identity.keys import AuthorityKeys
 from controller.settings import Settings
@@ -51,6 +52,7 @@ class ControllerProcess:
             "NANOFLEET_HEAVY__MODE": "url",
             # The discard port: nobody listens there.
             "NANOFLEET_HEAVY__URL": "http://127.0.0.1:9",
+            **GRPC_ENVIRONMENT,
             **environment,
         }
         # In a thread, because the caller's may have a loop that runs.
