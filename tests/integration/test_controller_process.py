@@ -255,5 +255,8 @@ def test_who_speaks_no_tls_1_3_gets_no_handshake(tmp_path: Path, port: str) -> N
         older = ssl.create_default_context(ssl.Purpose.SERVER_AUTH)
         older.check_hostname, older.verify_mode = False, ssl.CERT_NONE
         older.maximum_version = ssl.TLSVersion.TLSv1_2
-        with socket.create_connection((address.host, address.port), timeout=10) as connection, pytest.raises(OSError):
+        with (
+            socket.create_connection((address.host, address.port), timeout=10) as connection,
+            pytest.raises(ssl.SSLError),
+        ):
             older.wrap_socket(connection)
