@@ -8,7 +8,8 @@ ones in two processes, see `benchmarks.session_swarm`; they share the machine's 
 
     idle_bytes_per_s   per agent, both directions, while nobody says anything: TCP's own counters of every connection
                        (keepalive of both sides), and 52 bytes of IPv4 and TCP header for each segment
-    kb_per_agent       resident memory of the controller, all connected and in sync minus none ever connected
+    kb_per_agent       resident memory of the controller, all connected minus none ever connected; `…_in_sync`:
+                       after a first deployment to all of them as well, the memory of which the allocator keeps
     storm_s            all dial at the same instant while a new deployment waits for them: from there until the
                        controller shows all of them in sync; streams that fail to start are tried again
     push_p99_s         from the operator's HTTP call until an agent has its signed assignment
@@ -91,7 +92,7 @@ def measure(folder: Path, count: int, *, rounds: int, idle_s: float) -> dict[str
                 figures = measure_idle(part, operator, agents, settings, count=count, idle_s=idle_s)
                 figures |= measure_pushes(operator, agents, rounds=rounds)
                 figures |= measure_storms(operator, agents, count=count, rounds=rounds)
-    machine = {"python": platform.python_version(), "cpus": os.cpu_count()}
+    machine = {"python": platform.python_version(), "cpus": os.cpu_count(), "load": os.getloadavg()[1]}
     return {"benchmark": "session", **machine, "agents": count, "rounds": rounds, **figures}
 
 
@@ -106,6 +107,8 @@ def measure_idle(
     before_bytes = resident_bytes(part)
     agents.tell("dial")
     attempts = sum(answer["attempts"] for answer in agents.ask("opened"))
+    time.sleep(SETTLE_S)
+    connected_bytes = resident_bytes(part)
     push(operator, agents)
     operator.wait_until_in_sync(count)
     time.sleep(SETTLE_S)
@@ -118,7 +121,8 @@ def measure_idle(
         "idle_bytes_per_s": round(wire.size_bytes / idle_s / count, 2),
         "idle_tls_bytes_per_s": round(wire.payload_bytes / idle_s / count, 2),
         "controller_mb_before": round(before_bytes / 1e6, 1),
-        "kb_per_agent": round((resident_bytes(part) - before_bytes) / 1000 / count, 1),
+        "kb_per_agent": round((connected_bytes - before_bytes) / 1000 / count, 1),
+        "kb_per_agent_in_sync": round((resident_bytes(part) - before_bytes) / 1000 / count, 1),
     }
 
 

@@ -35,7 +35,7 @@ class Greetings:
                 if caller.agent is None:
                     await self._record(caller)
         finally:
-            if caller in self._waiting:
+            if caller.agent is None:
                 self._waiting.remove(caller)
         assert caller.agent is not None, "recorded by us, or by one before us"
         return caller.agent

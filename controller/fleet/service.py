@@ -205,10 +205,11 @@ class Fleet:
         session = self._sessions.open(hello)
         self._heard.forget(hello.agent_id)
         try:
-            agent = await self._greet(session, hello)
+            # Nothing else of the agent is kept here, for as long as the session lasts.
+            position = (await self._greet(session, hello)).desired.position
             for permitted in self._permitted.get(hello.agent_id, {}).values():
                 session.permit(permitted)
-            yield session, agent.desired.position
+            yield session, position
         finally:
             if self._sessions.close(session):
                 self._hear(session, Heard(self._clock.now()))

@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Protocol
 
+from controller.signing.gathering import GatheringSigner
 from controller.signing.keys import Signer
 from core.clock import Clock
 from core.fleet_state import (
@@ -52,6 +53,9 @@ class Director:
         self._clock = clock
         self._lifetime = lifetime
         self._signer: Signer | None = None
+        # One looks for the key, the others wait for what it finds.
+        self._looking = asyncio.Lock()
+        self._gathering = GatheringSigner()
         # What agents were told of, or are to be: kept over failures of `run`, which is started again.
         self._withdrawals = 0
         self._is_reissue_due = False
@@ -70,7 +74,7 @@ class Director:
             if self._catalogue.lists_director(key_id):
                 break
         payload = self._payload(desired)
-        signature = await asyncio.to_thread(signer.sign, ASSIGNMENT_CONTEXT + payload)
+        signature = await self._gathering.sign(signer, ASSIGNMENT_CONTEXT + payload)
         return SignedAssignment(payload, signature, key_id, files)
 
     async def run(self, reissue: Callable[[], Awaitable[None]]) -> None:
@@ -94,6 +98,7 @@ class Director:
         return encode_desired(dated).SerializeToString(deterministic=True)
 
     async def _listed_signer(self) -> Signer:
-        if self._signer is None or not self._catalogue.lists_director(self._signer.public_key.director_id):
-            self._signer = await self._catalogue.director_signer()
-        return self._signer
+        async with self._looking:
+            if self._signer is None or not self._catalogue.lists_director(self._signer.public_key.director_id):
+                self._signer = await self._catalogue.director_signer()
+            return self._signer
