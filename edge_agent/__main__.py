@@ -85,6 +85,7 @@ def _status(options: argparse.Namespace) -> int:
 
 def _enrol(options: argparse.Namespace) -> int:
     from core.enrolment_token import MAX_TOKEN_CHARS, parse_token
+    from edge_agent.health.handover import making_room
     from edge_agent.health.state_folder import StateFolder
     from edge_agent.identity.enrol import enrol
     from edge_agent.identity.folder import IdentityFolder
@@ -95,9 +96,10 @@ def _enrol(options: argparse.Namespace) -> int:
         identity = enrol(
             parse_token(text.strip()),
             IdentityFolder(folder.identity),
-            root_file=folder.trust / "root.json",
+            root_file=folder.root,
             wanted_id=options.name,
             force=options.force,
+            make_room=making_room(folder),
         )
     sys.stdout.write(
         f"this machine is agent {identity.agent_id} of site {identity.site}; `nanofleet-agent run` runs it\n"

@@ -42,6 +42,7 @@ from edge_agent.data_plane import EdgeDataPlane
 from edge_agent.front.grpc import GrpcFront
 from edge_agent.front.mqtt.broker import BrokerState
 from edge_agent.front.mqtt.front import MqttFront
+from edge_agent.health.handover import require_root_of
 from edge_agent.health.state_folder import StateFolder
 from edge_agent.health.status_file import (
     AgentIdentity,
@@ -116,6 +117,7 @@ class _Agent:
         self._hashing = ThreadPoolExecutor(1, thread_name_prefix="hashing")
         closing.callback(self._hashing.shutdown)
         enrolled = _enrolled(IdentityFolder(folder.identity), settings)
+        require_root_of(enrolled, folder.root)
         self._identity = _identity(enrolled)
         self._controller = enrolled.controller
         self._tags = (f"arch:{platform.machine()}", *settings.tags)

@@ -52,6 +52,14 @@ class Journal:
             self._sequence, self._record = sequence, record
         return record
 
+    def reset(self) -> None:
+        """Forget everything, durably: no older file comes back when the new one breaks."""
+        self._sequence, self._record = self._sequence + 1, Record()
+        fresh, stale = self._files[self._sequence % 2], self._files[(self._sequence + 1) % 2]
+        self._write(fresh, encode_record(self._record, sequence=self._sequence))
+        stale.unlink(missing_ok=True)
+        sync_folder(self._folder)
+
     def save_active(self, state: DesiredState) -> None:
         """Remember `state` as the one in force, and the one it follows as the previous."""
         self.update(lambda record: record.in_force(state))

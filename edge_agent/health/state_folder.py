@@ -11,6 +11,8 @@ class StateFolder:
     def __init__(self, root: Path) -> None:
         self.identity = root / "identity"
         self.trust = root / "trust"
+        # The anchor of everything in it, written at enrolment.
+        self.root = self.trust / "root.json"
         self.store = root / "store"
         self.journal = root / "journal"
         self.status = root / "status.json"

@@ -9,6 +9,7 @@ given again: the key was stored before it was sent, and is sent again.
 """
 
 import hashlib
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
@@ -39,10 +40,12 @@ def enrol(
     root_file: Path,
     wanted_id: str | None = None,
     force: bool = False,
+    make_room: Callable[[Identity], None] = lambda _: None,
 ) -> Identity:
     """Make this machine an agent of the token's fleet, and return its identity.
 
-    The root of the catalogue goes to `root_file`; `force` gives up an identity that is here already.
+    The root of the catalogue goes to `root_file`; `force` gives up an identity that is here already. `make_room`
+    removes what belongs to another agent or fleet than the identity that it is given.
 
     Raises:
         Conflict: this machine has an identity already.
@@ -68,6 +71,7 @@ def enrol(
         folder.forget_pending()
         raise
     identity = _checked(credential, token, key=key, now=now)
+    make_room(identity)
     write_atomically(root_file, credential.catalogue_root)
     # Last: from here on the machine counts as enrolled.
     folder.replace(identity)

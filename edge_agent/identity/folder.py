@@ -106,6 +106,15 @@ class IdentityFolder:
         if self.pending_key() == identity.tls.private_key:
             self.forget_pending()
 
+    def give_up(self) -> None:
+        """Forget every identity, durably; a pending key stays, since its certificate may be on its way."""
+        if not self._path.is_dir():
+            return
+        self._pointer.unlink(missing_ok=True)
+        sync_folder(self._path)
+        for number in self._numbers():
+            shutil.rmtree(self._path / str(number))
+
     def confirm(self) -> None:
         """Remember that what counts works: what counted before is removed."""
         self._tidy(keep=1)

@@ -2,8 +2,8 @@
 
 A push overtakes whatever is being verified before it: only the newest matters. One that could not be verified for want
 of current metadata or room is answered as such at once, and tried again by `run`, which its owner keeps running; what
-comes of it then shows in the reported state. A state that is stated anew while it is worked on has one answer, which the
-push before it waits for. Nothing that runs is touched before a push is verified.
+comes of it then shows in the reported state. A state that is stated anew while it is worked on has one answer,
+which the push before it waits for. Nothing that runs is touched before a push is verified.
 """
 
 import asyncio

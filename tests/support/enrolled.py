@@ -35,10 +35,11 @@ class Realm:
 
     def enrol(self, state_dir: Path, *, controller: Address, agent_id: str = "gate-1") -> Identity:
         """Leave in `state_dir` what enrolment does, and return the identity in it."""
-        identity = enrolled(state_dir, controller=controller, agent_id=agent_id, authority=self.authority)
+        anchor = self.side.anchor
+        identity = enrolled(state_dir, controller=controller, agent_id=agent_id, authority=self.authority, root=anchor)
         trust = StateFolder(state_dir).trust
         trust.mkdir(exist_ok=True)
-        (trust / "root.json").write_bytes(self.side.anchor)
+        (trust / "root.json").write_bytes(anchor)
         return identity
 
 
@@ -49,6 +50,7 @@ def enrolled(
     agent_id: str,
     site: str = "berlin",
     authority: FakeAuthority | None = None,
+    root: bytes = ROOT,
 ) -> Identity:
     """Put an identity, certified by `authority` or by one that nobody knows, into an agent's state folder."""
     authority, begins = authority or FakeAuthority(), datetime.now(UTC).replace(microsecond=0)
@@ -61,7 +63,7 @@ def enrolled(
         controller,
         # Nobody enrols or renews here.
         controller,
-        hashlib.sha256(ROOT).hexdigest(),
+        hashlib.sha256(root).hexdigest(),
         begins,
         begins + WEEK,
         TlsIdentity(chain, pem_of_key(key), authority.pem),
