@@ -47,13 +47,13 @@ def made(blobs: FolderBlobs, version: int, changed: int = 0) -> Made:
 def decoded(encoded: Encoded, size_bytes: int, source: Made | None = None) -> bytes:
     match encoded.codec:
         case Codec.RAW:
-            return encoded.data
+            return bytes(encoded.data)
         case Codec.ZSTD:
-            return decompress(encoded.data, size_bytes=size_bytes)
+            return decompress(bytes(encoded.data), size_bytes=size_bytes)
         case Codec.DIFFERENCE:
             assert source is not None
             assert encoded.source_manifest == source.digest
-            return decode_difference(source.chunk(encoded.source_index), encoded.data, size_bytes=size_bytes)
+            return decode_difference(source.chunk(encoded.source_index), bytes(encoded.data), size_bytes=size_bytes)
 
 
 async def test_every_chunk_comes_back_from_the_full_pack(shelf: PackShelf, blobs: FolderBlobs) -> None:

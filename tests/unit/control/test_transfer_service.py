@@ -109,5 +109,5 @@ def test_a_chunk_reads_as_the_message_that_the_protocol_names(size_bytes: int) -
     encoded = Encoded(Codec.DIFFERENCE, b"x" * size_bytes, OLD.digest, 7)
     found = pb.FetchChunksReply.FromString(reply_bytes(Sent(300, encoded)))
     assert found.chunk == pb.EncodedChunk(
-        index=300, codec=pb.CODEC_DIFFERENCE, data=encoded.data, source_manifest=OLD.digest, source_index=7
+        index=300, codec=pb.CODEC_DIFFERENCE, data=bytes(encoded.data), source_manifest=OLD.digest, source_index=7
     )
