@@ -36,6 +36,7 @@ from core.tasks import supervise
 from core.telemetry import Tracing, TracingSettings
 from edge_agent.activation.journal import Journal
 from edge_agent.activation.probation import ProbationTerms
+from edge_agent.activation.rebuild import rebuild_if_lost
 from edge_agent.activation.self_test import SelfTester, SelfTestLimits
 from edge_agent.cascade.offload import Offload
 from edge_agent.data_plane import EdgeDataPlane
@@ -133,6 +134,7 @@ class _Agent:
         closing.push_async_callback(self._plane.close)
         self._store = ContentStore(folder.store)
         self._journal = _own(Journal(folder.journal, clock=clock), enrolled.agent_id, settings)
+        rebuild_if_lost(self._journal, self._store, agent_id=enrolled.agent_id, clock=clock)
         self._journal.note_start(software_version=self._identity.software_version)
         self._delivery = self._make_delivery(channel)
         self._admissions = AdmittedManifests(in_force=self._in_force())

@@ -2,8 +2,8 @@
 
     journal.0, journal.1    each a checksummed record with a sequence number; the newest that is whole counts
 
-A write that fails or is cut off harms only the older file. When both are broken the record is empty, which is logged:
-models then start when the controller pushes again, from the store, and nothing is fetched a second time.
+A write that fails or is cut off harms only the older file. When both are broken or missing the journal is lost: the
+record is empty until `rebuild` makes one of what the store proves.
 
 Methods that write block on the disk; the owner calls them from one thread. `record` may be read anywhere.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from core.atomic_files import sync_folder
 from core.clock import Clock
+from core.digest import Digest
 from core.errors import NanofleetError
 from core.fleet_state import DesiredState
 from core.ids import ModelName
@@ -32,6 +33,9 @@ class Journal:
         self._clock = clock
         self._files = (folder / "journal.0", folder / "journal.1")
         self._make_folder()
+        self.is_lost = False
+        # What the record names since it was rebuilt: whether that failed here before is forgotten.
+        self.unproven: frozenset[Digest] = frozenset()
         self._sequence, self._record = self._load()
 
     @property
@@ -51,6 +55,12 @@ class Journal:
             self._write(self._files[sequence % 2], encode_record(record, sequence=sequence))
             self._sequence, self._record = sequence, record
         return record
+
+    def rebuild(self, record: Record) -> None:
+        """Make `record` the one that counts, in place of the one that was lost."""
+        self.update(lambda _: record)
+        self.is_lost = False
+        self.unproven = record.in_use()
 
     def reset(self) -> None:
         """Forget everything, durably: no older file comes back when the new one breaks."""
@@ -97,7 +107,8 @@ class Journal:
     def _load(self) -> tuple[int, Record]:
         found = [whole for path in self._files if (whole := _read(path)) is not None]
         if not found and any(path.exists() for path in self._files):
-            _log.error("both files of the journal are unreadable; nothing runs until the controller pushes again")
+            _log.error("both files of the journal are unreadable")
+        self.is_lost = not found
         return max(found, key=lambda whole: whole[0], default=(0, Record()))
 
     def _write(self, path: Path, content: bytes) -> None:

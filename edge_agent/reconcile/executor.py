@@ -184,7 +184,7 @@ class Reconciler:
         return Current(
             frozenset(complete),
             dict(self._place.host.running()),
-            record.pins() | self._steps.passed,
+            (record.pins() - self._place.journal.unproven) | self._steps.passed,
             fallbacks,
         )
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from core.digest import Digest, hex_of
 from core.errors import Untrusted
-from core.fleet_state import Position, PushResult, Slot, SlotPhase
+from core.fleet_state import NOWHERE, Position, PushResult, Slot, SlotPhase
 from core.ids import ModelName
 from core.manifest import Manifest
 from edge_agent.activation.probation import ProbationTerms
@@ -72,20 +73,65 @@ async def test_D09_a_state_that_cannot_be_written_down_is_not_applied(device: De
         assert await reconciler.submit(desired(NEW, generation=2)) == PushResult(Position(1, 2))
 
 
-async def test_D10_with_the_journal_lost_nothing_runs_until_the_next_push_and_nothing_is_fetched_again(
-    device: Device,
-) -> None:
-    await device.apply(desired(OLD, OTHER, generation=1))
+def lose_the_journal(device: Device) -> None:
     for file in (device.root / "journal").iterdir():
         file.write_bytes(b"\x00" * file.stat().st_size)
+
+
+async def test_D10_with_the_journal_lost_what_the_store_has_serves_without_anybody_and_the_next_push_decides(
+    device: Device, caplog: pytest.LogCaptureFixture
+) -> None:
+    await device.apply(desired(OLD, OTHER, generation=1))
+    lose_the_journal(device)
     device.shelf.asked.clear()
     device.shelf.asked_manifests.clear()
     async with device.running() as reconciler:
-        await reconciler.restored.wait()
-        assert device.runs()
+        await device.host.until(lambda: device.runs(OLD, OTHER))
+        assert "the journal was lost" in caplog.text
+        assert reconciler.applied == NOWHERE
         assert await reconciler.submit(desired(OLD, OTHER, generation=1)) == PushResult(Position(1, 1))
         assert device.runs(OLD, OTHER)
         assert (device.shelf.asked, device.shelf.asked_manifests) == ([], [])
+
+
+async def test_D10_with_the_journal_lost_the_newest_version_serves_and_the_one_before_it_is_at_hand(
+    device: Device,
+) -> None:
+    await device.apply(desired(OLD, generation=1))
+    await device.apply(desired(NEW, generation=2))
+    lose_the_journal(device)
+    async with device.running():
+        await device.host.until(lambda: device.runs(NEW))
+        device.see(FAULTY)
+        await device.host.until(lambda: device.runs(OLD))
+
+
+async def test_D10_with_the_journal_lost_a_variant_is_tried_again_before_it_serves(device: Device) -> None:
+    await device.apply(desired(OLD, OTHER, generation=1))
+    lose_the_journal(device)
+    device.tester.failures["digits", 1] = "failed its self-test: other answers"
+    async with device.running() as reconciler:
+        await device.host.until(lambda: device.runs(OTHER))
+        await until(reconciler, lambda: SlotPhase.FAILED in phases(reconciler))
+        assert device.host.loads == [OTHER.digest]
+
+
+async def test_D10_with_the_journal_lost_what_rotted_meanwhile_is_not_served(device: Device) -> None:
+    await device.apply(desired(OLD, OTHER, generation=1))
+    lose_the_journal(device)
+    blob = device.root / "store" / "blobs" / hex_of(Digest(OLD.manifest.files[0].digest))
+    blob.write_bytes(b"x" * blob.stat().st_size)
+    async with device.running():
+        await device.host.until(lambda: device.runs(OTHER))
+        assert device.host.loads == [OTHER.digest]
+
+
+async def test_D10_a_journal_that_is_missing_is_rebuilt_too(device: Device) -> None:
+    await device.apply(desired(OLD, generation=1))
+    for file in (device.root / "journal").iterdir():
+        file.unlink()
+    async with device.running():
+        await device.host.until(lambda: device.runs(OLD))
 
 
 async def test_D10_one_broken_file_of_the_journal_is_no_loss(device: Device) -> None:

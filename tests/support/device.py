@@ -20,6 +20,7 @@ from core.fleet_state import DesiredState, Position, SlotPhase, SlotReport
 from core.ids import AgentId, ModelName
 from edge_agent.activation.journal import Journal
 from edge_agent.activation.probation import ProbationTerms
+from edge_agent.activation.rebuild import rebuild_if_lost
 from edge_agent.reconcile.attempts import RetryPolicy
 from edge_agent.reconcile.executor import Reconciler
 from edge_agent.reconcile.ports import Terms
@@ -69,6 +70,7 @@ class Device:
         with ThreadPoolExecutor(1) as disk:
             clock = SystemClock()
             store, journal = ContentStore(self.root / "store"), self.journal()
+            rebuild_if_lost(journal, store, agent_id=AGENT, clock=clock)
             journal.note_start(software_version=self.software_version)
             source = ControllerSource(self.calls, limits=SourceLimits(chunk_timeout_s=5), clock=clock)
             delivery = Delivery(source, store, disk=disk, limits=DeliveryLimits(reserve_bytes=0), clock=clock)
