@@ -27,6 +27,7 @@ from edge_agent.trust.verifier import (
     decoded_assignment,
     issued_by,
     require_current,
+    require_not_older,
     require_signed,
     require_unexpired,
     statement_on,
@@ -98,6 +99,8 @@ class _Verification:
 
     def _current_top_level(self, fetcher: FetcherInterface) -> TopLevel:
         top = self.catalogue.refresh(fetcher)
+        # A cache that lost its files cannot tell what is older; what was accepted stands beside it.
+        require_not_older(versions_of(top), self._accepted.versions)
         self.catalogue.keep()
         self._accept({"root": top.root, "targets": top.targets}, top)
         roles = {"root": top.root, "timestamp": top.timestamp, "snapshot": top.snapshot, "targets": top.targets}

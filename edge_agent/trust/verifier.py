@@ -18,7 +18,7 @@ from tuf.api.metadata import Metadata, Root, Signed, Snapshot, TargetFile, Targe
 from core.catalogue import DIRECTOR_KEYS, ISSUED, RELEASE_FLOOR, family_role, target_path
 from core.digest import hex_of
 from core.errors import InvalidRequest, Unavailable, Untrusted
-from core.fleet_state import ASSIGNMENT_CONTEXT, DesiredState, SignedAssignment, Slot
+from core.fleet_state import ASSIGNMENT_CONTEXT, CatalogueVersions, DesiredState, SignedAssignment, Slot
 from core.fleet_wire import decode_desired
 from core.ids import AgentId, ModelName
 from core.manifest import MAX_MANIFEST_BYTES
@@ -76,6 +76,18 @@ def require_unexpired(desired: DesiredState, *, now: datetime) -> None:
     assert desired.expires_at is not None
     if now >= desired.expires_at:
         raise Untrusted(f"assignment: it expired at {desired.expires_at:%Y-%m-%d %H:%M} UTC; deploy again")
+
+
+def require_not_older(found: CatalogueVersions, accepted: CatalogueVersions) -> None:
+    """Raise Untrusted when `found` is older than what was accepted once.
+
+    A newer root may begin timestamps anew: so a fleet recovers whose online key was misused to run far ahead.
+    """
+    if found < accepted:
+        raise Untrusted(
+            f"catalogue: expected root {accepted.root} and timestamp {accepted.timestamp} or newer, as were accepted "
+            f"before, got root {found.root} and timestamp {found.timestamp}"
+        )
 
 
 def require_current(roles: Mapping[str, Signed], *, now: datetime) -> None:

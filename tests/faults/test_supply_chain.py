@@ -90,6 +90,27 @@ def test_A02_old_metadata_that_is_replayed_is_refused(
         device.admits_served(asks_for(side, MADE))
 
 
+@pytest.mark.parametrize("is_emptied", [True, False])
+def test_A02_a_cache_that_was_lost_is_no_way_back_to_older_metadata(
+    side: CatalogueSide, device: TrustingDevice, is_emptied: bool
+) -> None:
+    old = dict(side.files)
+    side.publish()
+    device.admits_served(asks_for(side, MADE))
+    for path in (device.folder / "metadata").glob("*.json"):
+        path.unlink()
+        if is_emptied:
+            path.touch()
+        else:
+            path.mkdir()
+    newest = dict(side.files)
+    side.files.update(old)
+    with pytest.raises(Untrusted, match="as were accepted before"):
+        device.admits_served(replace(asks_for(side, MADE), catalogue=()))
+    side.files.update(newest)
+    device.admits_served(asks_for(side, MADE))
+
+
 def test_A03_other_content_under_the_same_version_is_refused(side: CatalogueSide, device: TrustingDevice) -> None:
     device.admits_served(asks_for(side, MADE))
     other = release_of(1, counter=2)
