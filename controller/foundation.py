@@ -4,6 +4,7 @@ Made by the controller when it starts, and by `nanofleet controller init` before
 the fleet's authority, the catalogue and all of their keys, as files below `data_dir/keys`.
 """
 
+import hashlib
 import os
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -20,8 +21,7 @@ from controller.storage.database import Database
 from controller.storage.identity import SqlIdentityStore
 from core import folder_lock
 from core.clock import Clock
-
-FIRST_ROOT = "1.root.json"
+from core.errors import NotFound
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +31,23 @@ class Foundation:
     catalogue: Catalogue
     access: Access
 
-    async def first_root(self) -> bytes:
-        """Return the catalogue's first root, which every enrolment token pins."""
-        return await self.catalogue.metadata(FIRST_ROOT)
+    async def trust_root(self, sha256: bytes = b"") -> bytes:
+        """Return the catalogue's root with which a new machine begins to trust: the newest, unless one is named.
+
+        An older one comes only to whom a token from before a rotation names it: keys that were rotated out can sign
+        another future of the roots of their time.
+
+        Raises:
+            NotFound: none with that digest was published.
+        """
+        newest = self.catalogue.export_root()
+        if not sha256 or hashlib.sha256(newest).digest() == sha256:
+            return newest
+        for version in range(self.catalogue.versions().root - 1, 0, -1):
+            older = await self.catalogue.metadata(f"{version}.root.json")
+            if hashlib.sha256(older).digest() == sha256:
+                return older
+        raise NotFound("catalogue: the token names a root that this controller never had; make another token")
 
 
 async def lay(settings: Settings, stack: AsyncExitStack, *, clock: Clock) -> Foundation:

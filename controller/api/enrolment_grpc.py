@@ -70,8 +70,11 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 class CatalogueRoot(Protocol):
     """What enrolment asks of the catalogue."""
 
-    async def first_root(self) -> bytes:
-        """Return the root metadata, version 1; its SHA-256 stands in every token."""
+    async def trust_root(self, sha256: bytes = b"") -> bytes:
+        """Return the root metadata with which a new machine begins; its SHA-256 stands in the token.
+
+        It is the newest when none is named. Raises NotFound when there is none with that digest.
+        """
         ...
 
 
@@ -98,7 +101,7 @@ class EnrolmentServicer:
         server.add_registered_method_handlers(_SERVICE, calls)
 
     async def _enrol(self, request: pb.EnrolRequest) -> pb.Credential:
-        root = await self._root.first_root()
+        root = await self._root.trust_root(request.root_sha256)
         credential = _encoded(await self._identity.enrol(request.secret, request.csr, request.wanted_id))
         credential.catalogue_root = root
         return credential

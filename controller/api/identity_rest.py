@@ -93,7 +93,7 @@ class _Tokens:
 
     async def create(self, body: views.TokenBody, request: Request) -> views.IssuedTokenView:
         # First, so that no token is made that cannot be told.
-        root = await self._destination.root.first_root()
+        root = await self._destination.root.trust_root()
         made = await self._identity.create_token(
             SiteId(body.site),
             created_by=self._operator_of(request),

@@ -174,10 +174,6 @@ class Catalogue:
         files = [*roots, *(edition.files[role] for role in (*above, *families))]
         return tuple(_fitting(files))
 
-    async def first_root(self) -> bytes:
-        """Return the root with which a new machine begins to trust; from it, it follows every later one."""
-        return (await self._file(ROOT, 1)).content
-
     def export_root(self) -> bytes:
         """Return the newest root."""
         return self._edition.file(ROOT).content

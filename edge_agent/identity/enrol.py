@@ -63,7 +63,8 @@ def enrol(
     authority = keys.pinned_authority(presented_chain(token.enrolment), sha256=token.authority_sha256, now=now)
     key = folder.pending_key() or keys.new_key()
     folder.keep_pending(key)
-    request = pb.EnrolRequest(secret=token.secret, csr=keys.certificate_request(key), wanted_id=wanted_id or "")
+    csr = keys.certificate_request(key)
+    request = pb.EnrolRequest(secret=token.secret, csr=csr, wanted_id=wanted_id or "", root_sha256=token.root_sha256)
     try:
         credential = _ask(token, request, authority=authority)
     except InvalidRequest:

@@ -122,6 +122,17 @@ async def test_I01_a_lost_reply_is_asked_for_again_with_the_same_key(controller:
     assert await controller.is_served(again)
 
 
+async def test_I01_a_token_that_names_a_root_of_another_fleet_is_not_used_up(controller: TrustedController) -> None:
+    secret = await controller.token()
+
+    refusal = await refused_enrolment(
+        controller, pb.EnrolRequest(secret=secret, csr=made_csr(new_key()), root_sha256=bytes(32))
+    )
+
+    assert refusal.code() is Code.NOT_FOUND
+    assert await controller.is_served(await controller.enrol(secret))
+
+
 async def test_I02_of_two_that_race_with_one_token_one_gets_in(controller: TrustedController) -> None:
     secret = await controller.token()
 

@@ -223,7 +223,7 @@ async def stolen(tmp_path: Path) -> AsyncIterator[tuple[Thief, Device]]:
     device.folder.mkdir(parents=True)
     async with AsyncExitStack() as stack:
         foundation = await lay(settings, stack, clock=CLOCK)
-        (device.folder / ROOT).write_bytes(await foundation.first_root())
+        (device.folder / ROOT).write_bytes(await foundation.trust_root())
         for release in (WITHDRAWN, LISTED, NEWER):
             await foundation.catalogue.release([release])
         await foundation.catalogue.revoke(METER, below=LISTED.version)

@@ -56,7 +56,7 @@ async def world(tmp_path: Path) -> SignedWorld:
 async def agent(world: SignedWorld, tmp_path: Path) -> Agent:
     folder = tmp_path / "agent"
     folder.mkdir()
-    (folder / ROOT).write_bytes(await world.catalogue.first_root())
+    (folder / ROOT).write_bytes(world.catalogue.export_root())
     return Agent(world, Director(world.catalogue, clock=world.clock), folder)
 
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!protos/identity/v1/identity.proto\x12\x15nanofleet.identity.v1\x1a\x1fgoogle/protobuf/timestamp.proto\">\n\x0c\x45nrolRequest\x12\x0e\n\x06secret\x18\x01 \x01(\x0c\x12\x0b\n\x03\x63sr\x18\x02 \x01(\x0c\x12\x11\n\twanted_id\x18\x03 \x01(\t\"$\n\x10\x43hallengeRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\"\x1f\n\x0e\x43hallengeReply\x12\r\n\x05nonce\x18\x01 \x01(\x0c\"O\n\x0cRenewRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x12\x0b\n\x03\x63sr\x18\x03 \x01(\x0c\x12\x11\n\tsignature\x18\x04 \x01(\x0c\"\xa4\x01\n\nCredential\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x0c\n\x04site\x18\x02 \x01(\t\x12\x19\n\x11\x63\x65rtificate_chain\x18\x03 \x01(\x0c\x12\x14\n\x0ctrust_bundle\x18\x04 \x01(\x0c\x12-\n\tnot_after\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x63\x61talogue_root\x18\x06 \x01(\x0c\x32\x91\x02\n\x10\x45nrolmentService\x12O\n\x05\x45nrol\x12#.nanofleet.identity.v1.EnrolRequest\x1a!.nanofleet.identity.v1.Credential\x12[\n\tChallenge\x12\'.nanofleet.identity.v1.ChallengeRequest\x1a%.nanofleet.identity.v1.ChallengeReply\x12O\n\x05Renew\x12#.nanofleet.identity.v1.RenewRequest\x1a!.nanofleet.identity.v1.Credentialb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!protos/identity/v1/identity.proto\x12\x15nanofleet.identity.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"S\n\x0c\x45nrolRequest\x12\x0e\n\x06secret\x18\x01 \x01(\x0c\x12\x0b\n\x03\x63sr\x18\x02 \x01(\x0c\x12\x11\n\twanted_id\x18\x03 \x01(\t\x12\x13\n\x0broot_sha256\x18\x04 \x01(\x0c\"$\n\x10\x43hallengeRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\"\x1f\n\x0e\x43hallengeReply\x12\r\n\x05nonce\x18\x01 \x01(\x0c\"O\n\x0cRenewRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x12\x0b\n\x03\x63sr\x18\x03 \x01(\x0c\x12\x11\n\tsignature\x18\x04 \x01(\x0c\"\xa4\x01\n\nCredential\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x0c\n\x04site\x18\x02 \x01(\t\x12\x19\n\x11\x63\x65rtificate_chain\x18\x03 \x01(\x0c\x12\x14\n\x0ctrust_bundle\x18\x04 \x01(\x0c\x12-\n\tnot_after\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x63\x61talogue_root\x18\x06 \x01(\x0c\x32\x91\x02\n\x10\x45nrolmentService\x12O\n\x05\x45nrol\x12#.nanofleet.identity.v1.EnrolRequest\x1a!.nanofleet.identity.v1.Credential\x12[\n\tChallenge\x12\'.nanofleet.identity.v1.ChallengeRequest\x1a%.nanofleet.identity.v1.ChallengeReply\x12O\n\x05Renew\x12#.nanofleet.identity.v1.RenewRequest\x1a!.nanofleet.identity.v1.Credentialb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,15 +33,15 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.identity.v1.identity
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ENROLREQUEST']._serialized_start=93
-  _globals['_ENROLREQUEST']._serialized_end=155
-  _globals['_CHALLENGEREQUEST']._serialized_start=157
-  _globals['_CHALLENGEREQUEST']._serialized_end=193
-  _globals['_CHALLENGEREPLY']._serialized_start=195
-  _globals['_CHALLENGEREPLY']._serialized_end=226
-  _globals['_RENEWREQUEST']._serialized_start=228
-  _globals['_RENEWREQUEST']._serialized_end=307
-  _globals['_CREDENTIAL']._serialized_start=310
-  _globals['_CREDENTIAL']._serialized_end=474
-  _globals['_ENROLMENTSERVICE']._serialized_start=477
-  _globals['_ENROLMENTSERVICE']._serialized_end=750
+  _globals['_ENROLREQUEST']._serialized_end=176
+  _globals['_CHALLENGEREQUEST']._serialized_start=178
+  _globals['_CHALLENGEREQUEST']._serialized_end=214
+  _globals['_CHALLENGEREPLY']._serialized_start=216
+  _globals['_CHALLENGEREPLY']._serialized_end=247
+  _globals['_RENEWREQUEST']._serialized_start=249
+  _globals['_RENEWREQUEST']._serialized_end=328
+  _globals['_CREDENTIAL']._serialized_start=331
+  _globals['_CREDENTIAL']._serialized_end=495
+  _globals['_ENROLMENTSERVICE']._serialized_start=498
+  _globals['_ENROLMENTSERVICE']._serialized_end=771
 # @@protoc_insertion_point(module_scope)

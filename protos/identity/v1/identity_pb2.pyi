@@ -28,20 +28,24 @@ class EnrolRequest(google.protobuf.message.Message):
     SECRET_FIELD_NUMBER: builtins.int
     CSR_FIELD_NUMBER: builtins.int
     WANTED_ID_FIELD_NUMBER: builtins.int
+    ROOT_SHA256_FIELD_NUMBER: builtins.int
     secret: builtins.bytes
     """The secret part of the token, 32 bytes."""
     csr: builtins.bytes
     """PKCS #10 in DER, signed by the new P-256 key; names in it are not looked at."""
     wanted_id: builtins.str
     """The name that the agent would like to have; the controller chooses one when it is empty."""
+    root_sha256: builtins.bytes
+    """SHA-256 of the root that the token names, which comes back; the newest comes when it is empty."""
     def __init__(
         self,
         *,
         secret: builtins.bytes = ...,
         csr: builtins.bytes = ...,
         wanted_id: builtins.str = ...,
+        root_sha256: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["csr", b"csr", "secret", b"secret", "wanted_id", b"wanted_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["csr", b"csr", "root_sha256", b"root_sha256", "secret", b"secret", "wanted_id", b"wanted_id"]) -> None: ...
 
 Global___EnrolRequest: typing_extensions.TypeAlias = EnrolRequest
 
@@ -118,7 +122,7 @@ class Credential(google.protobuf.message.Message):
     trust_bundle: builtins.bytes
     """Every certificate authority that the agent shall trust, PEM; more than one while they rotate."""
     catalogue_root: builtins.bytes
-    """Root metadata of the catalogue (TUF), version 1; its SHA-256 stands in the token. Empty on renewal."""
+    """Root metadata of the catalogue (TUF): that which EnrolRequest names. Empty on renewal."""
     @property
     def not_after(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     def __init__(

@@ -125,7 +125,8 @@ class Orders:
 
 
 async def _nothing() -> AsyncIterator[Codec]:
-    for codec in ():
+    nothing: tuple[Codec, ...] = ()
+    for codec in nothing:
         yield codec
 
 

@@ -32,7 +32,10 @@ REFUSALS = {
     grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 MAX_DETAILS_CHARS = 1000
-ENROLS = (pb.EnrolRequest(secret=bytes(32), csr=CSR, wanted_id="cam-1"), pb.EnrolRequest(secret=bytes(32)))
+ENROLS = (
+    pb.EnrolRequest(secret=bytes(32), csr=CSR, wanted_id="cam-1"),
+    pb.EnrolRequest(secret=bytes(32), root_sha256=bytes(32)),
+)
 RENEWS = (
     pb.RenewRequest(agent_id="cam-1", nonce=bytes(NONCE_BYTES), csr=CSR, signature=bytes(70)),
     pb.RenewRequest(agent_id="cam-1"),
