@@ -48,6 +48,7 @@ bench: setup $(BENCH)/installed ## Run the benchmarks; prints one JSON object ea
 	$(BIN)/python -m benchmarks.hot_path --json
 	$(BIN)/python -m benchmarks.offload --json
 	$(BIN)/python -m benchmarks.session --json
+	$(BIN)/python -m benchmarks.fetch --json
 	$(BENCH)/bin/python -m benchmarks.delta --json
 
 $(BENCH)/installed: $(LOCKS)/bench.lock
