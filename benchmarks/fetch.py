@@ -253,6 +253,9 @@ class EveryVariant:
     async def wanted_by(self, agent_id: AgentId) -> Collection[Digest]:
         return self._variants
 
+    async def entitled_to(self, agent_id: AgentId) -> Collection[Digest]:
+        return self._variants
+
 
 class Blobs:
     def __init__(self, folder: Path) -> None:

@@ -6,6 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Self
 
+from core.digest import Digest
 from core.errors import InvalidName
 from core.fleet_state import DesiredState, Problem, ReportedState, Slot
 from core.ids import AgentId, SiteId, checked_name
@@ -80,6 +81,8 @@ class Agent:
     reported: ReportedState
     # Why the agent refused the push of the present desired position; it keeps running its last good state.
     rejection: Problem | None = None
+    # Manifests that stood in its desired state and no longer do, the latest last: what else it may have come by here.
+    former_manifests: tuple[Digest, ...] = ()
 
     @property
     def is_in_sync(self) -> bool:

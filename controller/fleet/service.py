@@ -175,6 +175,13 @@ class Fleet:
         agent = await self._store.read(lambda records: records.agent(agent_id))
         return () if agent is None else tuple(slot.manifest_digest for slot in agent.desired.slots)
 
+    async def entitled_to(self, agent_id: AgentId) -> Collection[Digest]:
+        """Return the manifests that stand in the desired state of an agent, or once did."""
+        agent = await self._store.read(lambda records: records.agent(agent_id))
+        if agent is None:
+            return ()
+        return {*agent.former_manifests, *(slot.manifest_digest for slot in agent.desired.slots)}
+
     async def deployments(self) -> Sequence[Deployment]:
         """Return what operators asked for, by target and model."""
         return await self._store.read(lambda records: records.deployments())

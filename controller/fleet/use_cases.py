@@ -14,8 +14,9 @@ from controller.fleet.heard import Heard, apply_heard
 from controller.fleet.model import WHOLE_FLEET, Agent, Deployed, Deployment, Target
 from controller.fleet.resolution import resolve
 from controller.fleet.store import FleetRecords
+from core.digest import Digest
 from core.errors import Conflict
-from core.fleet_state import NOWHERE, AgentHello, DesiredState, Position, ReportedState
+from core.fleet_state import NOWHERE, AgentHello, DesiredState, Position, ReportedState, Slot
 from core.fleet_wire import MAX_SLOTS
 from core.ids import AgentId, ModelName
 
@@ -23,6 +24,8 @@ _log = logging.getLogger(__name__)
 
 # Restores from a backup will raise it; until then every controller is at the first.
 EPOCH = 1
+# Chosen: a few former variants of each model of an ordinary agent; without its entry a variant travels in full.
+MAX_FORMER = 64
 
 
 def greet(records: FleetRecords, hellos: Sequence[AgentHello], *, now: datetime) -> Sequence[Agent]:
@@ -132,4 +135,13 @@ def _settled(agent: Agent, deployments: Iterable[Deployment], *, now: datetime) 
     _require_at_most_max_slots(f"agent {agent.agent_id}", len(slots))
     epoch, generation = max(agent.desired.position, agent.reported.applied, Position(EPOCH, 0))
     desired = DesiredState(agent.agent_id, Position(epoch, generation + 1), now, slots)
-    return replace(agent, desired=desired, rejection=None)
+    return replace(agent, desired=desired, rejection=None, former_manifests=_former(agent, slots))
+
+
+def _former(agent: Agent, slots: Sequence[Slot]) -> tuple[Digest, ...]:
+    """Return the manifests that the agent was given until now and that are not in `slots`, the latest last."""
+    given = (*agent.former_manifests, *(slot.manifest_digest for slot in agent.desired.slots))
+    staying = {slot.manifest_digest for slot in slots}
+    # The last place of each counts: one that came back and left again is new among them.
+    latest = [*dict.fromkeys(digest for digest in reversed(given) if digest not in staying)]
+    return tuple(reversed(latest[:MAX_FORMER]))

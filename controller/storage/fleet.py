@@ -125,6 +125,7 @@ def _agent(row: RowMapping) -> Agent:
             tuple(_report(item) for item in orjson.loads(row["reported_slots"])),
         ),
         rejection=None if row["rejection"] is None else Problem(**orjson.loads(row["rejection"])),
+        former_manifests=tuple(Digest(item) for item in orjson.loads(row["former_manifests"])),
     )
 
 
@@ -145,6 +146,7 @@ def _agent_row(agent: Agent) -> dict[str, Any]:
         "applied_generation": agent.reported.applied.generation,
         "reported_slots": _json(agent.reported.slots),
         "rejection": None if agent.rejection is None else _json(agent.rejection),
+        "former_manifests": _json(agent.former_manifests),
     }
 
 

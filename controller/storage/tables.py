@@ -110,6 +110,8 @@ agents = Table(
     Column("applied_generation", BigInteger, nullable=False),
     Column("reported_slots", Text, nullable=False),
     Column("rejection", Text),
+    # Manifests that left the desired state, as JSON.
+    Column("former_manifests", Text, nullable=False, server_default="[]"),
     Index("ix_agents_site", "site"),
 )
 

@@ -4,7 +4,8 @@
     transfer(agent, order)      a Grant, and every chunk that was ordered, in order
     run()                       prepares chunks for the orders that come; owned by the composition root
 
-An agent gets what stands in its desired state and nothing else. A chunk goes in the smallest form that the agent can
+An agent gets what stands in its desired state and nothing else: not even differences to what never stood there, which
+could be undone. A chunk goes in the smallest form that the agent can
 decode, as the packs hold it (`controller.transfer.packs`); without packs it goes as it is, out of the blob store. A
 metered agent is refused whole chunks, and told what they would cost, until it says that it may take them.
 
@@ -82,6 +83,10 @@ class DesiredVariants(Protocol):
         """Return the manifests in the desired state of `agent_id`; none for an agent that nobody knows."""
         ...
 
+    async def entitled_to(self, agent_id: AgentId) -> Collection[Digest]:
+        """Return those manifests, and the ones that stood there once."""
+        ...
+
 
 class BlobPaths(Protocol):
     def path(self, digest: Digest) -> Path:
@@ -146,7 +151,7 @@ class Transfers:
         with self._admission.transfer(agent_id) as may_run:
             readiness = Readiness.PENDING
             if may_run:
-                held = await self._held(manifest, order.held_manifests)
+                held = await self._held(agent_id, manifest, order.held_manifests)
                 readiness = await self._preparations.ready(manifest, held, wait_s=self._prepare_wait_s)
             if readiness is Readiness.PENDING:
                 yield Grant(not_before=self._admission.later()), _nothing()
@@ -198,10 +203,16 @@ class Transfers:
         if digest not in await self._desired.wanted_by(agent_id):
             raise Forbidden(f"agent {agent_id}: {digest} is not in its desired state; deploy it there first")
 
-    async def _held(self, to: Manifest, digests: Sequence[Digest]) -> list[Manifest]:
-        """Return those of the manifests that an agent says it holds which differences may be taken from."""
+    async def _held(self, agent_id: AgentId, to: Manifest, digests: Sequence[Digest]) -> list[Manifest]:
+        """Return those of the manifests that an agent says it holds which differences may be taken from.
+
+        Only what it was given once: a difference and the one variant are as good as the other.
+        """
+        entitled = await self._desired.entitled_to(agent_id) if digests else ()
         found = []
         for digest in digests:
+            if digest not in entitled:
+                continue
             try:
                 manifest = await self._manifest(digest)
             except (NotFound, InvalidManifest):

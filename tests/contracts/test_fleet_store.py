@@ -16,6 +16,7 @@ from controller.registry.model import ModelVersion, PublicationState
 from controller.storage.database import Database
 from controller.storage.fleet import SqlFleetStore
 from controller.storage.registry import SqlRegistryStore
+from core.digest import digest_of
 from core.errors import Conflict, UnknownModel
 from core.fleet_state import Position, Problem, ReportedState, Slot, SlotPhase, SlotReport
 from core.fleet_wire import MAX_SLOTS
@@ -86,6 +87,7 @@ async def test_a_saved_agent_comes_back_whole(store: FleetStore) -> None:
         made_agent(),
         reported=ReportedState(Position(1, 2), (failed,)),
         rejection=Problem("disk_full", "need 10 more bytes, 'ünïcode'"),
+        former_manifests=(METER_2.manifest_digest, CAT_1.manifest_digest),
     )
 
     await store.run(lambda records: records.save_agents([agent]))
@@ -188,6 +190,30 @@ async def test_a_use_case_sees_what_it_saved(store: FleetStore) -> None:
         return records.agent(CAM)
 
     assert await store.run(save_and_look) == made_agent()
+
+
+# ---- what an agent once had ------------------------------------------------------------------------------------
+
+
+async def test_manifests_that_leave_the_desired_state_are_remembered_until_they_come_back(store: FleetStore) -> None:
+    await store.run(lambda records: use_cases.greet(records, [made_hello()], now=NOON))
+    formers = []
+    for slot in (METER_1, METER_2, CAT_1, METER_1):
+        await store.run(partial(use_cases.deploy, deployment=made_deployment(slot=slot), now=NOON))
+        agent = await store.read(lambda records: records.agent(CAM))
+        assert agent is not None
+        formers.append(agent.former_manifests)
+    assert formers == [(), (METER_1.manifest_digest,), (METER_1.manifest_digest,), (METER_2.manifest_digest,)]
+
+
+async def test_no_more_former_manifests_are_remembered_than_there_is_room_for(store: FleetStore) -> None:
+    digests = tuple(digest_of(str(number).encode()) for number in range(use_cases.MAX_FORMER))
+    agent = replace(made_agent(), desired=replace(made_agent().desired, slots=(METER_1,)), former_manifests=digests)
+    await store.run(lambda records: records.save_agents([agent]))
+    await store.run(partial(use_cases.deploy, deployment=made_deployment(slot=METER_2), now=NOON))
+    after = await store.read(lambda records: records.agent(CAM))
+    assert after is not None
+    assert after.former_manifests == (*digests[1:], METER_1.manifest_digest)
 
 
 # ---- more models than a desired state holds -------------------------------------------------------------------

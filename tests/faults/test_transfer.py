@@ -25,7 +25,7 @@ from core.errors import (
     Unavailable,
 )
 from core.fleet_state import Transfer
-from core.ids import ModelName
+from core.ids import AgentId, ModelName
 from edge_agent.reconcile.attempts import Attempts, RetryPolicy
 from protos.artifacts.v1 import artifacts_pb2 as pb
 from tests.support.delivery_server import Depot, Device, device, serving, serving_shelf
@@ -248,6 +248,24 @@ async def test_I10_an_agent_gets_neither_manifest_nor_chunks_of_what_another_run
         chunks = there.source.chunks(OLD.digest, chunks_of(OLD.manifest), held=(), is_delta_only=False)
         with pytest.raises(Forbidden, match="not in its desired state"):
             await anext(chunks)
+
+
+async def test_I10_an_agent_gets_no_differences_to_what_was_never_its_own(tmp_path: Path, depot: Depot) -> None:
+    depot.publish(OLD, "gate-2")
+    async with serving(depot), device(tmp_path / "device", depot.port, agent="gate-2") as there:
+        chunks = there.source.chunks(OLD.digest, chunks_of(OLD.manifest), held=(NEW.digest,), is_delta_only=False)
+        codecs = {arrived.codec.value async for arrived in chunks}
+    assert "difference" not in codecs
+    assert depot.packs.prepared == [(OLD.digest, ())]
+
+
+async def test_I10_an_agent_gets_differences_to_what_it_once_had(tmp_path: Path, depot: Depot) -> None:
+    gate = AgentId("gate-1")
+    depot.desired.wanted[gate], depot.desired.former[gate] = {NEW.digest}, {OLD.digest}
+    async with serving(depot), device(tmp_path / "device", depot.port) as there:
+        chunks = there.source.chunks(NEW.digest, chunks_of(NEW.manifest), held=(OLD.digest,), is_delta_only=True)
+        codecs = {arrived.codec.value async for arrived in chunks}
+    assert codecs == {"difference"}
 
 
 async def test_A20_a_poisoned_delta_costs_that_chunk_in_full_and_nothing_else(tmp_path: Path, depot: Depot) -> None:

@@ -69,9 +69,13 @@ class MemoryPacks:
 class MemoryDesired:
     def __init__(self) -> None:
         self.wanted: dict[AgentId, set[Digest]] = {}
+        self.former: dict[AgentId, set[Digest]] = {}
 
     async def wanted_by(self, agent_id: AgentId) -> Collection[Digest]:
         return self.wanted.get(agent_id, set())
+
+    async def entitled_to(self, agent_id: AgentId) -> Collection[Digest]:
+        return self.wanted.get(agent_id, set()) | self.former.get(agent_id, set())
 
 
 class Depot:

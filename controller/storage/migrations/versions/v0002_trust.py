@@ -1,4 +1,4 @@
-"""Trust: authorities, tokens and identities, operators and their sessions, the catalogue."""
+"""Trust: authorities, tokens and identities, operators and their sessions, the catalogue, what agents once had."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,6 +8,7 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
+    op.add_column("agents", sa.Column("former_manifests", sa.Text(), nullable=False, server_default="[]"))
     op.create_table(
         "authorities",
         sa.Column("sha256", sa.String(length=64), nullable=False),
