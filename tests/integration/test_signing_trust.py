@@ -88,6 +88,17 @@ async def test_an_agent_follows_a_rotation(world: SignedWorld, agent: Agent, rol
     assert SECOND.manifest_digest in agent.judge(await agent.assignment(SECOND)).allowed
 
 
+async def test_an_agent_that_begins_after_a_rotation_follows_the_next(world: SignedWorld, agent: Agent) -> None:
+    await world.catalogue.rotate(KeyRole.ROOT)
+    (agent.folder / ROOT).write_bytes(world.catalogue.export_root())
+    assert FIRST.manifest_digest in agent.judge(await agent.assignment(FIRST)).allowed
+
+    await world.catalogue.rotate(KeyRole.ROOT)
+
+    assert FIRST.manifest_digest in agent.judge(await agent.assignment(FIRST)).allowed
+    assert agent.held() == world.catalogue.versions()
+
+
 async def test_an_agent_that_was_away_for_months_follows_every_rotation(world: SignedWorld, agent: Agent) -> None:
     agent.judge(await agent.assignment(FIRST))
     for _ in range(50):
