@@ -22,7 +22,7 @@ from core.fleet_state import (
 )
 from core.fleet_wire import MAX_METADATA_FILES, decode_hello, decode_push_result, decode_reported, encode_assignment
 from core.ids import AgentId, SiteId
-from edge_agent.link.session import Replaced, Session, SessionEnded, SessionLimits, SessionState
+from edge_agent.link.session import MAX_PENDING_ANSWERS, Replaced, Session, SessionEnded, SessionLimits, SessionState
 from edge_agent.reconcile.board import Board
 from protos.fleet.v1 import fleet_pb2 as pb
 from tests.support.fleet_call import FleetCall
@@ -50,9 +50,13 @@ class FakeIntake:
         # A push is answered when it is set.
         self.is_applied = asyncio.Event()
         self.is_applied.set()
+        # False: a push before waits for the same answer.
+        self.has_answers = True
 
-    async def push(self, signed: SignedAssignment) -> PushResult:
+    async def push(self, signed: SignedAssignment) -> PushResult | None:
         self.pushed.append(signed)
+        if not self.has_answers:
+            return None
         await self.is_applied.wait()
         return RESULT
 
@@ -252,6 +256,17 @@ async def test_a_call_that_its_channel_cancels_is_no_failure(line: Line) -> None
     async with line.open() as task:
         line.call.replace()
         assert isinstance(await line.ending(task), Replaced)
+
+
+async def test_assignments_without_an_answer_of_their_own_never_deafen_the_session(line: Line) -> None:
+    line.intake.has_answers = False
+    async with line.open():
+        for _ in range(MAX_PENDING_ANSWERS + 4):
+            line.call.push(SIGNED)
+        while len(line.intake.pushed) < MAX_PENDING_ANSWERS + 4:
+            await asyncio.sleep(0)
+        line.intake.has_answers = True
+        await line.settled()
 
 
 async def test_an_assignment_beyond_its_bounds_is_answered_without_being_taken(line: Line) -> None:
