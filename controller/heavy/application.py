@@ -37,6 +37,7 @@ from starlette.responses import Response
 from controller.heavy import protocol
 from controller.heavy.arguments import ApplicationArguments, ClusterArguments
 from controller.heavy.artifacts import GrpcArtifacts
+from controller.heavy.followed_tls import FollowedTls
 from controller.heavy.model import Answer, HostedModel, Job
 from controller.heavy.store import ModelStore
 from core.addresses import parse_address
@@ -63,13 +64,15 @@ class HeavyModels:
         target = parse_address(arguments.controller)
         artifacts = GrpcArtifacts(partial(_open_channel, str(target), arguments.tls_dir))
         self._store = ModelStore(arguments.cache_dir, artifacts, budget_bytes=arguments.cache_budget_bytes)
+        tls = read_tls_identity(arguments.tls_dir)
         # No sampling of its own: the incoming flag decides.
         self._tracing = Tracing(
             "nanofleet-heavy",
             TracingSettings(target if arguments.export_spans else None, sample_ratio=0.0),
             attributes={"service.instance.id": serve.get_replica_context().replica_id.unique_id},
-            credentials=read_tls_identity(arguments.tls_dir),
+            credentials=tls,
         )
+        self._tls = FollowedTls(arguments.tls_dir, self._tracing.follow, shown=tls, clock=self._clock)
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="heavy-load")
         self._runners = ThreadPoolExecutor(arguments.concurrent_runs, thread_name_prefix="heavy-run")
         self._loading: dict[Digest, asyncio.Task[HostedModel]] = {}
@@ -86,6 +89,7 @@ class HeavyModels:
         )(self._running_function())
 
     async def __call__(self, request: Request) -> Response:
+        self._tls.look()
         return await protocol.respond(request, self._infer, tracing=self._tracing, clock=self._clock)
 
     async def _infer(self, call: protocol.HeavyCall) -> Answer:
