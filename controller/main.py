@@ -21,6 +21,7 @@ import uvloop
 from starlette.types import ASGIApp
 
 from controller import foundation as foundations
+from controller.api import open_files
 from controller.api.agents_grpc import FleetServicer
 from controller.api.artifacts_grpc import ArtifactServicer
 from controller.api.catalogue_grpc import CatalogueServicer
@@ -94,6 +95,7 @@ def main(settings: Settings) -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     # It counts, at every release, the signatures that are not needed yet.
     logging.getLogger("tuf").setLevel(logging.WARNING)
+    open_files.allow_many()
     uvloop.run(run(settings))
 
 
