@@ -74,7 +74,10 @@ class Assembly:
             os.close(descriptor)
 
     def write(self, ref: ChunkRef, content: bytes | memoryview) -> None:
-        """Put bytes where chunk `ref` belongs; they count once they are accepted."""
+        """Put bytes where chunk `ref` belongs, unless it is there; they count once they are accepted."""
+        if ref.index not in self._missing:
+            # What counts is never written over, by bytes that may be wrong.
+            return
         descriptor = os.open(self._path, os.O_WRONLY)
         try:
             written = 0
