@@ -285,7 +285,7 @@ async def _transfers(
         blobs,
         shelf,
         sender=FairSender(SendLimits(bytes_per_s=rate), clock=clock),
-        admission=Admission(max_transfers=bounds.max_transfers, clock=clock),
+        admission=Admission(max_transfers=bounds.max_transfers, bytes_per_s=rate, clock=clock),
         disk=reader,
         clock=clock,
         bytes_per_s=rate,

@@ -89,8 +89,12 @@ class LinkSettings(Section):
 class SyncSettings(Section):
     """Fetching models from the controller."""
 
-    chunk_timeout_s: Seconds = 20.0
-    """Seconds without a chunk after which a transfer is given up, to be resumed later."""
+    chunk_timeout_s: Seconds = 120.0
+    """Seconds without a word after which a transfer is given up, to be resumed later.
+
+    A chunk of up to 1 MiB counts once it is here as a whole: within the default a link of 70 kbit/s brings it. Less
+    notices sooner that a controller is stuck; a link that is down is noticed by pings.
+    """
     reserve_bytes: Annotated[int, Field(ge=0)] = 64 << 20
     """Disk space that a fetch must leave free."""
     max_attempts: Count = 5

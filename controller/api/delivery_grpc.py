@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 import grpc
@@ -22,6 +23,9 @@ SEND_TIMEOUT_S = 120.0
 _READ_AHEAD_CHUNKS = 2
 # Derived: as many as a manifest can list chunks with gaps between them.
 MAX_RANGES = 1 << 16
+
+# While a chunk waits for its turn: what is silent is gone.
+_STILL_HERE = pb.FetchChunksReply()
 
 _CODECS = {Codec.RAW: pb.CODEC_RAW, Codec.ZSTD: pb.CODEC_ZSTD, Codec.DIFFERENCE: pb.CODEC_DIFFERENCE}
 
@@ -73,7 +77,7 @@ class DeliveryServicer:
             while (sent := await read.get()) is not None:
                 if isinstance(sent, NanofleetError):
                     raise sent
-                async with self._transfers.turn(agent_id, sent):
+                async with self._transfers.turn(agent_id, sent, on_wait=partial(self._write, _STILL_HERE, context)):
                     self._agent_of(context)
                     await self._write(sent, context)
         finally:
@@ -81,13 +85,13 @@ class DeliveryServicer:
             # Whoever lent the chunks takes them back, which must not happen while they are read.
             await asyncio.wait([reading])
 
-    async def _write(self, sent: Sent, context: Context) -> None:
+    async def _write(self, reply: "pb.FetchChunksReply | Sent", context: Context) -> None:
         try:
             async with asyncio.timeout(self._send_timeout_s):
-                await context.write(sent)
+                await context.write(reply)
         except TimeoutError as error:
             raise DeadlineExceeded(
-                f"expected the receiver to take a chunk within {self._send_timeout_s:g} s; ask from {sent.index} on"
+                f"expected the receiver to take a chunk within {self._send_timeout_s:g} s; ask for the rest"
             ) from error
 
 

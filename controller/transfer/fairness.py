@@ -17,7 +17,7 @@ stuck agents nor many on slow links hold the others up.
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -27,9 +27,12 @@ from random import random
 from core.clock import Clock
 from core.errors import Overloaded
 from core.ids import AgentId
+from core.manifest import MAX_CHUNK_BYTES
 
 # Chosen: many times the transfers that run at once; an agent forgotten has to stall once more to be known.
 _MAX_SLOW = 1024
+# Chosen: within which everyone who is served gets a chunk, when the bandwidth is bounded.
+_ROUND_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,8 @@ class SendLimits:
     bytes_per_s: int | None = None
     # Chosen: a link on which 1 MiB takes longer is the bottleneck itself, not this machine.
     patience_s: float = 0.5
+    # Chosen: how often a receiver hears that its chunk waits, well within the silence that it bears.
+    word_s: float = 5.0
 
 
 @dataclass(order=True, slots=True)
@@ -167,37 +172,35 @@ class FairSender:
         self._limits = limits
         self._queue = FairQueue(limits)
         self._clock = clock
-        self._turns: dict[int, asyncio.Future[None]] = {}
+        # Each is told when it comes, with the timer of its patience.
+        self._turns: dict[int, asyncio.Future[asyncio.TimerHandle]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     @asynccontextmanager
-    async def turn(self, agent_id: AgentId, size_bytes: int) -> AsyncIterator[None]:
-        """Wait for the turn of a chunk; send it inside."""
+    async def turn(
+        self, agent_id: AgentId, size_bytes: int, *, on_wait: Callable[[], Awaitable[None]]
+    ) -> AsyncIterator[None]:
+        """Wait for the turn of a chunk, calling `on_wait` every `word_s` meanwhile; send it inside."""
         ticket = self._queue.ask(agent_id, size_bytes)
         turn = self._turns[ticket.number] = asyncio.get_running_loop().create_future()
         self._advance()
         try:
-            await turn
-        except asyncio.CancelledError:
-            # It may have been admitted in the same turn of the loop.
-            if self._turns.pop(ticket.number, None) is None:
-                self._queue.finish(ticket)
-            else:
-                self._queue.withdraw(ticket)
-            self._advance()
-            raise
-        with self._patient(ticket):
-            yield
-
-    @contextmanager
-    def _patient(self, ticket: Ticket) -> Iterator[None]:
-        timer = asyncio.get_running_loop().call_later(self._limits.patience_s, self._stall, ticket)
-        try:
+            while not turn.done():
+                await asyncio.wait([turn], timeout=self._limits.word_s)
+                if not turn.done():
+                    await on_wait()
             yield
         finally:
-            timer.cancel()
+            self._end(ticket, turn)
+
+    def _end(self, ticket: Ticket, turn: "asyncio.Future[asyncio.TimerHandle]") -> None:
+        if turn.done():
+            turn.result().cancel()
             self._queue.finish(ticket)
-            self._advance()
+        else:
+            del self._turns[ticket.number]
+            self._queue.withdraw(ticket)
+        self._advance()
 
     def _stall(self, ticket: Ticket) -> None:
         self._queue.stall(ticket)
@@ -206,9 +209,9 @@ class FairSender:
     def _advance(self) -> None:
         now_s = self._clock.monotonic_s()
         for ticket in self._queue.admit(now_s):
-            turn = self._turns.pop(ticket.number)
-            if not turn.done():
-                turn.set_result(None)
+            # It may be some time until its owner takes note: `on_wait` waits for the receiver too.
+            patience = asyncio.get_running_loop().call_later(self._limits.patience_s, self._stall, ticket)
+            self._turns.pop(ticket.number).set_result(patience)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -221,7 +224,8 @@ class Admission:
     """How many transfers run at once; the others are told when to come back, spread so that they do not return as one.
 
     Chosen: 64 transfers of at most 2 MiB each under way bound memory; an agent may have two, so that a new one does not
-    wait until the death of an old one is noticed.
+    wait until the death of an old one is noticed. A bandwidth for all together allows only so many that each
+    gets a chunk in about 10 s: to come back later costs less than to wait in a stream.
     """
 
     def __init__(
@@ -230,10 +234,12 @@ class Admission:
         max_transfers: int = 64,
         max_per_agent: int = 2,
         pause_s: float = 5.0,
+        bytes_per_s: int | None = None,
         clock: Clock,
         uniform: Callable[[], float] = random,
     ) -> None:
-        self._max_transfers = max_transfers
+        affordable = max_transfers if bytes_per_s is None else int(bytes_per_s * _ROUND_S) // MAX_CHUNK_BYTES
+        self._max_transfers = max(min(max_transfers, affordable), 1)
         self._max_per_agent = max_per_agent
         self._pause_s = pause_s
         self._clock = clock

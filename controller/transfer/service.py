@@ -15,7 +15,7 @@ Nothing here knows gRPC (`controller.api.delivery_grpc`).
 import asyncio
 import os
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -162,9 +162,11 @@ class Transfers:
             async with aclosing(self._chunks(wanted, forms)) as chunks:
                 yield Grant(self._bytes_per_s // self._admission.active), chunks
 
-    def turn(self, agent_id: AgentId, sent: Sent) -> AbstractAsyncContextManager[None]:
-        """Wait for the turn of a chunk among those of all agents; send it inside."""
-        return self._sender.turn(agent_id, len(sent.encoded.data))
+    def turn(
+        self, agent_id: AgentId, sent: Sent, *, on_wait: Callable[[], Awaitable[None]]
+    ) -> AbstractAsyncContextManager[None]:
+        """Wait for the turn of a chunk among those of all agents, calling `on_wait` now and then; send it inside."""
+        return self._sender.turn(agent_id, len(sent.encoded.data), on_wait=on_wait)
 
     async def _chunks(self, wanted: Sequence[ChunkRef], forms: "_Forms") -> AsyncGenerator[Sent, None]:
         for ref in wanted:

@@ -1,7 +1,8 @@
 """Manifests and chunks from the controller, over DeliveryService.
 
 Nothing it sends is believed: the first word must be the grant, every chunk must be the next one asked for and no larger
-than it may be, and a controller that falls silent is left after `chunk_timeout_s`.
+than it may be, and a controller that falls silent is left after `chunk_timeout_s`, or four times what a chunk takes at
+the rate that it granted. A reply without content says that the next chunk waits for its turn: silence begins anew.
 """
 
 import asyncio
@@ -24,7 +25,7 @@ from core.errors import (
     Unavailable,
 )
 from core.logs import peer_text
-from core.manifest import MAX_MANIFEST_BYTES
+from core.manifest import MAX_CHUNK_BYTES, MAX_MANIFEST_BYTES
 from core.status import error_from_grpc
 from edge_agent.sync.calls import CarriedChunk, Reply
 from edge_agent.sync.source import Arrived, Codec, ComeBackLater
@@ -33,6 +34,8 @@ from protos.artifacts.v1 import artifacts_pb2 as pb
 # Chosen: a controller whose clock is ahead, or that lies, must not stop deliveries for longer.
 MAX_PAUSE_S = 600.0
 _MIN_PAUSE_S = 0.1
+# Chosen: 20 minutes of them at the pace of our controller; one that says nothing else is as good as silent.
+_MAX_WAITS = 240
 
 T = TypeVar("T")
 
@@ -60,7 +63,7 @@ class DeliveryCalls(Protocol):
 @dataclass(frozen=True, slots=True)
 class SourceLimits:
     # Longest silence, of a controller that is asked or sends; a chunk of 1 MiB must arrive within it.
-    chunk_timeout_s: float = 20.0
+    chunk_timeout_s: float = 120.0
 
 
 class ControllerSource:
@@ -71,7 +74,8 @@ class ControllerSource:
 
     async def manifest(self, digest: Digest) -> bytes:
         what = f"manifest {digest}"
-        reply = await self._heard(self._stub.FetchManifest(pb.FetchManifestRequest(digest=digest)), what)
+        asked = self._stub.FetchManifest(pb.FetchManifestRequest(digest=digest))
+        reply = await self._heard(asked, what, self._limits.chunk_timeout_s)
         if len(reply.content) > MAX_MANIFEST_BYTES:
             raise IntegrityError(f"{what}: expected at most {MAX_MANIFEST_BYTES} bytes, got {len(reply.content)}")
         if (found := digest_of(reply.content)) != digest:
@@ -92,9 +96,9 @@ class ControllerSource:
         )
         try:
             replies = aiter(call)
-            self._require_granted(await self._next(replies, what), what)
+            timeout_s = self._granted(await self._next(replies, what, self._limits.chunk_timeout_s), what)
             for ref in wanted:
-                reply = await self._next(replies, what)
+                reply = await self._next(replies, what, timeout_s)
                 if reply is None:
                     raise Unavailable(f"{what}: the stream ended before chunk {ref.index}")
                 yield _arrived(reply, ref, held)
@@ -102,23 +106,32 @@ class ControllerSource:
         finally:
             call.cancel()
 
-    def _require_granted(self, reply: Reply | None, what: str) -> None:
+    def _granted(self, reply: Reply | None, what: str) -> float:
+        """Return how long to bear silence; raise ComeBackLater when nothing was granted."""
         if not isinstance(reply, pb.FetchChunksReply) or reply.WhichOneof("reply") != "grant":
             raise IntegrityError(f"{what}: expected a grant first, got {reply and _kind(reply)}")
         if reply.grant.HasField("not_before"):
             not_before_s = reply.grant.not_before.seconds + reply.grant.not_before.nanos / 1e9
             pause_s = min(max(not_before_s - self._clock.now().timestamp(), _MIN_PAUSE_S), MAX_PAUSE_S)
             raise ComeBackLater(f"{what}: the controller serves others first; {pause_s:.1f} s", delay_s=pause_s)
+        if not reply.grant.bytes_per_s:
+            return self._limits.chunk_timeout_s
+        shared_s = min(4 * MAX_CHUNK_BYTES / reply.grant.bytes_per_s, MAX_PAUSE_S)
+        return max(self._limits.chunk_timeout_s, shared_s)
 
-    async def _next(self, replies: AsyncIterator[Reply], what: str) -> Reply | None:
-        return await self._heard(anext(replies, None), what)
+    async def _next(self, replies: AsyncIterator[Reply], what: str, timeout_s: float) -> Reply | None:
+        for _ in range(_MAX_WAITS):
+            reply = await self._heard(anext(replies, None), what, timeout_s)
+            if reply is None or _kind(reply) is not None:
+                return reply
+        raise Unavailable(f"{what}: told {_MAX_WAITS} times to wait for one chunk; the controller is busy")
 
-    async def _heard(self, word: Awaitable[T], what: str) -> T:
+    async def _heard(self, word: Awaitable[T], what: str, timeout_s: float) -> T:
         try:
-            async with asyncio.timeout(self._limits.chunk_timeout_s):
+            async with asyncio.timeout(timeout_s):
                 return await word
         except TimeoutError:
-            raise Unavailable(f"{what}: expected a word within {self._limits.chunk_timeout_s:g} s, got none") from None
+            raise Unavailable(f"{what}: expected a word within {timeout_s:g} s, got none") from None
         except grpc.aio.AioRpcError as error:
             raise _error_of(error, what) from error
 

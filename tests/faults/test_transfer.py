@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from controller.transfer.fairness import FairSender, SendLimits
 from controller.transfer.model import Codec, Encoded
 from core.chunks import chunks_of
+from core.clock import SystemClock
 from core.delta import compress
 from core.digest import digest_of
 from core.errors import (
@@ -52,6 +54,10 @@ async def until_whole(there: Device, variant: MadeVariant, *, attempts: int) -> 
     raise AssertionError(f"not whole after {attempts} attempts")
 
 
+async def nothing() -> None:
+    pass
+
+
 def drop_after(chunks: int) -> Fault:
     return lambda replies: [*replies[: chunks + 1], Unavailable("link reset")]
 
@@ -82,6 +88,17 @@ async def test_D01_a_controller_that_dies_in_the_middle_and_comes_back_is_resume
         async with serving_shelf(shelf, port=port):
             await until_whole(there, OLD, attempts=20)
     assert shelf.asked_chunks[-1] == list(range(8, 20))
+
+
+async def test_D01_an_uplink_that_others_use_up_is_no_silence(tmp_path: Path, depot: Depot) -> None:
+    depot.sender = FairSender(SendLimits(in_flight_bytes=1, patience_s=60.0, word_s=0.02), clock=SystemClock())
+    async with serving(depot), device(tmp_path / "device", depot.port, timeout_s=0.5) as there:
+        async with depot.sender.turn(AgentId("gate-2"), 1, on_wait=nothing):
+            bringing = asyncio.create_task(there.bring(OLD))
+            # More than an agent bears without a word.
+            await asyncio.sleep(1.0)
+        await bringing
+        assert there.store.is_complete(OLD.digest)
 
 
 async def test_D02_a_server_that_fails_every_second_request_is_got_through(tmp_path: Path) -> None:

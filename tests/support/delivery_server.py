@@ -86,6 +86,7 @@ class Depot:
         self.variants: dict[Digest, MadeVariant] = {}
         self.packs = MemoryPacks(self.variants)
         self.desired = MemoryDesired()
+        self.sender = FairSender(SendLimits(), clock=SystemClock())
         self.port = 0
 
     def path(self, digest: Digest) -> Path:
@@ -102,12 +103,11 @@ class Depot:
     def transfers(self, disk: ThreadPoolExecutor, *, prepare_wait_s: float = 8.0) -> Transfers:
         clock = SystemClock()
         admission = Admission(clock=clock, pause_s=0.01)
-        sender = FairSender(SendLimits(), clock=clock)
         return Transfers(
             self.desired,
             self,
             self.packs,
-            sender=sender,
+            sender=self.sender,
             admission=admission,
             disk=disk,
             clock=clock,

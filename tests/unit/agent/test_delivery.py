@@ -235,6 +235,35 @@ async def test_a_silent_controller_is_left(bench: Bench) -> None:
     assert bench.calls.calls[-1].is_cancelled
 
 
+def waiting(words: int) -> Fault:
+    """Say before every chunk that it waits for its turn."""
+    still_here = [pb.FetchChunksReply()] * words
+    return lambda replies: [each for reply in replies for each in (*still_here, reply)]
+
+
+async def test_a_word_that_a_chunk_waits_is_no_chunk_and_no_silence(bench: Bench) -> None:
+    bench.break_next(waiting(3))
+    await bench.variant()
+    assert bench.shelf.asked_chunks == [ALL]
+    assert bench.store.is_complete(VARIANT.digest)
+
+
+async def test_a_controller_that_only_says_to_wait_is_left(bench: Bench) -> None:
+    bench.break_next(waiting(1000))
+    with pytest.raises(Unavailable, match="told 240 times to wait"):
+        await bench.variant()
+
+
+async def test_silence_is_borne_for_as_long_as_the_granted_rate_may_take(bench: Bench) -> None:
+    def late(replies: list[pb.FetchChunksReply]) -> Sequence[Sent]:
+        replies[0].grant.bytes_per_s = 20 << 20
+        return [replies[0], Silence()]
+
+    bench.break_next(late)
+    with pytest.raises(Unavailable, match=r"expected a word within 0\.2 s"):
+        await bench.variant()
+
+
 async def test_corrupt_bytes_are_refused_and_fetched_again(bench: Bench) -> None:
     bench.break_next(changed(with_bytes(b"x" * 10), at=4))
     with pytest.raises(IntegrityError, match="chunk 4: got other bytes"):

@@ -26,7 +26,7 @@ class TenChunks:
     async def transfer(self, _agent: AgentId, _order: object) -> AsyncIterator[tuple[Grant, AsyncIterator[Sent]]]:
         yield Grant(), self._chunks()
 
-    def turn(self, _agent: AgentId, _sent: Sent) -> nullcontext[None]:
+    def turn(self, _agent: AgentId, _sent: Sent, *, on_wait: object) -> nullcontext[None]:
         return nullcontext()
 
     async def _chunks(self) -> AsyncIterator[Sent]:

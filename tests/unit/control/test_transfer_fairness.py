@@ -1,6 +1,7 @@
 """Fair sending: bytes are shared evenly, nobody starves, and one alone waits for nothing."""
 
 import asyncio
+from contextlib import ExitStack
 
 import pytest
 from hypothesis import given
@@ -16,6 +17,10 @@ MIB = 1 << 20
 # Room for one chunk at a time, so that every choice shows.
 ONE_AT_A_TIME = SendLimits(in_flight_bytes=1)
 A, B = AgentId("a"), AgentId("b")
+
+
+async def nothing() -> None:
+    pass
 
 
 def names(tickets: list[Ticket]) -> list[AgentId]:
@@ -138,7 +143,7 @@ def test_the_bandwidth_is_kept() -> None:
 async def test_one_alone_waits_for_nothing() -> None:
     sender = FairSender(SendLimits(), clock=SystemClock())
     for _ in range(100):
-        async with asyncio.timeout(1), sender.turn(A, MIB):
+        async with asyncio.timeout(1), sender.turn(A, MIB, on_wait=nothing):
             pass
 
 
@@ -146,10 +151,10 @@ async def test_a_turn_that_is_given_up_lets_the_next_pass() -> None:
     sender = FairSender(ONE_AT_A_TIME, clock=SystemClock())
 
     async def wait() -> None:
-        async with sender.turn(B, MIB):
+        async with sender.turn(B, MIB, on_wait=nothing):
             pass
 
-    async with sender.turn(A, MIB):
+    async with sender.turn(A, MIB, on_wait=nothing):
         given_up, next_one = asyncio.create_task(wait()), asyncio.create_task(wait())
         await asyncio.sleep(0)
         given_up.cancel()
@@ -162,21 +167,61 @@ async def test_a_turn_that_is_given_up_in_the_moment_it_comes_is_given_back() ->
     sender = FairSender(ONE_AT_A_TIME, clock=SystemClock())
 
     async def wait() -> None:
-        async with sender.turn(B, MIB):
+        async with sender.turn(B, MIB, on_wait=nothing):
             await asyncio.Event().wait()
 
-    async with sender.turn(A, MIB):
+    async with sender.turn(A, MIB, on_wait=nothing):
         waiting = asyncio.create_task(wait())
         await asyncio.sleep(0)
     waiting.cancel()
     await asyncio.wait([waiting])
-    async with asyncio.timeout(1), sender.turn(A, MIB):
+    async with asyncio.timeout(1), sender.turn(A, MIB, on_wait=nothing):
         pass
+
+
+async def test_who_waits_for_its_turn_is_called_meanwhile() -> None:
+    sender = FairSender(SendLimits(in_flight_bytes=1, word_s=0.001), clock=SystemClock())
+    words = asyncio.Semaphore(0)
+
+    async def word() -> None:
+        words.release()
+
+    async def wait() -> None:
+        async with sender.turn(B, MIB, on_wait=word):
+            pass
+
+    async with asyncio.timeout(5), sender.turn(A, MIB, on_wait=nothing):
+        waiting = asyncio.create_task(wait())
+        for _ in range(3):
+            await words.acquire()
+    async with asyncio.timeout(5):
+        await waiting
+
+
+async def test_a_turn_that_comes_while_its_receiver_takes_no_word_stops_nobody() -> None:
+    sender = FairSender(SendLimits(in_flight_bytes=1, word_s=0.001, patience_s=0.01), clock=SystemClock())
+    is_stuck = asyncio.Event()
+
+    async def stick() -> None:
+        is_stuck.set()
+        await asyncio.Event().wait()
+
+    async def wait() -> None:
+        async with sender.turn(B, MIB, on_wait=stick):
+            pass
+
+    async with asyncio.timeout(5), sender.turn(A, MIB, on_wait=nothing):
+        stuck = asyncio.create_task(wait())
+        await is_stuck.wait()
+    async with asyncio.timeout(5), sender.turn(A, MIB, on_wait=nothing):
+        pass
+    stuck.cancel()
+    await asyncio.wait([stuck])
 
 
 async def test_stuck_receivers_stop_nobody() -> None:
     sender = FairSender(SendLimits(in_flight_bytes=MIB, patience_s=0.01), clock=SystemClock())
-    async with sender.turn(A, MIB), asyncio.timeout(1), sender.turn(B, MIB):
+    async with sender.turn(A, MIB, on_wait=nothing), asyncio.timeout(1), sender.turn(B, MIB, on_wait=nothing):
         pass
 
 
@@ -184,7 +229,7 @@ async def test_the_bandwidth_lets_the_next_chunk_through_in_time() -> None:
     sender = FairSender(SendLimits(bytes_per_s=1000), clock=SystemClock())
     started_s = asyncio.get_running_loop().time()
     for _ in range(3):
-        async with sender.turn(A, 20):
+        async with sender.turn(A, 20, on_wait=nothing):
             pass
     assert asyncio.get_running_loop().time() - started_s >= 0.039
 
@@ -197,6 +242,14 @@ def test_transfers_beyond_the_bound_are_told_when_to_come_back() -> None:
         assert (admission.later() - clock.now()).total_seconds() == 10
     with admission.transfer(B) as third:
         assert third
+
+
+@pytest.mark.parametrize(("bytes_per_s", "at_once"), [(1000, 1), (MIB // 4, 2), (100 * MIB, 3)])
+def test_no_more_transfers_run_than_the_bandwidth_gives_a_chunk_in_time(bytes_per_s: int, at_once: int) -> None:
+    admission = Admission(max_transfers=3, bytes_per_s=bytes_per_s, clock=HeldClock())
+    with ExitStack() as stack:
+        running = [stack.enter_context(admission.transfer(AgentId(f"agent-{number}"))) for number in range(4)]
+    assert running.count(True) == at_once
 
 
 def test_one_agent_has_so_many_transfers_and_no_more() -> None:
