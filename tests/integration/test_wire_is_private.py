@@ -280,7 +280,9 @@ def runs_of(content: bytes) -> list[bytes]:
 def forms_of(token: str) -> list[bytes]:
     """Return the ways in which a token's secret may be written."""
     secret = parse_token(token).secret
-    return [secret, secret.hex().encode(), base64.urlsafe_b64encode(secret).rstrip(b"="), base64.b64encode(secret)]
+    encoded = (base64.urlsafe_b64encode(secret), base64.b64encode(secret))
+    # Often the two are the same, which is then looked for, and said, once.
+    return [secret, secret.hex().encode(), *{each.rstrip(b"=") for each in encoded}]
 
 
 # ---- looking at it --------------------------------------------------------------------------------------------------
