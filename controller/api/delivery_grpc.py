@@ -19,6 +19,8 @@ from protos.artifacts.v1 import artifacts_pb2 as pb
 
 # Chosen: 1 MiB in two minutes is 9 kB/s; slower receivers ask for the rest instead of holding a stream.
 SEND_TIMEOUT_S = 120.0
+# Chosen: how long a transfer, or one chunk of it, may last while others are told to come back; to resume costs little.
+SHARE_S = 60.0
 # Chosen: with the chunk that is being written, 3 MiB of the 4 MiB that one agent may have under way.
 _READ_AHEAD_CHUNKS = 2
 # Derived: as many as a manifest can list chunks with gaps between them.
@@ -45,10 +47,12 @@ class DeliveryServicer:
         *,
         agent_of: Callable[[Context], AgentId],
         send_timeout_s: float = SEND_TIMEOUT_S,
+        share_s: float = SHARE_S,
     ) -> None:
         self._transfers = transfers
         self._agent_of = agent_of
         self._send_timeout_s = send_timeout_s
+        self._share_s = share_s
 
     async def FetchManifest(  # noqa: N802  # named by the protocol
         self, request: pb.FetchManifestRequest, context: Context
@@ -73,10 +77,14 @@ class DeliveryServicer:
         """Write every chunk in its turn, the next ones being read meanwhile."""
         read: asyncio.Queue[Sent | NanofleetError | None] = asyncio.Queue(_READ_AHEAD_CHUNKS)
         reading = asyncio.create_task(_read_into(read, chunks), name=f"read for {agent_id}")
+        ends_at_s = asyncio.get_running_loop().time() + self._share_s
         try:
             while (sent := await read.get()) is not None:
                 if isinstance(sent, NanofleetError):
                     raise sent
+                if self._transfers.is_crowded and asyncio.get_running_loop().time() > ends_at_s:
+                    await self._write(pb.FetchChunksReply(grant=_grant(self._transfers.recall())), context)
+                    return
                 async with self._transfers.turn(agent_id, sent, on_wait=partial(self._write, _STILL_HERE, context)):
                     self._agent_of(context)
                     await self._write(sent, context)
@@ -86,12 +94,15 @@ class DeliveryServicer:
             await asyncio.wait([reading])
 
     async def _write(self, reply: "pb.FetchChunksReply | Sent", context: Context) -> None:
+        timeout_s = self._send_timeout_s
+        if self._transfers.is_crowded:
+            timeout_s = min(timeout_s, self._share_s)
         try:
-            async with asyncio.timeout(self._send_timeout_s):
+            async with asyncio.timeout(timeout_s):
                 await context.write(reply)
         except TimeoutError as error:
             raise DeadlineExceeded(
-                f"expected the receiver to take a chunk within {self._send_timeout_s:g} s; ask for the rest"
+                f"expected the receiver to take a chunk within {timeout_s:g} s; ask for the rest"
             ) from error
 
 

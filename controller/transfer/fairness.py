@@ -245,10 +245,16 @@ class Admission:
         self._clock = clock
         self._uniform = uniform
         self._active: dict[AgentId, int] = {}
+        self._refused_at_s = -math.inf
 
     @property
     def active(self) -> int:
         return sum(self._active.values())
+
+    @property
+    def is_crowded(self) -> bool:
+        """Say whether somebody was told to come back lately, so that whoever ends makes room."""
+        return self._clock.monotonic_s() - self._refused_at_s < 2 * self._pause_s
 
     def later(self) -> datetime:
         """Return when to come back: after half to one and a half of the pause."""
@@ -267,6 +273,7 @@ class Admission:
                 f"agent {agent_id}: expected at most {self._max_per_agent} transfers at once; wait for one to end"
             )
         if self.active >= self._max_transfers:
+            self._refused_at_s = self._clock.monotonic_s()
             yield False
             return
         self._active[agent_id] = mine + 1

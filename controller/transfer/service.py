@@ -154,13 +154,22 @@ class Transfers:
                 held = await self._held(agent_id, manifest, order.held_manifests)
                 readiness = await self._preparations.ready(manifest, held, wait_s=self._prepare_wait_s)
             if readiness is Readiness.PENDING:
-                yield Grant(not_before=self._admission.later()), _nothing()
+                yield self.recall(), _nothing()
                 return
             forms = _Forms(order, [each.digest() for each in held], is_packed=readiness is Readiness.READY)
             if order.is_delta_only:
                 await self._require_delta(manifest, forms)
             async with aclosing(self._chunks(wanted, forms)) as chunks:
                 yield Grant(self._bytes_per_s // self._admission.active), chunks
+
+    @property
+    def is_crowded(self) -> bool:
+        """Say whether other agents wait for a transfer to end."""
+        return self._admission.is_crowded
+
+    def recall(self) -> Grant:
+        """Return what an agent is told whose transfer ends for the sake of others."""
+        return Grant(not_before=self._admission.later())
 
     def turn(
         self, agent_id: AgentId, sent: Sent, *, on_wait: Callable[[], Awaitable[None]]

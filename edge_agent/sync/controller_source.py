@@ -107,13 +107,9 @@ class ControllerSource:
             call.cancel()
 
     def _granted(self, reply: Reply | None, what: str) -> float:
-        """Return how long to bear silence; raise ComeBackLater when nothing was granted."""
+        """Return how long to bear silence."""
         if not isinstance(reply, pb.FetchChunksReply) or reply.WhichOneof("reply") != "grant":
             raise IntegrityError(f"{what}: expected a grant first, got {reply and _kind(reply)}")
-        if reply.grant.HasField("not_before"):
-            not_before_s = reply.grant.not_before.seconds + reply.grant.not_before.nanos / 1e9
-            pause_s = min(max(not_before_s - self._clock.now().timestamp(), _MIN_PAUSE_S), MAX_PAUSE_S)
-            raise ComeBackLater(f"{what}: the controller serves others first; {pause_s:.1f} s", delay_s=pause_s)
         if not reply.grant.bytes_per_s:
             return self._limits.chunk_timeout_s
         shared_s = min(4 * MAX_CHUNK_BYTES / reply.grant.bytes_per_s, MAX_PAUSE_S)
@@ -123,8 +119,16 @@ class ControllerSource:
         for _ in range(_MAX_WAITS):
             reply = await self._heard(anext(replies, None), what, timeout_s)
             if reply is None or _kind(reply) is not None:
+                self._require_served(reply, what)
                 return reply
         raise Unavailable(f"{what}: told {_MAX_WAITS} times to wait for one chunk; the controller is busy")
+
+    def _require_served(self, reply: Reply | None, what: str) -> None:
+        """Raise ComeBackLater when others are served first, from the beginning or from now on."""
+        if isinstance(reply, pb.FetchChunksReply) and reply.grant.HasField("not_before"):
+            not_before_s = reply.grant.not_before.seconds + reply.grant.not_before.nanos / 1e9
+            pause_s = min(max(not_before_s - self._clock.now().timestamp(), _MIN_PAUSE_S), MAX_PAUSE_S)
+            raise ComeBackLater(f"{what}: the controller serves others first; {pause_s:.1f} s", delay_s=pause_s)
 
     async def _heard(self, word: Awaitable[T], what: str, timeout_s: float) -> T:
         try:

@@ -189,14 +189,16 @@ class Delivery:
 
     async def _fetch(self, round_: "_Round", held: HeldChunks, sources: Sequence[Digest]) -> list[ChunkRef]:
         """Fetch what is missing, waiting as often as the source says; return the chunks whose difference failed."""
-        wanted = round_.work.missing()
-        for _ in range(_MAX_PAUSES if wanted else 0):
+        pauses = 0
+        while wanted := round_.work.missing():
             try:
                 return await self._stream(round_, wanted, held, sources)
             except ComeBackLater as error:
+                # What it brought until then was worth coming.
+                pauses = 0 if len(round_.work.missing()) < len(wanted) else pauses + 1
+                if pauses == _MAX_PAUSES:
+                    raise Overloaded(f"{round_.digest}: told {pauses} times to come back later, in vain") from error
                 await asyncio.sleep(error.delay_s)
-        if wanted:
-            raise Overloaded(f"{round_.digest}: told {_MAX_PAUSES} times to come back later; the controller is busy")
         return []
 
     async def _stream(
@@ -241,11 +243,16 @@ class _Checking:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Settle the rest; after an error, only see it end."""
+        """Settle the rest; after an error, only see it end and count what is good of it."""
         if kind is None:
             await self._settle(0)
         elif self._pending:
-            await asyncio.wait([asyncio.wrap_future(accepted) for _, accepted in self._pending])
+            settled = {asyncio.wrap_future(accepted): arrived for arrived, accepted in self._pending}
+            await asyncio.wait(settled)
+            for accepted, arrived in settled.items():
+                if not accepted.cancelled() and accepted.exception() is None and accepted.result():
+                    self._round.meter.brought(arrived.ref.size_bytes)
+            self._round.throttle.tell()
 
     async def add(self, arrived: Arrived, content: bytes | memoryview | None) -> None:
         """Have a chunk hashed that was written; None stands for a difference that could not be used.
@@ -261,7 +268,7 @@ class _Checking:
         await self._settle(_MAX_UNCHECKED)
 
     async def _settle(self, left: int) -> None:
-        while len(self._pending) > left:
+        while self._pending and (len(self._pending) > left or self._pending[0][1].done()):
             arrived, accepted = self._pending[0]
             # Mostly done by now: waking this loop for every chunk would cost more than looking.
             if accepted.result() if accepted.done() else await asyncio.wrap_future(accepted):

@@ -70,7 +70,10 @@ class Throttle:
         self._last_s = -PROGRESS_INTERVAL_S
 
     def report(self) -> None:
-        now_s = self._clock.monotonic_s()
-        if now_s - self._last_s >= PROGRESS_INTERVAL_S:
-            self._last_s = now_s
-            self._listener()
+        if self._clock.monotonic_s() - self._last_s >= PROGRESS_INTERVAL_S:
+            self.tell()
+
+    def tell(self) -> None:
+        """Pass it on, however lately that was done."""
+        self._last_s = self._clock.monotonic_s()
+        self._listener()

@@ -198,7 +198,9 @@ def test_an_update_goes_on_where_it_was_when_its_controller_was_killed(
     kill(system.controller_part)
     stream.wait_for("edge/heavy_unavailable", after=start)
     system.start_controller()
-    cost = system.wait_for_slot(BULKY, is_serving(version=2))["transfer"]
+    slot = system.wait_for_slot(BULKY, is_serving(version=2))
+    cost = slot["transfer"]
+    assert cost["brought_bytes"] == slot["total_bytes"]
     assert cost["same_chunks"] == before["same_chunks"] >= KEPT_TENSORS
     # Both versions are cut alike, and of the first nothing was there.
     assert fetched_chunks(before) < fetched_chunks(cost) <= fetched_chunks(first) - cost["same_chunks"] + 1

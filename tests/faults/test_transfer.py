@@ -29,6 +29,7 @@ from core.errors import (
 from core.fleet_state import Transfer
 from core.ids import AgentId, ModelName
 from edge_agent.reconcile.attempts import Attempts, RetryPolicy
+from edge_agent.sync.source import ComeBackLater
 from protos.artifacts.v1 import artifacts_pb2 as pb
 from tests.support.delivery_server import Depot, Device, device, serving, serving_shelf
 from tests.support.delivery_shelf import DeliveryShelf, Fault, Silence
@@ -283,6 +284,26 @@ async def test_I10_an_agent_gets_differences_to_what_it_once_had(tmp_path: Path,
         chunks = there.source.chunks(NEW.digest, chunks_of(NEW.manifest), held=(OLD.digest,), is_delta_only=True)
         codecs = {arrived.codec.value async for arrived in chunks}
     assert codecs == {"difference"}
+
+
+async def test_I11_a_transfer_that_lasts_makes_room_when_others_wait(tmp_path: Path, depot: Depot) -> None:
+    depot.max_transfers, depot.pause_s = 1, 1.0
+    depot.publish(OLD, "gate-2")
+    async with (
+        serving(depot, share_s=0.0),
+        device(tmp_path / "one", depot.port) as one,
+        device(tmp_path / "two", depot.port, agent="gate-2") as two,
+    ):
+        # It takes one chunk and no more.
+        slow = one.source.chunks(NEW.digest, chunks_of(NEW.manifest), held=(), is_delta_only=False)
+        await anext(slow)
+        with pytest.raises(ComeBackLater):
+            await anext(two.source.chunks(OLD.digest, chunks_of(OLD.manifest), held=(), is_delta_only=False))
+        with pytest.raises(ComeBackLater):
+            async for _ in slow:
+                pass
+        await two.bring(OLD)
+        assert two.store.is_complete(OLD.digest)
 
 
 async def test_A20_a_poisoned_delta_costs_that_chunk_in_full_and_nothing_else(tmp_path: Path, depot: Depot) -> None:

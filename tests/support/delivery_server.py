@@ -86,6 +86,7 @@ class Depot:
         self.variants: dict[Digest, MadeVariant] = {}
         self.packs = MemoryPacks(self.variants)
         self.desired = MemoryDesired()
+        self.max_transfers, self.pause_s = 64, 0.01
         self.sender = FairSender(SendLimits(), clock=SystemClock())
         self.port = 0
 
@@ -102,7 +103,7 @@ class Depot:
 
     def transfers(self, disk: ThreadPoolExecutor, *, prepare_wait_s: float = 8.0) -> Transfers:
         clock = SystemClock()
-        admission = Admission(clock=clock, pause_s=0.01)
+        admission = Admission(max_transfers=self.max_transfers, clock=clock, pause_s=self.pause_s)
         return Transfers(
             self.desired,
             self,
@@ -116,12 +117,12 @@ class Depot:
 
 
 @asynccontextmanager
-async def serving(depot: Depot) -> AsyncIterator[Depot]:
+async def serving(depot: Depot, **servicer: Any) -> AsyncIterator[Depot]:
     with ThreadPoolExecutor(2) as disk:
         transfers = depot.transfers(disk)
         preparing = asyncio.create_task(transfers.run(), name="preparations")
         server = grpc.aio.server(options=SERVER_OPTIONS)
-        add_delivery_to_server(DeliveryServicer(transfers, agent_of=_agent_of), server)
+        add_delivery_to_server(DeliveryServicer(transfers, agent_of=_agent_of, **servicer), server)
         depot.port = server.add_secure_port("127.0.0.1:0", TransportCredentials.local().server)
         await server.start()
         try:

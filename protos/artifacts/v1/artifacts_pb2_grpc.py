@@ -135,8 +135,9 @@ class DeliveryServiceServicer(object):
 
     def FetchChunks(self, request, context):
         """Chunks of one variant, for agents, in the order asked for. The first reply is the grant; with `not_before` in the
-        future the stream ends there, and the agent comes back then. A reply without content may come at any time: the next
-        chunk waits for its turn. Every chunk is sent in its smallest form that the
+        future the stream ends there, and the agent comes back then. A later grant with `not_before`
+        ends it likewise, when others wait for long. A reply without content may come at any time: the next chunk waits for
+        its turn. Every chunk is sent in its smallest form that the
         agent can decode; the receiver verifies each against the manifest.
         PERMISSION_DENIED: not in the agent's desired state. FAILED_PRECONDITION: `delta_only`, and a chunk has no delta.
         """

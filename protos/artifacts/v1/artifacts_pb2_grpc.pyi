@@ -151,8 +151,9 @@ class DeliveryServiceStub(typing.Generic[_DeliveryServiceFetchManifestType, _Del
 
     FetchChunks: _DeliveryServiceFetchChunksType
     """Chunks of one variant, for agents, in the order asked for. The first reply is the grant; with `not_before` in the
-    future the stream ends there, and the agent comes back then. A reply without content may come at any time: the next
-    chunk waits for its turn. Every chunk is sent in its smallest form that the
+    future the stream ends there, and the agent comes back then. A later grant with `not_before`
+    ends it likewise, when others wait for long. A reply without content may come at any time: the next chunk waits for
+    its turn. Every chunk is sent in its smallest form that the
     agent can decode; the receiver verifies each against the manifest.
     PERMISSION_DENIED: not in the agent's desired state. FAILED_PRECONDITION: `delta_only`, and a chunk has no delta.
     """
@@ -184,8 +185,9 @@ class DeliveryServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[protos.artifacts.v1.artifacts_pb2.FetchChunksReply], collections.abc.AsyncIterator[protos.artifacts.v1.artifacts_pb2.FetchChunksReply]]:
         """Chunks of one variant, for agents, in the order asked for. The first reply is the grant; with `not_before` in the
-        future the stream ends there, and the agent comes back then. A reply without content may come at any time: the next
-        chunk waits for its turn. Every chunk is sent in its smallest form that the
+        future the stream ends there, and the agent comes back then. A later grant with `not_before`
+        ends it likewise, when others wait for long. A reply without content may come at any time: the next chunk waits for
+        its turn. Every chunk is sent in its smallest form that the
         agent can decode; the receiver verifies each against the manifest.
         PERMISSION_DENIED: not in the agent's desired state. FAILED_PRECONDITION: `delta_only`, and a chunk has no delta.
         """

@@ -325,6 +325,34 @@ async def test_an_agent_that_is_told_to_come_back_comes_back(bench: Bench) -> No
     assert bench.shelf.asked_chunks == [ALL, ALL, ALL]
 
 
+def recalled_after(chunks: int) -> Fault:
+    """End the stream for the sake of others."""
+
+    def apply(replies: list[pb.FetchChunksReply]) -> list[pb.FetchChunksReply]:
+        recall = pb.FetchChunksReply(grant=pb.Grant())
+        recall.grant.not_before.GetCurrentTime()
+        return [*replies[: chunks + 1], recall]
+
+    return apply
+
+
+async def test_an_agent_that_is_told_to_make_room_comes_back_for_the_rest(bench: Bench) -> None:
+    bench.shelf.faults.extend([recalled_after(3), recalled_after(2)])
+    await bench.variant()
+    assert bench.shelf.asked_chunks == [ALL, ALL[3:], ALL[5:]]
+    assert bench.transfer.brought_bytes == 105
+
+
+@pytest.mark.parametrize("chunks", range(1, 6))
+async def test_what_came_before_a_stream_broke_is_counted_and_told(bench: Bench, chunks: int) -> None:
+    bench.break_next(cut_after(chunks, Unavailable("connection reset")))
+    with pytest.raises(Unavailable):
+        await bench.variant()
+    came_bytes = 5 + 10 * (chunks - 1)
+    assert bench.progress[-1][:2] == (came_bytes, 105)
+    assert bench.transfer.brought_bytes == bench.transfer.wire_bytes == came_bytes
+
+
 async def test_a_manifest_larger_than_any_may_be_is_refused(bench: Bench) -> None:
     content = b" " * (MAX_MANIFEST_BYTES + 1)
     digest = digest_of(content)

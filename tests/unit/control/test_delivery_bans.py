@@ -22,6 +22,8 @@ REQUEST = pb.FetchChunksRequest(manifest_digest=digest_of(b"manifest"))
 class TenChunks:
     """Lends ten chunks to whoever asks."""
 
+    is_crowded = False
+
     @asynccontextmanager
     async def transfer(self, _agent: AgentId, _order: object) -> AsyncIterator[tuple[Grant, AsyncIterator[Sent]]]:
         yield Grant(), self._chunks()
