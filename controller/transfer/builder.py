@@ -63,7 +63,7 @@ class ChildBuilder:
             Unavailable: it did not work out, with the reason; nothing remains.
         """
         ours, theirs = await asyncio.to_thread(self._sides, variant, source)
-        pack = PackId(variant.digest(), None if source is None else source.digest())
+        pack = PackId(Digest(ours.digest), None if theirs is None else Digest(theirs.digest))
         try:
             with tempfile.TemporaryDirectory(dir=self._root / TEMPORARIES) as folder:
                 order = Order(self._limits, self._root, Path(folder) / "pack", ours, theirs)

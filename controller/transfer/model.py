@@ -9,6 +9,14 @@ from core.digest import Digest
 from core.manifest import Manifest
 
 
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A manifest with its digest, which takes a tenth of a second and more to compute when there are many chunks."""
+
+    digest: Digest
+    manifest: Manifest
+
+
 class Codec(StrEnum):
     """How the bytes of a chunk are written; see `core.delta`."""
 

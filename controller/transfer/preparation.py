@@ -10,11 +10,10 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from enum import Enum
 
-from controller.transfer.model import Packs
+from controller.transfer.model import Packs, Variant
 from core.clock import Clock
 from core.digest import Digest
 from core.errors import NanofleetError
-from core.manifest import Manifest
 
 # Chosen: pairs that are known to be prepared, or not to be for now; some 300 bytes each.
 _REMEMBERED_PAIRS = 1024
@@ -30,6 +29,8 @@ _Pair = tuple[Digest, Digest | None]
 
 class Readiness(Enum):
     READY = "ready"
+    # In full, and perhaps as some of the differences; others failed lately or were too many to ask for.
+    PARTLY = "partly"
     PENDING = "pending"
     # It failed lately: chunks go as they are.
     FAILED = "failed"
@@ -39,7 +40,7 @@ class Preparations:
     def __init__(self, packs: Packs, *, clock: Clock) -> None:
         self._packs = packs
         self._clock = clock
-        self._waiting: asyncio.Queue[tuple[_Pair, Manifest, Manifest | None]] = asyncio.Queue(_MAX_WAITING)
+        self._waiting: asyncio.Queue[tuple[Variant, Variant | None]] = asyncio.Queue(_MAX_WAITING)
         self._pending: dict[_Pair, asyncio.Event] = {}
         # When each failed; None: it is prepared.
         self._outcomes: OrderedDict[_Pair, float | None] = OrderedDict()
@@ -47,22 +48,23 @@ class Preparations:
     async def run(self) -> None:
         """Prepare what is asked for, for ever."""
         while True:
-            pair, to, held = await self._waiting.get()
+            to, held = await self._waiting.get()
+            pair = _pair(to, held)
             try:
-                await self._packs.prepare(to, () if held is None else (held,))
+                await self._packs.prepare(to.manifest, () if held is None else (held.manifest,))
                 self._remember(pair, None)
             except (NanofleetError, OSError) as error:
                 self._remember(pair, self._clock.monotonic_s())
+                variant = {"model": to.manifest.model, "version": to.manifest.version, "variant": to.manifest.variant}
                 _log.warning(
-                    "chunks could not be prepared; they go as they are",
-                    extra={"model": to.model, "version": to.version, "variant": to.variant, "reason": str(error)},
+                    "chunks could not be prepared; they go as they are", extra=variant | {"reason": str(error)}
                 )
             finally:
                 self._pending.pop(pair).set()
 
-    async def ready(self, to: Manifest, held: Sequence[Manifest], *, wait_s: float) -> Readiness:
+    async def ready(self, to: Variant, held: Sequence[Variant], *, wait_s: float) -> Readiness:
         """Ask for `to` in full and as differences to each of `held`, and wait a while for it."""
-        pairs: list[Manifest | None] = [*held] or [None]
+        pairs: list[Variant | None] = [*held] or [None]
         events = [event for source in pairs if (event := self._ask(to, source)) is not None]
         try:
             async with asyncio.timeout(wait_s):
@@ -70,23 +72,25 @@ class Preparations:
                     await event.wait()
         except TimeoutError:
             return Readiness.PENDING
-        # Any of them brings `to` in full, which is enough to go on with.
         outcomes = [self._outcomes.get(_pair(to, source), 0.0) for source in pairs]
-        return Readiness.READY if None in outcomes else Readiness.FAILED
+        if None not in outcomes:
+            return Readiness.FAILED
+        # Any of them brings `to` in full, which is enough to go on with.
+        return Readiness.READY if outcomes == [None] * len(outcomes) else Readiness.PARTLY
 
     def forget(self, to: Digest) -> None:
         """Have `to` prepared anew by the next order: what was prepared is damaged."""
         for pair in [pair for pair in self._outcomes if pair[0] == to]:
             del self._outcomes[pair]
 
-    def _ask(self, to: Manifest, held: Manifest | None) -> asyncio.Event | None:
+    def _ask(self, to: Variant, held: Variant | None) -> asyncio.Event | None:
         """Return what to wait for; None when it is settled, or too much is asked for already."""
         pair = _pair(to, held)
         if pair in self._pending:
             return self._pending[pair]
         if self._is_settled(pair) or self._waiting.full():
             return None
-        self._waiting.put_nowait((pair, to, held))
+        self._waiting.put_nowait((to, held))
         event = self._pending[pair] = asyncio.Event()
         return event
 
@@ -103,5 +107,5 @@ class Preparations:
             self._outcomes.popitem(last=False)
 
 
-def _pair(to: Manifest, held: Manifest | None) -> _Pair:
-    return to.digest(), None if held is None else held.digest()
+def _pair(to: Variant, held: Variant | None) -> _Pair:
+    return to.digest, None if held is None else held.digest

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from controller.transfer.fairness import Admission, FairSender
-from controller.transfer.model import Codec, Encoded, Packs
+from controller.transfer.model import Codec, Encoded, Packs, Variant
 from controller.transfer.preparation import Preparations, Readiness
 from core.chunks import ChunkRef, chunks_of
 from core.clock import Clock
@@ -132,7 +132,7 @@ class Transfers:
             NotFound: it is, but its bytes are gone.
         """
         await self._require_wanted(agent_id, digest)
-        return (await self._manifest(digest)).to_bytes()
+        return await self._on_disk(self._read_manifest, digest)
 
     @asynccontextmanager
     async def transfer(self, agent_id: AgentId, order: ChunkOrder) -> AsyncIterator[tuple[Grant, AsyncIterator[Sent]]]:
@@ -142,6 +142,7 @@ class Transfers:
             Forbidden: the variant is not in the desired state of this agent.
             InvalidRequest: ranges that are not in the variant, not ascending or not apart.
             PermissionRequired: differences alone were asked for, and there are none.
+            Unavailable: differences alone were asked for, and preparing them failed; that may pass.
             NotFound: the variant's bytes are gone.
             Overloaded: this agent has as many transfers as it may have.
         """
@@ -152,11 +153,12 @@ class Transfers:
             readiness = Readiness.PENDING
             if may_run:
                 held = await self._held(agent_id, manifest, order.held_manifests)
-                readiness = await self._preparations.ready(manifest, held, wait_s=self._prepare_wait_s)
+                to = Variant(order.manifest_digest, manifest)
+                readiness = await self._preparations.ready(to, held, wait_s=self._prepare_wait_s)
             if readiness is Readiness.PENDING:
                 yield self.recall(), _nothing()
                 return
-            forms = _Forms(order, [each.digest() for each in held], is_packed=readiness is Readiness.READY)
+            forms = _Forms(order, [each.digest for each in held], readiness)
             if order.is_delta_only:
                 await self._require_delta(manifest, forms)
             async with aclosing(self._chunks(wanted, forms)) as chunks:
@@ -204,17 +206,24 @@ class Transfers:
         return Encoded(Codec.RAW, content)
 
     async def _require_delta(self, manifest: Manifest, forms: "_Forms") -> None:
-        if not forms.is_packed:
-            raise _metered(manifest, manifest.size_bytes)
-        sizes = await self._packs.sizes(forms.order.manifest_digest, forms.held)
-        if not sizes.has_delta:
-            raise _metered(manifest, sizes.full_bytes)
+        full_bytes = manifest.size_bytes
+        if forms.is_packed:
+            sizes = await self._packs.sizes(forms.order.manifest_digest, forms.held)
+            if sizes.has_delta:
+                return
+            full_bytes = sizes.full_bytes
+        if forms.held and forms.readiness is not Readiness.READY:
+            raise Unavailable(
+                f"{manifest.model} {manifest.version} {manifest.variant}: its differences could not be prepared yet; "
+                "come back later"
+            )
+        raise _metered(manifest, full_bytes)
 
     async def _require_wanted(self, agent_id: AgentId, digest: Digest) -> None:
         if digest not in await self._desired.wanted_by(agent_id):
             raise Forbidden(f"agent {agent_id}: {digest} is not in its desired state; deploy it there first")
 
-    async def _held(self, agent_id: AgentId, to: Manifest, digests: Sequence[Digest]) -> list[Manifest]:
+    async def _held(self, agent_id: AgentId, to: Manifest, digests: Sequence[Digest]) -> list[Variant]:
         """Return those of the manifests that an agent says it holds which differences may be taken from.
 
         Only what it was given once: a difference and the one variant are as good as the other.
@@ -229,25 +238,28 @@ class Transfers:
             except (NotFound, InvalidManifest):
                 continue  # Another controller's, or gone: the agent may well hold what we do not.
             if manifest.model == to.model and any(file.chunks for file in manifest.files):
-                found.append(manifest)
+                found.append(Variant(digest, manifest))
         return found
 
     async def _manifest(self, digest: Digest) -> Manifest:
         known = self._manifests.get(digest)
         if known is None:
-            known = await self._on_disk(self._read_manifest, digest)
+            known = await self._on_disk(self._parse_manifest, digest)
             self._manifests[digest] = known
         self._manifests.move_to_end(digest)
         if len(self._manifests) > _CACHED_MANIFESTS:
             self._manifests.popitem(last=False)
         return known
 
-    def _read_manifest(self, digest: Digest) -> Manifest:
+    def _parse_manifest(self, digest: Digest) -> Manifest:
+        return parse_manifest(self._read_manifest(digest))
+
+    def _read_manifest(self, digest: Digest) -> bytes:
         path = self._blobs.path(digest)
         try:
             with path.open("rb") as file:
-                # An agent may name any blob; more than this is none.
-                return parse_manifest(file.read(MAX_MANIFEST_BYTES + 1))
+                # More than this is none.
+                return file.read(MAX_MANIFEST_BYTES + 1)
         except FileNotFoundError:
             raise NotFound(f"manifest {digest}: not here; publish the model again") from None
 
@@ -291,7 +303,11 @@ class _Forms:
 
     order: ChunkOrder
     held: list[Digest]
-    is_packed: bool
+    readiness: Readiness
+
+    @property
+    def is_packed(self) -> bool:
+        return self.readiness in {Readiness.READY, Readiness.PARTLY}
 
 
 async def _nothing() -> AsyncIterator[Sent]:

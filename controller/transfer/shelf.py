@@ -77,10 +77,10 @@ class PackShelf:
     async def prepare(self, to: Manifest, held: Collection[Manifest]) -> None:
         """Have the packs of `to` built, in full and from each of `held`; see `Packs`."""
         chunks_of(to)
-        target = to.digest()
+        target = await asyncio.to_thread(to.digest)
         await self._build(PackId(target), to, None)
         for source in held:
-            if (digest := source.digest()) != target:
+            if (digest := await asyncio.to_thread(source.digest)) != target:
                 await self._build(PackId(target, digest), to, source)
 
     async def encoded(self, to: Digest, index: int, held: Sequence[Digest]) -> Encoded:

@@ -43,10 +43,14 @@ class MemoryPacks:
     prepared: list[tuple[Digest, tuple[Digest, ...]]] = field(default_factory=list)
     poison: Callable[[int, Encoded], Encoded] = lambda _index, encoded: encoded
     failure: Exception | None = None
+    # By what the difference would be to; and what it is not worth it to.
+    failures: dict[Digest, Exception] = field(default_factory=dict)
+    useless: set[Digest] = field(default_factory=set)
 
     async def prepare(self, to: Manifest, held: Collection[Manifest]) -> None:
-        if self.failure is not None:
-            raise self.failure
+        for failure in (self.failure, *(self.failures.get(each.digest()) for each in held)):
+            if failure is not None:
+                raise failure
         self.prepared.append((to.digest(), tuple(each.digest() for each in held)))
 
     async def encoded(self, to: Digest, index: int, held: Sequence[Digest]) -> Encoded:
@@ -63,7 +67,11 @@ class MemoryPacks:
 
     async def sizes(self, to: Digest, held: Sequence[Digest]) -> Sizes:
         plain_bytes = self.variants[to].manifest.size_bytes
-        return Sizes(plain_bytes, plain_bytes, plain_bytes, has_delta=bool(held))
+        return Sizes(plain_bytes, plain_bytes, plain_bytes, has_delta=bool(self._worth(to, held)))
+
+    def _worth(self, to: Digest, held: Sequence[Digest]) -> list[Digest]:
+        prepared = {digest for target, sources in self.prepared if target == to for digest in sources}
+        return [digest for digest in held if digest in prepared - self.useless]
 
 
 class MemoryDesired:

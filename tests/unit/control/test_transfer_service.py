@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from controller.api.delivery_grpc import reply_bytes
-from controller.transfer.model import Codec, Encoded
+from controller.transfer.model import Codec, Encoded, Variant
+from controller.transfer.preparation import Preparations, Readiness
 from controller.transfer.service import ChunkOrder, Sent, Transfers
+from core.clock import SystemClock
 from core.digest import Digest, digest_of
 from core.errors import Forbidden, InvalidRequest, PermissionRequired, Unavailable
 from core.ids import AgentId
@@ -21,6 +23,7 @@ from tests.support.variants import made_variant
 AGENT = AgentId("gate-1")
 OLD = made_variant({"model.onnx": bytes(range(250)) * 8}, chunk_bytes=500)
 NEW = made_variant({"model.onnx": bytes(range(250)) * 7 + bytes(250)}, version=2, chunk_bytes=500)
+OLDER = made_variant({"model.onnx": bytes(range(250)) * 6 + bytes(500)}, version=3, chunk_bytes=500)
 EVERYTHING = ((0, 4),)
 
 
@@ -93,6 +96,46 @@ async def test_ranges_that_make_no_sense_are_refused(transfers: Transfers, range
 async def test_an_agent_that_takes_only_differences_is_told_what_whole_chunks_cost(transfers: Transfers) -> None:
     with pytest.raises(PermissionRequired, match="whole chunks take 2000 bytes"):
         await fetched(transfers, ChunkOrder(OLD.digest, EVERYTHING, is_delta_only=True))
+
+
+async def test_differences_that_could_not_be_prepared_need_no_persons_word(transfers: Transfers, depot: Depot) -> None:
+    depot.packs.failure = Unavailable("disk full")
+    order = ChunkOrder(NEW.digest, EVERYTHING, (OLD.digest,), is_delta_only=True)
+    with pytest.raises(Unavailable, match="come back later"):
+        await fetched(transfers, order)
+
+
+async def test_who_holds_nothing_needs_a_persons_word_however_preparing_went(
+    transfers: Transfers, depot: Depot
+) -> None:
+    depot.packs.failure = Unavailable("disk full")
+    with pytest.raises(PermissionRequired, match="whole chunks take 2000 bytes"):
+        await fetched(transfers, ChunkOrder(NEW.digest, EVERYTHING, is_delta_only=True))
+
+
+async def test_one_difference_that_could_not_be_prepared_leaves_the_question_open(
+    transfers: Transfers, depot: Depot
+) -> None:
+    depot.publish(OLDER, AGENT)
+    depot.packs.useless.add(OLD.digest)
+    depot.packs.failures[OLDER.digest] = Unavailable("disk full")
+    order = ChunkOrder(NEW.digest, EVERYTHING, (OLD.digest, OLDER.digest), is_delta_only=True)
+    with pytest.raises(Unavailable, match="come back later"):
+        await fetched(transfers, order)
+
+
+async def test_a_variant_is_known_by_the_digest_that_it_came_with(depot: Depot) -> None:
+    # Computing it takes most of a second when there are many chunks.
+    preparations = Preparations(depot.packs, clock=SystemClock())
+    running = asyncio.create_task(preparations.run())
+    named = Variant(digest_of(b"another"), NEW.manifest)
+    for _ in range(2):
+        assert await preparations.ready(named, (), wait_s=5) is Readiness.READY
+    preparations.forget(named.digest)
+    assert await preparations.ready(named, (), wait_s=5) is Readiness.READY
+    assert len(depot.packs.prepared) == 2
+    running.cancel()
+    await asyncio.wait([running])
 
 
 async def test_while_it_is_prepared_an_agent_is_told_to_come_back(depot: Depot) -> None:
