@@ -38,6 +38,8 @@ RECOVERY_S = 120.0
 POLL_S = 0.05
 # A model of some large chunks, of which an update leaves a third, and a controller that sends two a second.
 BULKY, BULKY_TENSORS, KEPT_TENSORS, SEND_BYTES_PER_S = "bulky", 12, 4, 2 * MAX_CHUNK_BYTES
+MODERN = Protocol.MQTT_5
+PROTOCOLS = (MODERN, Protocol.MQTT_311, MODERN)
 
 
 class System:
@@ -107,23 +109,29 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 def devices(system: System) -> Iterator[list[DeviceClient]]:
     with ExitStack() as stack:
         address = (system.broker.host, system.broker.port)
-        protocols = [Protocol.MQTT_5, Protocol.MQTT_311, Protocol.MQTT_5]
         yield [
             stack.enter_context(DeviceClient(f"camera-{number}", site=SITE, broker=address, protocol=protocol))
-            for number, protocol in enumerate(protocols)
+            for number, protocol in enumerate(PROTOCOLS)
         ]
 
 
 @pytest.fixture
 def stream(system: System, devices: list[DeviceClient], pictures: list[dict[str, Any]]) -> Iterator[Stream]:
-    """A stream in which both tiers answer; at its end, no device had a second or a late reply."""
+    """A stream in which both tiers answer; at its end, no device had a second reply, and none of MQTT 5 a late one.
+
+    A request of MQTT 3.1.1 says how long it may take, not since when: what it waits in a socket of a machine that is
+    short of time, nobody counts.
+    """
     with asking(devices, NANO, pictures, agent=AGENT, deadline_s=DEADLINE_S) as stream:
         stream.wait_for("heavy", timeout_s=RECOVERY_S)
         stream.wait_for("edge/")
         yield stream
     # What a broker or an agent still held would arrive now.
     time.sleep(0.5)
-    assert [(device.counters.duplicates, device.counters.late) for device in devices] == [(0, 0)] * len(devices)
+    assert [device.counters.duplicates for device in devices] == [0] * len(devices)
+    assert [
+        device.counters.late for device, protocol in zip(devices, PROTOCOLS, strict=True) if protocol is MODERN
+    ] == [0, 0]
 
 
 def kill(part: Part) -> None:
