@@ -219,6 +219,7 @@ async def _make_parts(
     identity.on_revoked(fleet.expel)
     director = Director(catalogue, clock=clock)
     transfers = await _transfers(settings.transfer, settings.packs_dir, fleet, blobs, stack, clock=clock)
+    fleet.on_deployed(transfers.prepare_ahead)
 
     forwarder = _forwarder(settings.telemetry.forward_to, ports, stack)
     traces = Traces(SqlTraceStore(trace_database), max_spans=settings.telemetry.max_spans)
@@ -250,6 +251,7 @@ async def _make_parts(
         "catalogue": catalogue.run,
         "access": foundation.access.run,
         "transfers": transfers.run,
+        "transfers-ahead": transfers.run_ahead,
         "director": partial(director.run, fleet.reissue),
     }
     if ports.certificate_files is not None:

@@ -111,3 +111,5 @@ class Deployed:
 
     deployment: Deployment
     agents: Mapping[AgentId, DesiredState]
+    # Manifests of the model that agents had until now, the most widespread first.
+    replaced: tuple[Digest, ...] = ()

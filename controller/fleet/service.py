@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Protocol
@@ -55,6 +55,9 @@ class Releases(Protocol):
         ...
 
 
+DeployedListener = Callable[[Digest, Sequence[Digest]], None]
+
+
 class Fleet:
     """Keep `run` running in a task of the owner: it stores what agents say."""
 
@@ -79,6 +82,11 @@ class Fleet:
         # The last word for each model of each agent.
         self._permitted: dict[AgentId, dict[ModelName, Permitted]] = {}
         self._changes = Changes()
+        self._deployed_listeners: list[DeployedListener] = []
+
+    def on_deployed(self, listener: "DeployedListener") -> None:
+        """Have `listener` called with the manifest of every deployment, and those that it takes the place of."""
+        self._deployed_listeners.append(listener)
 
     async def run(self) -> None:
         """Store what agents said, gathered over FLUSH_INTERVAL_S; for ever."""
@@ -125,6 +133,8 @@ class Fleet:
         for desired in deployed.agents.values():
             self._sessions.offer(desired)
         self._changes.announce()
+        for listener in self._deployed_listeners:
+            listener(slot.manifest_digest, deployed.replaced)
         return deployed
 
     async def reissue(self) -> None:

@@ -6,7 +6,8 @@ agent says it has applied: after a restore from an older copy, an agent refuses 
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -62,7 +63,18 @@ def deploy(records: FleetRecords, deployment: Deployment, *, now: datetime) -> D
     records.save_agents(after for before, after in zip(covered, settled, strict=True) if after is not before)
     # A more specific deployment of the same model may hide this one from some of them.
     affected = {agent.agent_id: agent.desired for agent in settled if deployment.slot in agent.desired.slots}
-    return Deployed(deployment, affected)
+    return Deployed(deployment, affected, _replaced(covered, deployment.slot, set(affected)))
+
+
+def _replaced(before: Iterable[Agent], slot: Slot, affected: Collection[AgentId]) -> tuple[Digest, ...]:
+    counts = Counter(
+        old.manifest_digest
+        for agent in before
+        if agent.agent_id in affected
+        for old in agent.desired.slots
+        if old.model == slot.model and old.manifest_digest != slot.manifest_digest
+    )
+    return tuple(digest for digest, _ in counts.most_common())
 
 
 def record_heard(records: FleetRecords, words: Mapping[AgentId, Heard]) -> None:

@@ -78,6 +78,11 @@ class Preparations:
         # Any of them brings `to` in full, which is enough to go on with.
         return Readiness.READY if outcomes == [None] * len(outcomes) else Readiness.PARTLY
 
+    def begin(self, to: Variant, held: Sequence[Variant]) -> None:
+        """Ask for `to` as differences to each of `held` before anybody waits for it, as far as there is room."""
+        for source in held:
+            self._ask(to, source)
+
     def forget(self, to: Digest) -> None:
         """Have `to` prepared anew by the next order: what was prepared is damaged."""
         for pair in [pair for pair in self._outcomes if pair[0] == to]:

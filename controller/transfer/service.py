@@ -2,7 +2,7 @@
 
     manifest(agent, digest)     the manifest of a variant that the agent shall run
     transfer(agent, order)      a Grant, and every chunk that was ordered, in order
-    run()                       prepares chunks for the orders that come; owned by the composition root
+    run(), run_ahead()          prepare chunks for the orders that come, and before; owned by the composition root
 
 An agent gets what stands in its desired state and nothing else: not even differences to what never stood there, which
 could be undone. A chunk goes in the smallest form that the agent can
@@ -13,6 +13,7 @@ Nothing here knows gRPC (`controller.api.delivery_grpc`).
 """
 
 import asyncio
+import logging
 import os
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
@@ -50,6 +51,12 @@ MAX_HELD = 16
 PREPARE_WAIT_S = 8.0
 # Chosen: a manifest of 4 MiB is some 20 MiB when parsed; ordinary ones are far smaller.
 _CACHED_MANIFESTS = 16
+# Chosen: what most agents hold when a version is deployed; each takes seconds per 100 MB, before anybody else's turn.
+_MAX_AHEAD = 4
+# Chosen: deployments made while one manifest is read.
+_MAX_AHEAD_WAITING = 64
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +127,28 @@ class Transfers:
         self._bytes_per_s = bytes_per_s or 0
         self._prepare_wait_s = prepare_wait_s
         self._manifests: OrderedDict[Digest, Manifest] = OrderedDict()
+        self._ahead: asyncio.Queue[tuple[Digest, Sequence[Digest]]] = asyncio.Queue(_MAX_AHEAD_WAITING)
 
     async def run(self) -> None:
         await self._preparations.run()
+
+    def prepare_ahead(self, to: Digest, held: Sequence[Digest]) -> None:
+        """Have differences to the first few of `held` made, which `to` takes the place of, before agents ask for them.
+
+        Never waits, and never fails: what is not made by then is made when an agent asks.
+        """
+        if held and not self._ahead.full():
+            self._ahead.put_nowait((to, held[:_MAX_AHEAD]))
+
+    async def run_ahead(self) -> None:
+        """Do what `prepare_ahead` was told, for ever."""
+        while True:
+            digest, held = await self._ahead.get()
+            try:
+                manifest = await self._manifest(digest)
+                self._preparations.begin(Variant(digest, manifest), await self._sources(manifest, held))
+            except (NotFound, InvalidManifest, Unavailable) as error:
+                _log.warning("differences are not prepared ahead", extra={"manifest": digest, "reason": str(error)})
 
     async def manifest(self, agent_id: AgentId, digest: Digest) -> bytes:
         """Return the bytes of a manifest.
@@ -229,10 +255,11 @@ class Transfers:
         Only what it was given once: a difference and the one variant are as good as the other.
         """
         entitled = await self._desired.entitled_to(agent_id) if digests else ()
+        return await self._sources(to, [digest for digest in digests if digest in entitled])
+
+    async def _sources(self, to: Manifest, digests: Sequence[Digest]) -> list[Variant]:
         found = []
         for digest in digests:
-            if digest not in entitled:
-                continue
             try:
                 manifest = await self._manifest(digest)
             except (NotFound, InvalidManifest):

@@ -206,6 +206,15 @@ async def test_manifests_that_leave_the_desired_state_are_remembered_until_they_
     assert formers == [(), (METER_1.manifest_digest,), (METER_1.manifest_digest,), (METER_2.manifest_digest,)]
 
 
+async def test_a_deployment_tells_what_it_takes_the_place_of(store: FleetStore) -> None:
+    await store.run(lambda records: use_cases.greet(records, [made_hello()], now=NOON))
+    replaced = [
+        (await store.run(partial(use_cases.deploy, deployment=made_deployment(slot=slot), now=NOON))).replaced
+        for slot in (METER_1, METER_2, METER_2, CAT_1)
+    ]
+    assert replaced == [(), (METER_1.manifest_digest,), (), ()]
+
+
 async def test_no_more_former_manifests_are_remembered_than_there_is_room_for(store: FleetStore) -> None:
     digests = tuple(digest_of(str(number).encode()) for number in range(use_cases.MAX_FORMER))
     agent = replace(made_agent(), desired=replace(made_agent().desired, slots=(METER_1,)), former_manifests=digests)

@@ -138,6 +138,27 @@ async def test_a_variant_is_known_by_the_digest_that_it_came_with(depot: Depot) 
     await asyncio.wait([running])
 
 
+async def test_differences_to_what_a_deployment_replaces_are_prepared_before_anybody_asks(
+    transfers: Transfers, depot: Depot
+) -> None:
+    ahead = asyncio.create_task(transfers.run_ahead())
+    transfers.prepare_ahead(digest_of(b"not here"), [OLD.digest])
+    transfers.prepare_ahead(NEW.digest, [OLD.digest])
+    async with asyncio.timeout(5):
+        while not depot.packs.prepared:
+            await asyncio.sleep(0.001)
+    assert depot.packs.prepared == [(NEW.digest, (OLD.digest,))]
+    ahead.cancel()
+    await asyncio.wait([ahead])
+
+
+async def test_deployments_in_a_rush_do_not_heap_up(transfers: Transfers, depot: Depot) -> None:
+    for _ in range(1000):
+        transfers.prepare_ahead(NEW.digest, [OLD.digest])
+    await fetched(transfers, ChunkOrder(NEW.digest, EVERYTHING, (OLD.digest,)))
+    assert len(depot.packs.prepared) == 1
+
+
 async def test_while_it_is_prepared_an_agent_is_told_to_come_back(depot: Depot) -> None:
     # Nobody runs the preparations.
     with ThreadPoolExecutor(1) as disk:
