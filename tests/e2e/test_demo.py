@@ -45,6 +45,8 @@ class Demo:
         for process in psutil.process_iter():
             if self._is_ours(process):
                 process.kill()
+        # Other tests look at the children of this process.
+        self.process.wait(10)
 
     def finish(self) -> int:
         return self.process.wait(DEMO_TIMEOUT_S)
