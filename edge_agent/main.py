@@ -112,7 +112,6 @@ class _Agent:
                 self._pool,
                 self._tracing,
                 self._disk,
-                _thread("hashing", closing),
                 clock,
             )
         )

@@ -54,10 +54,7 @@ from protos.fleet.v1.fleet_pb2_grpc import FleetServiceStub
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What a member is made among: its folder and settings, the pool that runs its models, threads and time.
-
-    `disk` is the one thread that works on the folder, `hashing` one for what arrives.
-    """
+    """What a member is made among: its folder and settings, the pool that runs its models, its disk thread and time."""
 
     settings: AgentSettings
     folder: StateFolder
@@ -68,7 +65,6 @@ class Surroundings:
     pool: ModelPool
     tracing: Tracing
     disk: Executor
-    hashing: Executor
     clock: Clock
 
 
@@ -252,7 +248,6 @@ def _delivery(around: Surroundings, store: ContentStore) -> Delivery:
         source,
         store,
         disk=around.disk,
-        hashing=around.hashing,
         limits=DeliveryLimits(sync.reserve_bytes),
         clock=around.clock,
         is_metered=around.settings.metered,

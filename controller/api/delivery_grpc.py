@@ -12,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from controller.transfer.model import Codec
 from controller.transfer.service import MAX_HELD, ChunkOrder, Grant, Sent, Transfers
 from core.digest import parse_digest
-from core.errors import DeadlineExceeded, InternalError, InvalidRequest, NanofleetError, PermissionRequired
+from core.errors import DeadlineExceeded, InvalidRequest, NanofleetError, PermissionRequired
 from core.ids import AgentId
 from core.status import STATUS
 from protos.artifacts.v1 import artifacts_pb2 as pb
@@ -21,8 +21,6 @@ from protos.artifacts.v1 import artifacts_pb2 as pb
 SEND_TIMEOUT_S = 120.0
 # Chosen: how long a transfer, or one chunk of it, may last while others are told to come back; to resume costs little.
 SHARE_S = 60.0
-# Chosen: with the chunk that is being written, 3 MiB of the 4 MiB that one agent may have under way.
-_READ_AHEAD_CHUNKS = 2
 # Derived: as many as a manifest can list chunks with gaps between them.
 MAX_RANGES = 1 << 16
 
@@ -74,24 +72,19 @@ class DeliveryServicer:
             await context.abort(_status(error), str(error))
 
     async def _send(self, agent_id: AgentId, chunks: AsyncIterator[Sent], context: Context) -> None:
-        """Write every chunk in its turn, the next ones being read meanwhile."""
-        read: asyncio.Queue[Sent | NanofleetError | None] = asyncio.Queue(_READ_AHEAD_CHUNKS)
-        reading = asyncio.create_task(_read_into(read, chunks), name=f"read for {agent_id}")
+        """Write every chunk in its turn.
+
+        None is read before the one before it is written: of what waits in memory the processor loses sight, and that
+        costs more than reading (measured: 0.1 ms against 0.4 ms of processor time for 1 MiB).
+        """
         ends_at_s = asyncio.get_running_loop().time() + self._share_s
-        try:
-            while (sent := await read.get()) is not None:
-                if isinstance(sent, NanofleetError):
-                    raise sent
-                if self._transfers.is_crowded and asyncio.get_running_loop().time() > ends_at_s:
-                    await self._write(pb.FetchChunksReply(grant=_grant(self._transfers.recall())), context)
-                    return
-                async with self._transfers.turn(agent_id, sent, on_wait=partial(self._write, _STILL_HERE, context)):
-                    self._agent_of(context)
-                    await self._write(sent, context)
-        finally:
-            reading.cancel()
-            # Whoever lent the chunks takes them back, which must not happen while they are read.
-            await asyncio.wait([reading])
+        async for sent in chunks:
+            if self._transfers.is_crowded and asyncio.get_running_loop().time() > ends_at_s:
+                await self._write(pb.FetchChunksReply(grant=_grant(self._transfers.recall())), context)
+                return
+            async with self._transfers.turn(agent_id, sent, on_wait=partial(self._write, _STILL_HERE, context)):
+                self._agent_of(context)
+                await self._write(sent, context)
 
     async def _write(self, reply: "pb.FetchChunksReply | Sent", context: Context) -> None:
         timeout_s = self._send_timeout_s
@@ -122,19 +115,6 @@ def add_delivery_to_server(servicer: DeliveryServicer, server: grpc.aio.Server) 
     }
     service = pb.DESCRIPTOR.services_by_name["DeliveryService"].full_name
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
-
-
-async def _read_into(read: "asyncio.Queue[Sent | NanofleetError | None]", chunks: AsyncIterator[Sent]) -> None:
-    """Put every chunk into `read`, and None after the last; what goes wrong comes in its place."""
-    try:
-        async for sent in chunks:
-            await read.put(sent)
-        await read.put(None)
-    except NanofleetError as error:
-        await read.put(error)
-    except Exception as error:
-        # The root of a task: its reader must not wait for ever.
-        await read.put(InternalError(f"{type(error).__name__}: {error}"))
 
 
 def _order(request: pb.FetchChunksRequest) -> ChunkOrder:

@@ -30,7 +30,7 @@ class Encoded:
     """A chunk as it travels; a DIFFERENCE was taken from chunk `source_index` of `source_manifest`."""
 
     codec: Codec
-    data: bytes | bytearray
+    data: bytes | memoryview
     source_manifest: Digest | None = None
     source_index: int = 0
     # The variant has a delta that is worth it, and this is its word on the chunk, whatever the codec: what a metered

@@ -2,9 +2,10 @@
 
     manifest ─▶ what is here ─▶ room ─▶ same chunks, copied ─▶ the rest, from the source ─▶ whole files, published
 
-Nothing that arrives is believed: every chunk is decoded within the bounds of its size, written where it belongs and
-counted once its hash is that of the manifest. The next one is received while it is hashed, but not before it is
-written: whenever this process dies, at most one chunk has come for nothing.
+Nothing that arrives is believed: every chunk is decoded within the bounds of its size, hashed, and only then written
+where it belongs. The next one is not received before that: whenever this process dies, at most one chunk has come for
+nothing. To hash one while another is written, on a thread for each, brought no more (measured): the bytes then leave
+the cache of the core that has them.
 
 A difference that cannot be used, because its source changed on this disk or because it is malformed, costs that chunk
 in full, no more. On a metered link even that needs a person's word (`allow`): the transfer ends in PermissionRequired,
@@ -17,11 +18,11 @@ import asyncio
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
-from typing import ParamSpec, Self, TypeVar, assert_never
+from typing import ParamSpec, TypeVar, assert_never
 
 from core.chunks import ChunkRef
 from core.clock import Clock
@@ -38,8 +39,6 @@ from edge_agent.sync.worklist import Worklist
 MAX_HELD = 16
 # Chosen: with pauses of some seconds, many minutes of queueing at a busy controller.
 _MAX_PAUSES = 200
-# Chosen: what hashing may lag behind, in chunks of at most 1 MiB; on a busy machine threads wait for each other.
-_MAX_UNCHECKED = 3
 # Chosen: as many permissions as a state has slots; a person who gives more than that has forgotten the first.
 MAX_ALLOWED = 256
 # Chosen: variants whose costs are remembered from one attempt to the next.
@@ -58,10 +57,7 @@ class DeliveryLimits:
 
 
 class Delivery:
-    """Brings one variant at a time; `disk` is the one thread that works on the store.
-
-    `hashing` is a thread that checks one chunk while `disk` writes the next; without it `disk` does both in turn.
-    """
+    """Brings one variant at a time; `disk` is the one thread that works on the store."""
 
     def __init__(
         self,
@@ -69,7 +65,6 @@ class Delivery:
         store: ContentStore,
         *,
         disk: Executor,
-        hashing: Executor | None = None,
         limits: DeliveryLimits,
         clock: Clock,
         is_metered: bool = False,
@@ -77,7 +72,6 @@ class Delivery:
         self._source = source
         self._store = store
         self._disk = disk
-        self._hashing = hashing or disk
         self._limits = limits
         self._clock = clock
         self._is_metered = is_metered
@@ -116,17 +110,17 @@ class Delivery:
         meter = self._meter(digest)
         round_ = _Round(digest, work, meter, Throttle(partial(_tell, work, meter, on_progress), self._clock))
         held = await self._on_disk(self._held_variants, digest)
-        with self._store.pinned((digest, *held)):
+        with self._store.pinned((digest, *held)), round_.throttle:
             await self._reserve(work)
             await self._collect(round_, held)
             for file_digest in work.assemblies:
                 await self._on_disk(self._store.publish, file_digest)
-        stored_bytes = await self._on_disk(self._store.stored_bytes, manifest)
-        if stored_bytes != manifest.size_bytes:
-            raise InvalidManifest(
-                f"{digest}: expected {manifest.size_bytes} bytes of files, its blobs have {stored_bytes}"
-            )
-        _tell(work, meter, on_progress)
+            stored_bytes = await self._on_disk(self._store.stored_bytes, manifest)
+            if stored_bytes != manifest.size_bytes:
+                raise InvalidManifest(
+                    f"{digest}: expected {manifest.size_bytes} bytes of files, its blobs have {stored_bytes}"
+                )
+            round_.throttle.tell()
         return manifest
 
     def _meter(self, digest: Digest) -> Meter:
@@ -165,8 +159,7 @@ class Delivery:
         chunks = await self._on_disk(_held_chunks, self._store, wanted, held)
         for ref in wanted:
             if chunks.may_have(ref) and (content := await self._on_disk(chunks.same, ref)) is not None:
-                await self._on_disk(work.write, ref, content)
-                await self._on_disk(work.accept, ref, content)
+                await self._on_disk(work.take, ref, content)
                 round_.meter.copied(ref.size_bytes)
                 round_.throttle.report()
         sources = [digest for digest, manifest in held.items() if manifest.model == work.manifest.model]
@@ -204,17 +197,19 @@ class Delivery:
     async def _stream(
         self, round_: "_Round", wanted: Sequence[ChunkRef], held: HeldChunks, sources: Sequence[Digest]
     ) -> list[ChunkRef]:
-        checking = _Checking(round_, self._hashing)
+        failed = []
         arriving = self._source.chunks(
             round_.digest, wanted, held=sources, is_delta_only=self._is_held_back(round_.digest)
         )
-        async with aclosing(arriving), checking:
+        async with aclosing(arriving):
             async for arrived in arriving:
                 round_.meter.received(arrived.codec, len(arrived.data))
-                # Not before it is written is the next one received: see above. Those before are hashed meanwhile.
-                content = await self._on_disk(_written, round_.work, arrived, held)
-                await checking.add(arrived, content)
-        return checking.failed
+                if await self._on_disk(_taken, round_.work, arrived, held):
+                    round_.meter.brought(arrived.ref.size_bytes)
+                    round_.throttle.report()
+                else:
+                    failed.append(arrived.ref)
+        return failed
 
     async def _on_disk(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._disk, partial(work, *args, **kwargs))
@@ -230,70 +225,24 @@ class _Round:
     throttle: Throttle
 
 
-class _Checking:
-    """Chunks that are being hashed while the next ones arrive, and the differences that proved useless."""
+def _taken(work: Worklist, arrived: Arrived, held: HeldChunks) -> bool:
+    """Put a chunk where it belongs; say False when it is a difference that cannot be used.
 
-    def __init__(self, round_: _Round, hashing: Executor) -> None:
-        self.failed: list[ChunkRef] = []
-        self._round = round_
-        self._hashing = hashing
-        self._pending: deque[tuple[Arrived, Future[bool]]] = deque()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Settle the rest; after an error, only see it end and count what is good of it."""
-        if kind is None:
-            await self._settle(0)
-        elif self._pending:
-            settled = {asyncio.wrap_future(accepted): arrived for arrived, accepted in self._pending}
-            await asyncio.wait(settled)
-            for accepted, arrived in settled.items():
-                if not accepted.cancelled() and accepted.exception() is None and accepted.result():
-                    self._round.meter.brought(arrived.ref.size_bytes)
-            self._round.throttle.tell()
-
-    async def add(self, arrived: Arrived, content: bytes | memoryview | None) -> None:
-        """Have a chunk hashed that was written; None stands for a difference that could not be used.
-
-        Raises:
-            IntegrityError: one before came in full and is another.
-        """
-        if content is None:
-            self.failed.append(arrived.ref)
-            return
-        accepted = self._hashing.submit(self._round.work.accept, arrived.ref, content)
-        self._pending.append((arrived, accepted))
-        await self._settle(_MAX_UNCHECKED)
-
-    async def _settle(self, left: int) -> None:
-        while self._pending and (len(self._pending) > left or self._pending[0][1].done()):
-            arrived, accepted = self._pending[0]
-            # Mostly done by now: waking this loop for every chunk would cost more than looking.
-            if accepted.result() if accepted.done() else await asyncio.wrap_future(accepted):
-                self._round.meter.brought(arrived.ref.size_bytes)
-                self._round.throttle.report()
-            elif arrived.codec is Codec.DIFFERENCE:
-                self.failed.append(arrived.ref)
-            else:
-                raise IntegrityError(
-                    f"chunk {arrived.ref.index}: got other bytes than the manifest names; fetch it again"
-                )
-            self._pending.popleft()
-
-
-def _written(work: Worklist, arrived: Arrived, held: HeldChunks) -> bytes | memoryview | None:
-    """Write the bytes of a chunk where it belongs and return them; None when its difference cannot be used."""
+    Raises:
+        IntegrityError: it came in full and is another.
+    """
     try:
         content = _decoded(arrived, held)
     except IntegrityError as error:
         if arrived.codec is not Codec.DIFFERENCE:
             raise
         _log.warning("difference is useless", extra={"chunk": arrived.ref.index, "reason": str(error)})
-        return None
-    work.write(arrived.ref, content)
-    return content
+        return False
+    if work.take(arrived.ref, content):
+        return True
+    if arrived.codec is Codec.DIFFERENCE:
+        return False
+    raise IntegrityError(f"chunk {arrived.ref.index}: got other bytes than the manifest names; fetch it again")
 
 
 def _decoded(arrived: Arrived, held: HeldChunks) -> bytes | memoryview:

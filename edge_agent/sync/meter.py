@@ -1,7 +1,9 @@
 """What bringing a variant in has cost so far, as the operator sees it."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable
+from typing import Self
 
 from core.clock import Clock
 from core.fleet_state import Transfer
@@ -62,18 +64,32 @@ class Meter:
 
 
 class Throttle:
-    """Passes progress on at most once per PROGRESS_INTERVAL_S."""
+    """Passes progress on at most once per PROGRESS_INTERVAL_S, the last of it too; used in a `with` block on a loop."""
 
     def __init__(self, listener: Callable[[], None], clock: Clock) -> None:
         self._listener = listener
         self._clock = clock
         self._last_s = -PROGRESS_INTERVAL_S
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self.tell()
 
     def report(self) -> None:
-        if self._clock.monotonic_s() - self._last_s >= PROGRESS_INTERVAL_S:
+        wait_s = self._last_s + PROGRESS_INTERVAL_S - self._clock.monotonic_s()
+        if wait_s <= 0:
             self.tell()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(wait_s, self.tell)
 
     def tell(self) -> None:
         """Pass it on, however lately that was done."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._last_s = self._clock.monotonic_s()
         self._listener()

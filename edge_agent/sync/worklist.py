@@ -1,5 +1,7 @@
 """What is missing of a variant, and where each missing chunk belongs: the same bytes may stand at several places."""
 
+from hashlib import sha256
+
 from core.chunks import ChunkRef, chunks_of
 from core.digest import Digest
 from core.manifest import Manifest
@@ -55,11 +57,10 @@ class Worklist:
         for assembly, place in self._places[ref.sha256]:
             assembly.recheck(place)
 
-    def write(self, ref: ChunkRef, content: bytes | memoryview) -> None:
-        """Put the bytes of a chunk wherever it belongs; they count once they are accepted."""
+    def take(self, ref: ChunkRef, content: bytes | memoryview) -> bool:
+        """Put the bytes of a chunk wherever it belongs, where they count as stored; say False if they are others."""
+        if sha256(content).digest() != ref.sha256:
+            return False
         for assembly, place in self._places[ref.sha256]:
             assembly.write(place, content)
-
-    def accept(self, ref: ChunkRef, content: bytes | memoryview) -> bool:
-        """Say whether `content`, which was written, is this chunk; from then on it counts as stored."""
-        return all(assembly.accept(place, content) for assembly, place in self._places[ref.sha256])
+        return True

@@ -123,8 +123,7 @@ async def test_an_agent_killed_in_the_middle_of_a_fetch_resumes_where_it_stopped
         running_agent(tmp_path, realm=realm, controller=controller.address) as agent,
     ):
         await controller.fleet.push(LARGE, generation=1)
-        # Of the six that were sent three are not hashed yet, but all are written.
-        await controller.fleet.until(lambda: stored_bytes(controller) == len(MODEL) + 200_000)
+        await controller.fleet.until(lambda: stored_bytes(controller) == len(MODEL) + 500_000)
         await agent.kill()
         await agent.start()
         await controller.fleet.until(lambda: PushResult(Position(1, 1)) in controller.fleet.results)
