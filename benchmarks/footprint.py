@@ -24,12 +24,13 @@ from typing import Any
 
 import psutil
 
+from controller.demo.ports import free_port
 from core.addresses import Address
 from edge_agent.client.device import DeviceClient, NoReply
 from tests.support.agent_environment import agent_environment
 from tests.support.edge_models import INPUT, BuiltModel, make_mlp
 from tests.support.enrolled import enrolled
-from tests.support.mosquitto import Mosquitto, free_port, running_mosquitto
+from tests.support.mosquitto import Mosquitto, running_mosquitto
 from tests.support.offline_agent import put_models
 
 SITE, AGENT, MODEL = "bench", "agent", "small"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from controller.demo.ports import free_port
 from controller.demo.processes import Parts
 from core.addresses import Address
 from core.errors import Unavailable
@@ -64,10 +65,3 @@ def accepts(address: Address) -> bool | None:
     except OSError:
         return None
     return True
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -10,7 +10,8 @@ from typing import Any, Self
 
 import httpx
 
-from controller.demo.broker import Broker, accepts, free_port
+from controller.demo.broker import Broker, accepts
+from controller.demo.ports import free_port
 from controller.demo.processes import Part, Parts
 from core.addresses import Address
 

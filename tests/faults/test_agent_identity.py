@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 import pytest
 
+from controller.demo.ports import free_port
 from core.addresses import Address
 from core.clock import SystemClock
 from core.errors import Untrusted
@@ -31,7 +32,6 @@ from edge_agent.settings import OffloadSettings, RuntimeSettings
 from protos.fleet.v1.fleet_pb2_grpc import FleetServiceStub
 from tests.support.edge_plane import UNSAMPLED, UNSURE, cascade_of, echo_model, request_of
 from tests.support.enrolment import FakeAuthority, FakeEnrolment, serving, token_for
-from tests.support.mosquitto import free_port
 from tests.support.mutual_tls import SERVICE, EchoPort, mutual_port
 from tests.support.renewal import Keeper, SleptClock
 

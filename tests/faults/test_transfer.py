@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from controller.demo.ports import free_port
 from controller.transfer.fairness import FairSender, SendLimits
 from controller.transfer.model import Codec, Encoded
 from core.chunks import chunks_of
@@ -33,7 +34,6 @@ from edge_agent.sync.source import ComeBackLater
 from protos.artifacts.v1 import artifacts_pb2 as pb
 from tests.support.delivery_server import Depot, Device, device, serving, serving_shelf
 from tests.support.delivery_shelf import DeliveryShelf, Fault, Silence
-from tests.support.mosquitto import free_port
 from tests.support.variants import MadeVariant, made_variant
 
 CHUNK_BYTES = 64 << 10

@@ -7,11 +7,11 @@ from typing import Any
 import grpc.aio
 import pytest
 
+from controller.demo.ports import free_port
 from core.addresses import Address
 from core.grpc_transport import TlsIdentity
 from edge_agent.identity.channel import RotatingChannel
 from tests.support.enrolment import FakeAuthority, FakeEnrolment
-from tests.support.mosquitto import free_port
 from tests.support.mutual_tls import SERVICE, EchoPort, mutual_port
 
 AUTHORITY = FakeAuthority()

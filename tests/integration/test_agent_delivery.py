@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from controller.demo.ports import free_port
 from core.addresses import Address
 from core.digest import digest_of
 from core.fleet_state import NOWHERE, Position, PushResult, SlotPhase
@@ -17,7 +18,6 @@ from tests.support.delivery_shelf import DeliveryShelf, Sent, Silence
 from tests.support.enrolled import Realm
 from tests.support.fake_controller import FakeController, running_controller
 from tests.support.local_agent import running_agent
-from tests.support.mosquitto import free_port
 from tests.support.onnx_models import dense_net
 from tests.support.variants import MadeVariant, made_variant
 

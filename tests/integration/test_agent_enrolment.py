@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from controller.demo.ports import free_port
 from core.addresses import Address
 from core.enrolment_token import EnrolmentToken
 from core.errors import (
@@ -34,7 +35,6 @@ from tests.support.enrolment import (
     serving,
     token_for,
 )
-from tests.support.mosquitto import free_port
 
 
 class Machine:

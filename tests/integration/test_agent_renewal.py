@@ -10,12 +10,12 @@ from pathlib import Path
 import grpc
 import pytest
 
+from controller.demo.ports import free_port
 from core.addresses import Address
 from edge_agent.identity.exchange import MAX_BUNDLE_BYTES
 from edge_agent.identity.folder import Identity, IdentityFolder
 from protos.identity.v1 import identity_pb2 as pb
 from tests.support.enrolment import WEEK, FakeAuthority, FakeEnrolment, key_in, pem_of_key, public_bytes, serving
-from tests.support.mosquitto import free_port
 from tests.support.renewal import Keeper, SleptClock
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from controller.demo.ports import free_port
 from controller.heavy.client import HeavyClient
 from core.clock import SystemClock
 from core.errors import DeadlineExceeded, HeavyUnavailable
@@ -15,7 +16,6 @@ from tests.support.heavy_tier import (
     MemoryBlobs,
     SpanCollector,
     controller_side,
-    free_port,
     publish,
     scaling_onnx,
     scaling_request,

@@ -17,6 +17,7 @@ import psutil
 import pytest
 import pytest_asyncio
 
+from controller.demo.ports import free_port
 from controller.heavy.client import HeavyClient
 from controller.heavy.local import LocalHeavy
 from controller.settings import HeavySettings
@@ -40,7 +41,6 @@ from tests.support.heavy_tier import (
     MemoryBlobs,
     SpanCollector,
     controller_side,
-    free_port,
     publish,
     scaling_onnx,
     scaling_request,

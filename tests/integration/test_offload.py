@@ -7,6 +7,7 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from controller.demo.ports import free_port
 from core.addresses import Address
 from core.breaker import BreakerPolicy, BreakerState
 from core.clock import SystemClock
@@ -23,7 +24,6 @@ from edge_agent.settings import OffloadSettings
 from protos.inference.v2 import open_inference_pb2_grpc as services
 from tests.support.echo_plane import EchoPlane
 from tests.support.edge_plane import SURE, cascade_of, echo_model, plane_with, request_of
-from tests.support.mosquitto import free_port
 
 CLOCK = SystemClock()
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

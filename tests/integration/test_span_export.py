@@ -6,9 +6,9 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
+from controller.demo.ports import free_port
 from core.addresses import Address
 from core.span_export import OtlpSpanExporter
-from tests.support.mosquitto import free_port
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """What tests of the heavy tier share: small models as published bytes, and the controller's side of a replica."""
 
 import asyncio
-import socket
 from collections.abc import AsyncGenerator, AsyncIterator
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
@@ -141,11 +140,3 @@ async def controller_side(blobs: MemoryBlobs, collector: SpanCollector, *, tls_d
         yield Address("127.0.0.1", port)
     finally:
         await server.stop(grace=None)
-
-
-def free_port() -> int:
-    """Return a port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port

@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from controller.demo.ports import free_port
+
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 10.0
@@ -124,11 +126,3 @@ def program_path(name: str) -> str:
     if path is None:
         raise MissingProgram(f"{name} is not installed (Debian: apt install mosquitto mosquitto-clients tcpdump)")
     return path
-
-
-def free_port() -> int:
-    """Return a TCP port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-    return port

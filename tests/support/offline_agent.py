@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from controller.demo.ports import free_port
 from core.addresses import Address
 from core.clock import SystemClock
 from core.digest import Digest
@@ -28,7 +29,7 @@ from edge_agent.health.state_folder import StateFolder
 from edge_agent.sync.store import ContentStore
 from tests.support.edge_models import BuiltModel
 from tests.support.enrolled import enrolled
-from tests.support.mosquitto import Mosquitto, free_port
+from tests.support.mosquitto import Mosquitto
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 20.0
