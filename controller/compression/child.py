@@ -2,16 +2,11 @@
 
     python -I -m controller.compression.child
 
-The job comes as one line of JSON on standard input, which then stays open: when it ends, the parent is gone, and so is
-this process. The reply is JSON on standard output; what libraries print goes to standard error. Bounds on memory, time
-and file size are set before anything heavy is imported. `workshop` is the other side.
+Order and reply are JSON. Bounds on memory, time and file size are set before anything heavy is imported (see
+`controller.children`). `workshop` is the other side.
 """
 
 import faulthandler
-import os
-import resource
-import sys
-import threading
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,22 +14,13 @@ from typing import Annotated, Literal, assert_never
 
 from pydantic import Field, TypeAdapter
 
+from controller.children.confinement import Limits, confine, send_reply, take_order, take_reply_pipe
 from controller.compression.model import Dataset, Evaluated, EvaluationTask, Inspected, ModelBundle
 from core.errors import InvalidModel, InvalidRequest
 
 # A manifest's worth of signatures, and room.
 MAX_REPLY_BYTES = 1 << 20
 MAX_MESSAGE_CHARS = 800
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    # Private memory that can be written (RLIMIT_DATA); mapped libraries and files do not count.
-    memory_bytes: int
-    # Processor time of all threads together.
-    cpu_s: int
-    # Largest file that may be written.
-    file_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,40 +75,11 @@ REPLY: TypeAdapter[Reply] = TypeAdapter(Reply)
 
 
 def main() -> None:
-    reply_to = _take_standard_output()
+    pipe = take_reply_pipe()
     faulthandler.enable()
-    order = ORDER.validate_json(sys.stdin.buffer.readline())
-    _limit(order.limits)
-    threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
-    reply = REPLY.dump_json(_answer(order.job))
-    with os.fdopen(reply_to, "wb") as pipe:
-        pipe.write(reply)
-
-
-def _take_standard_output() -> int:
-    """Keep the reply's pipe to ourselves, and send what anybody prints to standard error."""
-    pipe = os.dup(1)
-    os.dup2(2, 1)
-    return pipe
-
-
-def _limit(limits: Limits) -> None:
-    for what, bound in (
-        (resource.RLIMIT_DATA, limits.memory_bytes),
-        (resource.RLIMIT_CPU, limits.cpu_s),
-        (resource.RLIMIT_FSIZE, limits.file_bytes),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        _, hard = resource.getrlimit(what)
-        allowed = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
-        resource.setrlimit(what, (allowed, allowed))
-
-
-def _end_with_parent() -> None:
-    # Not through sys.stdin: a thread that holds its lock makes the interpreter abort at exit.
-    while os.read(0, 1):
-        pass
-    os._exit(1)
+    order = ORDER.validate_json(take_order())
+    confine(order.limits)
+    send_reply(pipe, REPLY.dump_json(_answer(order.job)))
 
 
 def _answer(job: InspectJob | QuantiseJob | EvaluateJob) -> Reply:

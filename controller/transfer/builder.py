@@ -1,33 +1,31 @@
 """Building a pack in a child process: its work is numpy and Zstandard on gigabytes, which must not stop the event loop.
 
-The child gets a clean environment and bounds on memory, processor time and file size. However it ends, it is reaped; a
-caller that is cancelled kills it. The pack appears under its name whole and durable, or not at all.
+The pack appears under its name whole and durable, or not at all.
 """
 
 import asyncio
+import logging
 import os
-import signal
-import sys
 import tempfile
-from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
 from math import ceil
 from pathlib import Path
 from typing import Protocol
 
 from pydantic import ValidationError
 
-from controller.transfer.child import MAX_REPLY_BYTES, ORDER, REPLY, Limits, Order, Side
+from controller.children.caller import call
+from controller.children.confinement import Limits
+from controller.transfer.child import MAX_REPLY_BYTES, ORDER, REPLY, Order, Side
 from controller.transfer.packs import PackId
 from core.atomic_files import publish_file
 from core.digest import Digest
 from core.errors import NotFound, Unavailable
+from core.logs import peer_text
 from core.manifest import Manifest
 
+_log = logging.getLogger(__name__)
+
 _MODULE = "controller.transfer.child"
-# Where the dynamic linker finds the libraries that the parent found; the only thing inherited.
-_INHERITED = ("LD_LIBRARY_PATH",)
 TEMPORARIES = "tmp"
 
 
@@ -85,68 +83,26 @@ class ChildBuilder:
         return Side(manifest.digest(), manifest.to_bytes().decode(), paths)
 
     async def _run(self, order: Order, folder: Path) -> None:
-        async with _child(folder) as process:
-            try:
-                async with asyncio.timeout(self._timeout_s):
-                    content = await _converse(process, ORDER.dump_json(order))
-                    status = await process.wait()
-            except TimeoutError as error:
-                raise Unavailable(f"pack: building took longer than {self._timeout_s:g} s and was stopped") from error
-        _require_done(status, content)
-
-
-@asynccontextmanager
-async def _child(folder: Path) -> AsyncIterator[Process]:
-    """Start the child; afterwards it is gone, however the block was left."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-I", "-m", _MODULE),
-        stdin=PIPE,
-        stdout=PIPE,
-        stderr=DEVNULL,
-        cwd=folder,
-        env=_environment(folder),
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
-
-
-def _environment(folder: Path) -> dict[str, str]:
-    return {
-        **{name: os.environ[name] for name in _INHERITED if name in os.environ},
-        "HOME": str(folder),
-        "LANG": "C.UTF-8",
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-        "TMPDIR": str(folder),
-    }
-
-
-async def _converse(process: Process, order: bytes) -> bytes:
-    """Send the order and return the reply. Standard input stays open meanwhile."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    with suppress(BrokenPipeError, ConnectionResetError, RuntimeError):
-        # A child that died at once has a status that says more; uvloop's word for its closed pipe is RuntimeError.
-        process.stdin.write(order + b"\n")
-        await process.stdin.drain()
-    content = b""
-    while len(content) <= MAX_REPLY_BYTES and (block := await process.stdout.read(1 << 16)):
-        content += block
-    return content
-
-
-def _require_done(status: int, content: bytes) -> None:
-    if status != 0:
-        cause = f"exit status {status}" if status > 0 else f"killed by {signal.Signals(-status).name}"
-        raise Unavailable(f"pack: its process ended with {cause}; raise its bounds or free memory, then try again")
-    try:
-        reply = REPLY.validate_json(content)
-    except ValidationError as error:
-        raise Unavailable(f"pack: its process gave an unreadable reply of {len(content)} bytes; try again") from error
-    if reply.refusal is not None:
-        raise Unavailable(f"pack: {reply.refusal}")
+        try:
+            ended = await call(
+                _MODULE,
+                ORDER.dump_json(order),
+                folder=folder,
+                timeout_s=self._timeout_s,
+                max_reply_bytes=MAX_REPLY_BYTES,
+            )
+        except TimeoutError as error:
+            raise Unavailable(f"pack: building took longer than {self._timeout_s:g} s and was stopped") from error
+        if ended.status != 0:
+            _log.warning("building a pack failed", extra={"cause": ended.cause, "stderr": peer_text(ended.printed)})
+            raise Unavailable(
+                f"pack: its process ended with {ended.cause}; raise its bounds or free memory, then try again"
+            )
+        try:
+            reply = REPLY.validate_json(ended.reply)
+        except ValidationError as error:
+            raise Unavailable(
+                f"pack: its process gave an unreadable reply of {len(ended.reply)} bytes; try again"
+            ) from error
+        if reply.refusal is not None:
+            raise Unavailable(f"pack: {reply.refusal}")

@@ -2,20 +2,17 @@
 
     python -I -m controller.transfer.child
 
-The order comes as one line of JSON on standard input, which then stays open: when it ends, the parent is gone, and so
-is this process. The reply is one line of JSON on standard output. Memory, processor time and file size are bounded, and
-everything else on the machine goes first. `builder` is the other side.
+Order and reply are JSON. Memory, processor time and file size are bounded (see `controller.children`), and everything
+else on the machine goes first. `builder` is the other side.
 """
 
 import os
-import resource
-import sys
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
+from controller.children.confinement import Limits, confine, send_reply, take_order, take_reply_pipe
 from controller.transfer.encoding import VariantFiles, build_delta, build_full
 from controller.transfer.packs import PackFile, PackId
 from core.digest import Digest
@@ -24,15 +21,6 @@ from core.manifest import parse_manifest
 
 MAX_REPLY_BYTES = 1 << 16
 _NICE = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    # Private memory that can be written (RLIMIT_DATA); mapped files do not count.
-    memory_bytes: int
-    cpu_s: int
-    # Largest file that may be written.
-    file_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,31 +56,11 @@ REPLY: TypeAdapter[Reply] = TypeAdapter(Reply)
 
 
 def main() -> None:
-    order = ORDER.validate_json(sys.stdin.buffer.readline())
-    _limit(order.limits)
+    pipe = take_reply_pipe()
+    order = ORDER.validate_json(take_order())
+    confine(order.limits)
     os.nice(_NICE)
-    threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
-    sys.stdout.buffer.write(REPLY.dump_json(_answer(order)))
-    sys.stdout.buffer.flush()
-
-
-def _limit(limits: Limits) -> None:
-    for what, bound in (
-        (resource.RLIMIT_DATA, limits.memory_bytes),
-        (resource.RLIMIT_CPU, limits.cpu_s),
-        (resource.RLIMIT_FSIZE, limits.file_bytes),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        _, hard = resource.getrlimit(what)
-        allowed = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
-        resource.setrlimit(what, (allowed, allowed))
-
-
-def _end_with_parent() -> None:
-    # Not through sys.stdin: a thread that holds its lock makes the interpreter abort at exit.
-    while os.read(0, 1):
-        pass
-    os._exit(1)
+    send_reply(pipe, REPLY.dump_json(_answer(order)))
 
 
 def _answer(order: Order) -> Reply:

@@ -45,7 +45,8 @@ async def started_child() -> psutil.Process:
 ORPHAN = """
 import subprocess, sys
 from pathlib import Path
-from controller.compression.child import ORDER, EvaluateJob, Limits, Order
+from controller.children.confinement import Limits
+from controller.compression.child import ORDER, EvaluateJob, Order
 from controller.compression.model import EvaluationTask, ModelBundle
 child = subprocess.Popen([sys.executable, "-I", "-m", "controller.compression.child"], stdin=subprocess.PIPE)
 job = EvaluateJob(EvaluationTask(ModelBundle(Path(sys.argv[1]), "model.onnx")))
