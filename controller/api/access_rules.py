@@ -58,6 +58,7 @@ RULES: Mapping[str, Mapping[str, Need]] = {
     "/api/traces/{trace_id}": {"GET": _VIEWER},
     "/api/authority": {"GET": _VIEWER},
     "/api/authority/rotation": {"POST": _ADMIN},
+    "/api/authority/{sha256}": {"DELETE": _ADMIN},
     "/api/certificates": {"POST": _ADMIN},
     "/api/signing": {"GET": _VIEWER},
     "/api/signing/root": {"GET": _VIEWER},

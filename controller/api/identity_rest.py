@@ -169,6 +169,14 @@ class _Authorities:
             responses={409: _REFUSED},
         )
         api.add_api_route(
+            "/authority/{sha256}",
+            self.drop,
+            methods=["DELETE"],
+            tags=["identity"],
+            summary="Trust a retired authority no more, before all that it signed is over",
+            responses={404: _REFUSED, 409: _REFUSED},
+        )
+        api.add_api_route(
             "/certificates",
             self.certify,
             methods=["POST"],
@@ -182,6 +190,9 @@ class _Authorities:
 
     async def rotate(self) -> views.AuthoritiesView:
         return self._view(await self._identity.rotate())
+
+    async def drop(self, sha256: Annotated[str, Path(pattern="^[0-9a-f]{64}$")]) -> views.AuthoritiesView:
+        return self._view(await self._identity.drop_authority(sha256))
 
     async def certify(self, body: views.CertificateBody) -> views.CertificateView:
         certificate = self._identity.certify(Role(body.role), body.name, csr_from_pem(body.csr))

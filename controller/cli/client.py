@@ -188,6 +188,9 @@ class ControllerClient:
     def rotate_authority(self) -> identity_views.AuthoritiesView:
         return self._parsed(self._send("POST", "/api/authority/rotation"), identity_views.AuthoritiesView)
 
+    def drop_authority(self, sha256: str) -> identity_views.AuthoritiesView:
+        return self._parsed(self._send("DELETE", f"/api/authority/{_segment(sha256)}"), identity_views.AuthoritiesView)
+
     def certify(self, body: identity_views.CertificateBody) -> identity_views.CertificateView:
         return self._put("POST", "/api/certificates", body, identity_views.CertificateView)
 

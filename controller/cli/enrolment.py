@@ -91,6 +91,31 @@ def rotate(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
 
 
 @app.command()
+def drop(
+    context: typer.Context,
+    authority: Annotated[str, typer.Argument(metavar="SHA256", help="As `status` shows it, or in full.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Trust a retired authority no more: its key was stolen, and 98 days are too long.
+
+    Agents that it certified come back when they renew, within half a week; those that were away during the rotation
+    need a new token, and every application and replica a new certificate. Connections that stand are not ended: restart
+    the controller.
+    """
+    with client_of(context) as client:
+        found = [each for each in client.authorities().authorities if each.sha256.startswith(authority)]
+        if len(found) != 1:
+            raise InvalidRequest(
+                f"authority {authority!r}: expected one that is trusted, found {len(found)}; see `authority status`"
+            )
+        if not yes:
+            typer.confirm(f"Refuse all that {found[0].sha256[:_DIGEST_CHARS]} certified?", abort=True)
+        left = client.drop_authority(found[0].sha256)
+    show(left, _authorities(left), output=output)
+
+
+@app.command()
 def trust(
     context: typer.Context,
     is_saved: Annotated[

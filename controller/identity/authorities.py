@@ -2,7 +2,7 @@
 
     prepare ──▶ next      trusted by us and told to every agent, signs nothing
     activate ─▶ active    signs agents; the one before it is retired
-    drop ─────▶ (gone)    AUTHORITY_OVERLAP after it was retired: all it signed is over
+    drop ─────▶ (gone)    AUTHORITY_OVERLAP after it was retired: all it signed is over; or at an admin's word
 
 The controller's own certificate is signed by the oldest that is trusted: an agent that was away during the whole
 rotation knows no other. Agents hear of new ones when they say hello and with each renewal.
@@ -19,7 +19,7 @@ from controller.identity.keys import AuthorityKeys
 from controller.identity.model import AGENT_LIFETIME, AUTHORITY_OVERLAP, Authority, AuthorityState
 from controller.identity.store import IdentityRecords, IdentityStore
 from core.clock import Clock
-from core.errors import Conflict, Unavailable
+from core.errors import Conflict, NotFound, Unavailable
 
 _log = logging.getLogger(__name__)
 
@@ -118,12 +118,28 @@ class Authorities:
         for record in self.records:
             if is_over(record, now=now):
                 await self._drop(record)
+                _log.info("certificate authority dropped: all it signed is over", extra={"authority": record.sha256})
+
+    async def drop(self, sha256: str) -> None:
+        """Trust a retired authority no more, though certificates that it signed are in use.
+
+        Raises:
+            NotFound: no such authority is trusted.
+            Conflict: it is not retired.
+        """
+        record = next((each for each in self.records if each.sha256 == sha256), None)
+        if record is None:
+            raise NotFound(f"authority {sha256[:80]!r}: not trusted here; see `nanofleet authority status`")
+        if record.state is not AuthorityState.RETIRED:
+            state = record.state.value
+            raise Conflict(f"authority {sha256[:16]}: expected a retired one, this is {state}; rotate first")
+        await self._drop(record)
+        _log.warning("certificate authority dropped early: what it signed is refused", extra={"authority": sha256})
 
     async def _drop(self, record: Authority) -> None:
         await self._store.run(lambda records: records.delete_authority(record.sha256))
         await self._reload()
         self._keys.delete(record.sha256)
-        _log.info("certificate authority dropped: all it signed is over", extra={"authority": record.sha256})
 
     async def _made(self, state: AuthorityState) -> Authority:
         """Make an authority whose key is stored before anybody hears of it."""

@@ -337,6 +337,24 @@ class Identity:
                 await self._authorities.prepare()
             self._certify_server()
 
+    async def drop_authority(self, sha256: str) -> Sequence[Authority]:
+        """Trust a retired authority no more, before all that it signed is over: its key was stolen.
+
+        Agents that it certified are refused from their next connection on, until they renew with their known key;
+        those that never heard of its successor need a token. Connections that stand are not ended.
+
+        Raises:
+            NotFound: no such authority is trusted.
+            Conflict: it is not retired.
+        """
+        await self._whole(self._drop_authority(sha256))
+        return self.authorities()
+
+    async def _drop_authority(self, sha256: str) -> None:
+        async with self._rotating:
+            await self._authorities.drop(sha256)
+            self._certify_server()
+
     # ---- inside -----------------------------------------------------------------------------------------------
 
     async def _whole(self, work: Coroutine[Any, Any, T]) -> T:

@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
+import grpc
+import grpc.aio
 import pytest
 
 from core.enrolment_token import EnrolmentToken, parse_token
@@ -104,6 +106,27 @@ async def test_the_authorities_pushed_while_they_rotate_are_taken(
         async with keeper.running():
             keeper.renewal.apply_trust_bundle(pushed)
             assert (await keeper.until_changed()).tls.trust_bundle == pushed
+            assert await is_served(channel)
+
+
+async def test_what_a_dropped_authority_certified_is_refused_until_it_is_renewed(
+    controller: TrustedController, tmp_path: Path, disk: ThreadPoolExecutor
+) -> None:
+    identity = await enrolled(controller, tmp_path / "agent")
+    stolen = controller.identity.authorities()[0].sha256
+    await controller.identity.rotate()
+    async with kept(identity, tmp_path, disk) as (keeper, _), keeper.running():
+        keeper.renewal.apply_trust_bundle(controller.identity.trust_bundle())
+        identity = await keeper.until_changed()
+    await controller.identity.rotate()
+    await controller.identity.drop_authority(stolen)
+
+    async with kept(identity, tmp_path, disk) as (keeper, channel):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await is_served(channel)
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        async with keeper.running():
+            await keeper.until_changed()
             assert await is_served(channel)
 
 

@@ -175,6 +175,18 @@ def test_the_authority_is_rotated_in_two_steps(run: Run) -> None:
     assert "retired" in run("authority", "status").stdout
 
 
+def test_a_retired_authority_is_dropped_by_what_is_shown_of_it(run: Run) -> None:
+    run("authority", "rotate")
+    shown = json.loads(run("authority", "rotate", "-o", "json").stdout)["authorities"]
+    retired, active = (each["sha256"] for each in shown)
+
+    assert "rotate first" in str(run("authority", "drop", active, "--yes").exception)
+    assert "found 0" in str(run("authority", "drop", "0" * 16, "--yes").exception)
+    dropped = run("authority", "drop", retired[:16], "--yes", "-o", "json")
+
+    assert [each["sha256"] for each in json.loads(dropped.stdout)["authorities"]] == [active]
+
+
 def test_the_trust_bundle_of_a_credential_is_brought_up_to_date(
     controller: Running, run: Run, credential: Credentials
 ) -> None:

@@ -326,6 +326,31 @@ async def test_two_rotations_do_not_overlap(side: Side) -> None:
         await side.identity.rotate()
 
 
+async def test_a_retired_authority_may_be_dropped_before_its_time(side: Side) -> None:
+    (stolen,) = side.identity.authorities()
+    await side.identity.rotate()
+    await side.identity.rotate()
+    shown = side.identity.server_identity()
+
+    (left,) = await side.identity.drop_authority(stolen.sha256)
+
+    assert (left.state, stolen.certificate.encode() in side.identity.trust_bundle()) == (AuthorityState.ACTIVE, False)
+    assert side.identity.server_identity().certificate_chain != shown.certificate_chain
+    assert [file.stem for file in side.folder.iterdir()] == [left.sha256]
+    await side.identity.rotate()
+
+
+@pytest.mark.parametrize("rotations", [0, 1])
+async def test_an_authority_that_is_not_retired_is_not_dropped(side: Side, rotations: int) -> None:
+    for _ in range(rotations):
+        await side.identity.rotate()
+    for authority in side.identity.authorities():
+        with pytest.raises(Conflict, match=f"this is {authority.state.value}; rotate first"):
+            await side.identity.drop_authority(authority.sha256)
+    with pytest.raises(NotFound, match="not trusted here"):
+        await side.identity.drop_authority("0" * 64)
+
+
 async def test_the_servers_own_certificate_is_renewed_at_half_its_life(side: Side) -> None:
     shown = side.identity.server_identity()
     await side.identity.tidy()
