@@ -34,6 +34,7 @@ from edge_agent.data_plane import EdgeDataPlane
 from edge_agent.front.grpc import GrpcFront
 from edge_agent.front.mqtt.broker import BrokerState
 from edge_agent.front.mqtt.front import MqttFront
+from edge_agent.health import code_pages
 from edge_agent.health.handover import require_root_of
 from edge_agent.health.state_folder import StateFolder
 from edge_agent.health.status_file import (
@@ -128,6 +129,7 @@ class _Agent:
             if self._front is not None:
                 tasks += _start(group, {"mqtt": self._front.run})
             tasks += _start(group, self._member.outward)
+            code_pages.release()
             self._announce(faces)
             await stop.wait()
             _log.info("stopping")

@@ -105,10 +105,12 @@ def test_bytes_that_are_no_request_are_refused(content: bytes) -> None:
 
 
 SAMPLE_CSR = made_csr(new_key())
+# Before the signature, which comes last, stands how many of its bits are not used: of those that are zero some may be.
+UNUSED_BITS_AT = len(SAMPLE_CSR) - len(x509.load_der_x509_csr(SAMPLE_CSR).signature) - 1
 
 
 @settings(max_examples=500)
-@given(st.integers(0, len(SAMPLE_CSR) - 1), st.integers(1, 255))
+@given(st.integers(0, len(SAMPLE_CSR) - 1).filter(lambda place: place != UNUSED_BITS_AT), st.integers(1, 255))
 def test_a_request_with_any_byte_changed_is_refused(place: int, change: int) -> None:
     changed = bytearray(SAMPLE_CSR)
     changed[place] ^= change
