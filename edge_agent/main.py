@@ -128,8 +128,9 @@ class _Agent:
             self._front = self._make_front(faces)
             if self._front is not None:
                 tasks += _start(group, {"mqtt": self._front.run})
-            tasks += _start(group, self._member.outward)
+            # Before anything is fetched, and its decoder loaded.
             code_pages.release()
+            tasks += _start(group, self._member.outward)
             self._announce(faces)
             await stop.wait()
             _log.info("stopping")

@@ -173,7 +173,7 @@ class _Authorities:
             self.drop,
             methods=["DELETE"],
             tags=["identity"],
-            summary="Trust a retired authority no more, before all that it signed is over",
+            summary="Trust an authority no more that does not sign, before all that it signed is over",
             responses={404: _REFUSED, 409: _REFUSED},
         )
         api.add_api_route(

@@ -97,11 +97,11 @@ def drop(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Trust a retired authority no more: its key was stolen, and 98 days are too long.
+    """Trust a next or retired authority no more: its key was stolen, and 98 days are too long.
 
-    Agents that it certified come back when they renew, within half a week; those that were away during the rotation
-    need a new token, and every application and replica a new certificate. Connections that stand are not ended: restart
-    the controller.
+    Agents that a retired one certified come back when they renew, within 4.2 days; those that were away during the
+    rotation need a token, and every application and replica a new certificate. Tokens that were given out are void.
+    Connections that stand are not ended: restart the controller. See "A stolen controller" in docs/security.md.
     """
     with client_of(context) as client:
         found = [each for each in client.authorities().authorities if each.sha256.startswith(authority)]

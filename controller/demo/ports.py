@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from core.errors import Unavailable
 
-# Below those that Linux gives to connections (net.ipv4.ip_local_port_range, from 32768 on): one of those may be taken
-# by anybody's connection before it is listened on.
+# Below those that Linux gives to connections by default (net.ipv4.ip_local_port_range, from 32768 on): one of those may
+# be taken by anybody's connection before it is listened on.
 PORTS = range(20_000, 32_768)
 
 

@@ -121,20 +121,19 @@ class Authorities:
                 _log.info("certificate authority dropped: all it signed is over", extra={"authority": record.sha256})
 
     async def drop(self, sha256: str) -> None:
-        """Trust a retired authority no more, though certificates that it signed are in use.
+        """Trust an authority no more that does not sign, though certificates of it may be in use.
 
         Raises:
             NotFound: no such authority is trusted.
-            Conflict: it is not retired.
+            Conflict: it is the one that signs.
         """
         record = next((each for each in self.records if each.sha256 == sha256), None)
         if record is None:
             raise NotFound(f"authority {sha256[:80]!r}: not trusted here; see `nanofleet authority status`")
-        if record.state is not AuthorityState.RETIRED:
-            state = record.state.value
-            raise Conflict(f"authority {sha256[:16]}: expected a retired one, this is {state}; rotate first")
+        if record.state is AuthorityState.ACTIVE:
+            raise Conflict(f"authority {sha256[:16]}: expected one that does not sign; rotate until another does")
         await self._drop(record)
-        _log.warning("certificate authority dropped early: what it signed is refused", extra={"authority": sha256})
+        _log.warning("certificate authority dropped by an admin", extra={"authority": sha256})
 
     async def _drop(self, record: Authority) -> None:
         await self._store.run(lambda records: records.delete_authority(record.sha256))

@@ -338,14 +338,15 @@ class Identity:
             self._certify_server()
 
     async def drop_authority(self, sha256: str) -> Sequence[Authority]:
-        """Trust a retired authority no more, before all that it signed is over: its key was stolen.
+        """Trust an authority no more that does not sign, before all that it signed is over: its key was stolen.
 
-        Agents that it certified are refused from their next connection on, until they renew with their known key;
-        those that never heard of its successor need a token. Connections that stand are not ended.
+        Agents that it certified are refused from their next connection on, until they renew with their known key, and
+        believe it until then; those that never heard of its successor need a token. Connections that stand are not
+        ended.
 
         Raises:
             NotFound: no such authority is trusted.
-            Conflict: it is not retired.
+            Conflict: it is the one that signs.
         """
         await self._whole(self._drop_authority(sha256))
         return self.authorities()

@@ -10,12 +10,15 @@ import logging
 import os
 import re
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 
 _SMAPS = Path("/proc/self/smaps")
-# proc_pid_maps(5): addresses and permissions of a mapping that is executable, private and of a file.
-_CODE = re.compile(r"([0-9a-f]+)-([0-9a-f]+) r-xp \S+ \S+ [1-9]\d*\s+/")
-_ANY = re.compile(r"[0-9a-f]+-[0-9a-f]+ ")
+# proc_pid_maps(5): addresses of every mapping, and whether it is executable, private, read-only and of a file. Paths
+# may hold any byte.
+_MAPPING = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) ", re.MULTILINE)
+_CODE = re.compile(rb"\S+ r-xp \S+ \S+ [1-9]\d*\s+/")
+_WRITTEN_KB = re.compile(rb"^(?:Anonymous|Swap): +(\d+) kB$", re.MULTILINE)
 # madvise(2).
 _MADV_DONTNEED = 4
 
@@ -23,11 +26,20 @@ _log = logging.getLogger(__name__)
 
 
 def release() -> int:
-    """Take unmodified code out of this process's memory; return the bytes of the mappings that it was in."""
+    """Take unmodified code out of this process's memory; return the bytes of the mappings that it was in.
+
+    No thread may be loading a library meanwhile: for an instant that looks like unmodified code.
+    """
+    try:
+        smaps = _SMAPS.read_bytes()
+    except OSError as error:
+        # Kernels for small devices may be built without it; nothing is lost but the memory.
+        _log.debug("code pages stay", extra={"reason": str(error)})
+        return 0
     madvise = ctypes.CDLL(None, use_errno=True).madvise
     madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
     released_bytes = 0
-    for start, size_bytes in unmodified_code(_SMAPS.read_text()):
+    for start, size_bytes in unmodified_code(smaps):
         if madvise(start, size_bytes, _MADV_DONTNEED) == 0:
             released_bytes += size_bytes
         else:
@@ -36,15 +48,17 @@ def release() -> int:
     return released_bytes
 
 
-def unmodified_code(smaps: str) -> Iterator[tuple[int, int]]:
+def unmodified_code(smaps: bytes) -> Iterator[tuple[int, int]]:
     """Yield start and size of every code mapping in a text of proc_pid_smaps(5) of which no page was written to.
 
-    A written page, as a debugger's breakpoint makes one, exists nowhere else and must stay.
+    A written page, as a debugger's breakpoint makes one, exists nowhere else and must stay, be it in memory or swapped
+    out.
     """
-    start = end = 0
-    for line in smaps.splitlines():
-        if _ANY.match(line):
-            code = _CODE.match(line)
-            start, end = (int(code[1], 16), int(code[2], 16)) if code else (0, 0)
-        elif end and line.split() == ["Anonymous:", "0", "kB"]:
-            yield start, end - start
+    mappings = list(_MAPPING.finditer(smaps))
+    for mapping, following in zip_longest(mappings, mappings[1:]):
+        entry = smaps[mapping.start() : following.start() if following else len(smaps)]
+        written_kb = [int(amount) for amount in _WRITTEN_KB.findall(entry)]
+        # Both amounts must be known.
+        if _CODE.match(entry) and written_kb == [0, 0]:
+            start = int(mapping[1], 16)
+            yield start, int(mapping[2], 16) - start

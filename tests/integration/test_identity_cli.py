@@ -180,7 +180,7 @@ def test_a_retired_authority_is_dropped_by_what_is_shown_of_it(run: Run) -> None
     shown = json.loads(run("authority", "rotate", "-o", "json").stdout)["authorities"]
     retired, active = (each["sha256"] for each in shown)
 
-    assert "rotate first" in str(run("authority", "drop", active, "--yes").exception)
+    assert "rotate until another does" in str(run("authority", "drop", active, "--yes").exception)
     assert "found 0" in str(run("authority", "drop", "0" * 16, "--yes").exception)
     dropped = run("authority", "drop", retired[:16], "--yes", "-o", "json")
 

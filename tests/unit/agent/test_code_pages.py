@@ -2,31 +2,59 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
+
+from edge_agent.health import code_pages
 from edge_agent.health.code_pages import unmodified_code
 
-SMAPS = """\
-00400000-00402000 r-xp 00001000 fe:00 1234                               /usr/bin/python3.11
-Size:                  8 kB
-Rss:                   8 kB
-Anonymous:             0 kB
-VmFlags: rd ex mr mw me
-00500000-00501000 rw-p 00003000 fe:00 1234                               /usr/bin/python3.11
-Anonymous:             0 kB
-7f0000000000-7f0000003000 r-xp 00000000 fe:00 5678                       /usr/lib/with a space.so
-Anonymous:             4 kB
-7f0000010000-7f0000014000 r-xp 00000000 fe:00 5678                       /usr/lib/with a space.so
-Anonymous:             0 kB
-7f0000020000-7f0000021000 r-xp 00000000 00:00 0
-Anonymous:             0 kB
-7f0000030000-7f0000031000 r-xp 00000000 00:00 0                          [vdso]
-Anonymous:             0 kB
-7f0000040000-7f0000041000 r-xs 00000000 fe:00 9999                       /shared
-Anonymous:             0 kB
-"""
+PYTHON = "00400000-00402000 r-xp 00001000 fe:00 1234                     /usr/bin/python3.11"
+
+
+def entry(head: str | bytes, *amounts: str) -> bytes:
+    """Return one mapping as proc_pid_smaps(5) tells of it."""
+    first = head.encode() if isinstance(head, str) else head
+    return b"\n".join([first, b"Size:                  8 kB", *map(str.encode, amounts), b"VmFlags: rd ex mr", b""])
+
+
+def amount(name: str, kb: int) -> str:
+    return f"{name}:".ljust(16) + f"{kb:8} kB"
+
+
+UNWRITTEN = amount("Anonymous", 0), amount("Swap", 0)
+
+
+@pytest.mark.parametrize(
+    ("head", "amounts", "is_found"),
+    [
+        (PYTHON, UNWRITTEN, True),
+        ("00400000-00402000 r-xp 00001000 fe:00 1234      /lib/with a space.so", UNWRITTEN, True),
+        (b"00400000-00402000 r-xp 00001000 fe:00 1234      /lib/ger\xe4t.so", UNWRITTEN, True),
+        (PYTHON, (amount("Anonymous", 4), amount("Swap", 0)), False),
+        (PYTHON, (amount("Anonymous", 0), amount("Swap", 4)), False),
+        (PYTHON, (amount("Anonymous", 0),), False),
+        (PYTHON.replace("r-xp", "rw-p"), UNWRITTEN, False),
+        (PYTHON.replace("r-xp", "r-xs"), UNWRITTEN, False),
+        ("00400000-00402000 r-xp 00000000 00:00 0", UNWRITTEN, False),
+        ("00400000-00402000 r-xp 00000000 00:00 0         [vdso]", UNWRITTEN, False),
+    ],
+)
+def test_private_code_of_files_that_was_never_written_is_found(
+    head: str | bytes, amounts: tuple[str, ...], is_found: bool
+) -> None:
+    other = entry("00500000-00501000 rw-p 00003000 fe:00 1234 /usr/bin/python3.11", *UNWRITTEN)
+    found = list(unmodified_code(other + entry(head, *amounts) + other))
+    assert found == ([(0x400000, 0x2000)] if is_found else [])
+
+
+def test_a_kernel_that_does_not_tell_costs_only_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(code_pages, "_SMAPS", tmp_path / "smaps")
+    assert code_pages.release() == 0
+
 
 SCRIPT = """
-import re, sys
+import re
 from pathlib import Path
 import numpy
 from edge_agent.health import code_pages
@@ -40,10 +68,6 @@ after_kb = mapped_kb()
 assert numpy.linalg.det(numpy.eye(8)) == 1.0
 print(before_kb, after_kb, released_bytes)
 """
-
-
-def test_private_code_of_files_that_was_never_written_is_found() -> None:
-    assert list(unmodified_code(SMAPS)) == [(0x400000, 0x2000), (0x7F0000010000, 0x4000)]
 
 
 def test_code_is_released_and_comes_back_when_it_is_needed() -> None:

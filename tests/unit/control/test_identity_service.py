@@ -340,13 +340,27 @@ async def test_a_retired_authority_may_be_dropped_before_its_time(side: Side) ->
     await side.identity.rotate()
 
 
-@pytest.mark.parametrize("rotations", [0, 1])
-async def test_an_authority_that_is_not_retired_is_not_dropped(side: Side, rotations: int) -> None:
-    for _ in range(rotations):
+@pytest.mark.parametrize("rotations_before", [0, 1, 2])
+async def test_whatever_was_there_when_it_was_stolen_can_be_replaced(side: Side, rotations_before: int) -> None:
+    for _ in range(rotations_before):
         await side.identity.rotate()
-    for authority in side.identity.authorities():
-        with pytest.raises(Conflict, match=f"this is {authority.state.value}; rotate first"):
-            await side.identity.drop_authority(authority.sha256)
+    stolen = {each.sha256: each.state for each in side.identity.authorities()}
+
+    for sha256, state in stolen.items():
+        if state is not AuthorityState.ACTIVE:
+            await side.identity.drop_authority(sha256)
+    await side.identity.rotate()
+    left = {each.state: each.sha256 for each in await side.identity.rotate()}
+    await side.identity.drop_authority(left[AuthorityState.RETIRED])
+
+    assert [each.sha256 for each in side.identity.authorities()] == [left[AuthorityState.ACTIVE]]
+    assert left[AuthorityState.ACTIVE] not in stolen
+
+
+async def test_the_authority_that_signs_is_not_dropped(side: Side) -> None:
+    (signing,) = side.identity.authorities()
+    with pytest.raises(Conflict, match="rotate until another does"):
+        await side.identity.drop_authority(signing.sha256)
     with pytest.raises(NotFound, match="not trusted here"):
         await side.identity.drop_authority("0" * 64)
 

@@ -1,8 +1,10 @@
 """Transfers: what an agent may have, in which form, and what happens when nothing is prepared."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,12 @@ from tests.support.variants import made_variant
 AGENT = AgentId("gate-1")
 OLD = made_variant({"model.onnx": bytes(range(250)) * 8}, chunk_bytes=500)
 NEW = made_variant({"model.onnx": bytes(range(250)) * 7 + bytes(250)}, version=2, chunk_bytes=500)
+# No two chunks alike, and the last of each file is short.
+VARIED = made_variant(
+    {"model.onnx": b"graph" * 3, "w.bin": random.Random(1).randbytes(1_234), "x.bin": random.Random(2).randbytes(777)},
+    version=4,
+    chunk_bytes=500,
+)
 OLDER = made_variant({"model.onnx": bytes(range(250)) * 6 + bytes(500)}, version=3, chunk_bytes=500)
 EVERYTHING = ((0, 4),)
 
@@ -46,9 +54,10 @@ async def transfers(depot: Depot) -> AsyncIterator[Transfers]:
 
 
 async def fetched(transfers: Transfers, order: ChunkOrder) -> list[Sent]:
+    """Return copies: a chunk is lent only until the next one is asked for."""
     async with transfers.transfer(AGENT, order) as (grant, chunks):
         assert grant.not_before is None
-        return [sent async for sent in chunks]
+        return [replace(sent, encoded=replace(sent.encoded, data=bytes(sent.encoded.data))) async for sent in chunks]
 
 
 async def test_what_is_not_desired_is_forbidden(transfers: Transfers) -> None:
@@ -60,11 +69,22 @@ async def test_the_manifest_comes_as_it_was_published(transfers: Transfers) -> N
     assert digest_of(await transfers.manifest(AGENT, OLD.digest)) == OLD.digest
 
 
-async def test_chunks_without_packs_come_as_they_are(transfers: Transfers, depot: Depot) -> None:
+@pytest.mark.parametrize("is_in_memory", [True, False])
+async def test_chunks_without_packs_come_as_they_are(
+    transfers: Transfers, depot: Depot, monkeypatch: pytest.MonkeyPatch, is_in_memory: bool
+) -> None:
+    if not is_in_memory:
+        # No file system says that of its own accord.
+        monkeypatch.setattr(transfers, "_cached_chunk", lambda *_: None)
     depot.packs.failure = Unavailable("disk full")
-    sent = await fetched(transfers, ChunkOrder(OLD.digest, ((1, 2),)))
+    depot.publish(VARIED, AGENT)
+    contents = chunk_contents(VARIED)
+    assert len({len(content) for content in contents}) > 1
+
+    sent = await fetched(transfers, ChunkOrder(VARIED.digest, ((1, len(contents) - 1),)))
+
     assert [(each.index, each.encoded) for each in sent] == [
-        (index, Encoded(Codec.RAW, chunk_contents(OLD)[index])) for index in (1, 2)
+        (index, Encoded(Codec.RAW, contents[index])) for index in range(1, len(contents))
     ]
 
 
