@@ -23,6 +23,7 @@ import asyncio
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,7 +32,6 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
-from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from statistics import median
@@ -41,10 +41,6 @@ import grpc
 import grpc.aio
 import numpy as np
 import uvloop
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from controller.api.delivery_grpc import DeliveryServicer, add_delivery_to_server
 from controller.transfer.fairness import Admission, FairSender, SendLimits
@@ -56,16 +52,18 @@ from core.chunks import ChunkRef, chunk_of
 from core.clock import SystemClock
 from core.digest import Digest, digest_of, hex_of
 from core.errors import Unavailable
-from core.grpc_transport import SERVER_OPTIONS, TlsIdentity, open_channel
+from core.grpc_transport import SERVER_OPTIONS, open_channel
 from core.ids import AgentId
 from core.manifest import MAX_CHUNK_BYTES, File, Lineage, Manifest, Signature
-from core.spiffe import CONTROLLER_DNS_NAME, parse_spiffe
+from core.spiffe import Role, parse_spiffe
 from core.tensors import Datatype
+from core.tls_files import read_tls_identity, write_tls_identity
 from edge_agent.sync.calls import DeliveryCallsOverGrpc
 from edge_agent.sync.controller_source import ControllerSource, SourceLimits
 from edge_agent.sync.delivery import Delivery, DeliveryLimits
 from edge_agent.sync.source import Arrived, ChunkSource
 from edge_agent.sync.store import ContentStore
+from tests.support.certified import FleetAuthority
 
 AGENTS = 50
 LARGE_BYTES = 256 << 20
@@ -125,7 +123,7 @@ async def measure_throughput(folder: Path, port: int, *, rounds: int) -> dict[st
                 started_s = time.perf_counter()
                 await way
                 times.append(time.perf_counter() - started_s)
-            remove_store(store)
+            shutil.rmtree(store)
             (folder / "plain").unlink()
     # The first round only warms up.
     for times in (bare_s, plain_s, ours_s):
@@ -158,7 +156,7 @@ async def measure_fairness(folder: Path, port: int) -> dict[str, Any]:
             await channel.channel_ready()
             await start.wait()
             started_s = time.perf_counter()
-            await deliver(channel, folder / f"agent-{number}", variant)
+            await deliver(channel, folder / f"store-of-{number}", variant)
             return time.perf_counter() - started_s
 
     tasks = [asyncio.create_task(one(number), name=f"agent {number}") for number in range(AGENTS)]
@@ -182,7 +180,7 @@ async def measure_resume(folder: Path, port: int) -> dict[str, Any]:
         async with channel_of(folder, 0, port) as channel:
             asked = await deliver(channel, store, digest_in(folder, "large"))
         refetched.append(len(arrived & asked))
-        remove_store(store)
+        shutil.rmtree(store)
     return {"kills": KILLS, "resume_refetched_chunks": max(refetched)}
 
 
@@ -412,79 +410,25 @@ def digest_in(folder: Path, name: str) -> Digest:
     return Digest((folder / name).read_text())
 
 
-def remove_store(root: Path) -> None:
-    for path in sorted(root.rglob("*"), reverse=True):
-        path.unlink() if path.is_file() else path.rmdir()
-
-
 # Identities
 
 
 def make_identities(folder: Path) -> None:
-    key = ec.generate_private_key(ec.SECP256R1())
-    authority = signed("bench authority", key.public_key(), key, issuer="bench authority", is_authority=True)
-    write_atomically(folder / "bundle.pem", pem_of(authority))
-    names: dict[str, list[x509.GeneralName]] = {
-        f"agent-{number}": [x509.UniformResourceIdentifier(f"spiffe://bench/agent/agent-{number}")]
-        for number in range(AGENTS)
-    }
-    names["controller"] = [x509.DNSName(CONTROLLER_DNS_NAME)]
-    for name, alternatives in names.items():
-        own = ec.generate_private_key(ec.SECP256R1())
-        certificate = signed(name, own.public_key(), key, issuer="bench authority", names=alternatives)
-        write_atomically(folder / f"{name}.pem", pem_of(certificate))
-        write_atomically(
-            folder / f"{name}.key",
-            own.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            ),
-            mode=0o600,
-        )
-
-
-def signed(
-    name: str,
-    public_key: ec.EllipticCurvePublicKey,
-    key: ec.EllipticCurvePrivateKey,
-    *,
-    issuer: str,
-    is_authority: bool = False,
-    names: Sequence[x509.GeneralName] = (),
-) -> x509.Certificate:
-    now = datetime.now(UTC)
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
-        .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)]))
-        .public_key(public_key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(minutes=1))
-        .not_valid_after(now + timedelta(hours=2))
-        .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
-    )
-    if names:
-        usages = [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]
-        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
-    return builder.sign(key, hashes.SHA256())
-
-
-def pem_of(certificate: x509.Certificate) -> bytes:
-    return certificate.public_bytes(serialization.Encoding.PEM)
+    authority = FleetAuthority()
+    write_tls_identity(folder / "controller", authority.identity(Role.CONTROLLER))
+    for number in range(AGENTS):
+        name = f"agent-{number}"
+        write_tls_identity(folder / name, authority.identity(Role.AGENT, name=name))
 
 
 def server_credentials(folder: Path) -> grpc.ServerCredentials:
-    pair = (folder / "controller.key").read_bytes(), (folder / "controller.pem").read_bytes()
-    return grpc.ssl_server_credentials([pair], (folder / "bundle.pem").read_bytes(), require_client_auth=True)
+    shown = read_tls_identity(folder / "controller")
+    pair = shown.private_key, shown.certificate_chain
+    return grpc.ssl_server_credentials([pair], shown.trust_bundle, require_client_auth=True)
 
 
 def channel_of(folder: Path, number: int, port: int) -> grpc.aio.Channel:
-    identity = TlsIdentity(
-        certificate_chain=(folder / f"agent-{number}.pem").read_bytes(),
-        private_key=(folder / f"agent-{number}.key").read_bytes(),
-        trust_bundle=(folder / "bundle.pem").read_bytes(),
-    )
-    return open_channel(Address("127.0.0.1", port), identity)
+    return open_channel(Address("127.0.0.1", port), read_tls_identity(folder / f"agent-{number}"))
 
 
 if __name__ == "__main__":
