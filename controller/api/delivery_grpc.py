@@ -72,11 +72,7 @@ class DeliveryServicer:
             await context.abort(_status(error), str(error))
 
     async def _send(self, agent_id: AgentId, chunks: AsyncIterator[Sent], context: Context) -> None:
-        """Write every chunk in its turn.
-
-        None is read before the one before it is written: of what waits in memory the processor loses sight, and that
-        costs more than reading (measured: 0.1 ms against 0.4 ms of processor time for 1 MiB).
-        """
+        """Write every chunk in its turn; each is lent, so none is read before the one before it is written."""
         ends_at_s = asyncio.get_running_loop().time() + self._share_s
         async for sent in chunks:
             if self._transfers.is_crowded and asyncio.get_running_loop().time() > ends_at_s:

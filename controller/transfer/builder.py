@@ -9,13 +9,13 @@ import os
 import tempfile
 from math import ceil
 from pathlib import Path
-from typing import Protocol
 
 from pydantic import ValidationError
 
 from controller.children.caller import call
 from controller.children.confinement import Limits
 from controller.transfer.child import MAX_REPLY_BYTES, ORDER, REPLY, Order, Side
+from controller.transfer.model import BlobPaths
 from controller.transfer.packs import PackId
 from core.atomic_files import publish_file
 from core.digest import Digest
@@ -27,12 +27,6 @@ _log = logging.getLogger(__name__)
 
 _MODULE = "controller.transfer.child"
 TEMPORARIES = "tmp"
-
-
-class BlobPaths(Protocol):
-    def path(self, digest: Digest) -> Path:
-        """Return where a blob stands, whether or not it is there."""
-        ...
 
 
 class ChildBuilder:

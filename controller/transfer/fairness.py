@@ -224,8 +224,8 @@ class Admission:
     """How many transfers run at once; the others are told when to come back, spread so that they do not return as one.
 
     Chosen: 64 transfers of at most 2 MiB each under way bound memory; an agent may have two, so that a new one does not
-    wait until the death of an old one is noticed. A bandwidth for all together allows only so many that each
-    gets a chunk in about 10 s: to come back later costs less than to wait in a stream.
+    wait until the death of an old one is noticed. A bandwidth for all together allows only so many that each gets a
+    chunk in about 10 s: to come back later costs less than to wait in a stream.
     """
 
     def __init__(

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Protocol
 
 from core.digest import Digest
@@ -50,6 +51,12 @@ class Sizes:
     full_bytes: int
     plain_bytes: int
     has_delta: bool
+
+
+class BlobPaths(Protocol):
+    def path(self, digest: Digest) -> Path:
+        """Return where a blob stands, whether or not it is there."""
+        ...
 
 
 class Packs(Protocol):

@@ -5,9 +5,9 @@
     run(), run_ahead()          prepare chunks for the orders that come, and before; owned by the composition root
 
 An agent gets what stands in its desired state and nothing else: not even differences to what never stood there, which
-could be undone. A chunk goes in the smallest form that the agent can
-decode, as the packs hold it (`controller.transfer.packs`); without packs it goes as it is, out of the blob store. A
-metered agent is refused whole chunks, and told what they would cost, until it says that it may take them.
+could be undone. A chunk goes in the smallest form that the agent can decode, as the packs hold it
+(`controller.transfer.packs`); without packs it goes as it is, out of the blob store. A metered agent is refused whole
+chunks, and told what they would cost, until it says that it may take them.
 
 Nothing here knows gRPC (`controller.api.delivery_grpc`).
 """
@@ -22,11 +22,10 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from pathlib import Path
 from typing import ParamSpec, Protocol, TypeVar
 
 from controller.transfer.fairness import Admission, FairSender
-from controller.transfer.model import Codec, Encoded, Packs, Variant
+from controller.transfer.model import BlobPaths, Codec, Encoded, Packs, Variant
 from controller.transfer.preparation import Preparations, Readiness
 from core.chunks import ChunkRef, chunks_of
 from core.clock import Clock
@@ -93,12 +92,6 @@ class DesiredVariants(Protocol):
 
     async def entitled_to(self, agent_id: AgentId) -> Collection[Digest]:
         """Return those manifests, and the ones that stood there once."""
-        ...
-
-
-class BlobPaths(Protocol):
-    def path(self, digest: Digest) -> Path:
-        """Return where a blob stands, whether or not it is there."""
         ...
 
 

@@ -158,8 +158,9 @@ class Delivery:
         wanted = work.missing()
         chunks = await self._on_disk(_held_chunks, self._store, wanted, held)
         for ref in wanted:
-            if chunks.may_have(ref) and (content := await self._on_disk(chunks.same, ref)) is not None:
-                await self._on_disk(work.take, ref, content)
+            if not chunks.may_have(ref) or (content := await self._on_disk(chunks.same, ref)) is None:
+                continue
+            if await self._on_disk(work.take, ref, content):
                 round_.meter.copied(ref.size_bytes)
                 round_.throttle.report()
         sources = [digest for digest, manifest in held.items() if manifest.model == work.manifest.model]
