@@ -259,17 +259,7 @@ async def _make_parts(
     if forwarder is not None:
         loops["trace-forwarder"] = forwarder.run
     if settings.heavy.mode == "embedded":
-        here, place = ports.grpc.address, settings.data_dir
-        write_tls_identity(settings.heavy_tls_dir, identity.issue_local(Role.HEAVY, HEAVY_NAME))
-        local = LocalHeavy(
-            settings.heavy,
-            data_dir=place,
-            controller=here,
-            tls_dir=settings.heavy_tls_dir,
-            readiness=heavy,
-            clock=clock,
-        )
-        loops["heavy"] = local.run
+        loops["heavy"] = _local_heavy(settings, identity, ports, heavy, clock=clock).run
     return _Parts(blobs, fleet, transfers, director, gateway, intake, app, loops)
 
 
@@ -291,6 +281,21 @@ async def _transfers(
         disk=reader,
         clock=clock,
         bytes_per_s=rate,
+    )
+
+
+def _local_heavy(
+    settings: Settings, identity: Identity, ports: _Ports, readiness: HeavyClient, *, clock: Clock
+) -> LocalHeavy:
+    """Return the heavy tier of this machine; its replicas show the certificate that is written here."""
+    write_tls_identity(settings.heavy_tls_dir, identity.issue_local(Role.HEAVY, HEAVY_NAME))
+    return LocalHeavy(
+        settings.heavy,
+        data_dir=settings.data_dir,
+        controller=ports.grpc.address,
+        tls_dir=settings.heavy_tls_dir,
+        readiness=readiness,
+        clock=clock,
     )
 
 
