@@ -5,7 +5,6 @@
 Prints seconds (decoded, verified, written, fsynced) and how far the process grew beyond what it was before.
 """
 
-import hashlib
 import json
 import os
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np  # noqa: F401  (part of the process before: the agent has it)
 
 from controller.transfer.packs import Form, PackFile, PackId
-from core.chunks import ChunkRef, chunks_of
+from core.chunks import ChunkRef, chunk_digest, chunks_of
 from core.delta import decode_difference, decompress
 from core.digest import Digest
 from core.manifest import parse_manifest
@@ -28,12 +27,12 @@ def main() -> None:
     root = Path(job["root"])
     full = PackFile.open(root, PackId(after.digest()))
     delta = PackFile.open(root, PackId(after.digest(), Digest(before.digest())))
-    held = {chunk.sha256: chunk for chunk in sources}
+    held = {chunk.digest: chunk for chunk in sources}
     rss_mb, started_s = _status_mb("VmRSS"), time.perf_counter()
     with Path(job["source"]).open("rb") as source, Path(job["target"]).open("wb") as target:
         for chunk in chunks_of(after):
             content = _content(chunk, full, delta, sources, held, source.fileno())
-            assert hashlib.sha256(content).digest() == chunk.sha256
+            assert chunk_digest(content) == chunk.digest
             target.write(content)
         target.flush()
         os.fsync(target.fileno())
@@ -51,7 +50,7 @@ def _content(
 ) -> bytes:
     entry = delta.entry(chunk.index)
     if entry.form is Form.SAME:
-        return _read(source, held[chunk.sha256])
+        return _read(source, held[chunk.digest])
     if entry.form is Form.DIFFERENCE:
         base = _read(source, sources[entry.source_index])
         return decode_difference(base, delta.read(chunk.index), size_bytes=chunk.size_bytes)

@@ -7,8 +7,9 @@ index, by which agent and controller speak of it.
 """
 
 import base64
-import hashlib
 from dataclasses import dataclass
+
+from blake3 import blake3
 
 from core.errors import InvalidManifest
 from core.manifest import Chunk, File, Manifest
@@ -16,13 +17,13 @@ from core.manifest import Chunk, File, Manifest
 
 @dataclass(frozen=True, slots=True)
 class ChunkRef:
-    """One chunk: `size_bytes` bytes at `offset` of `file`; `sha256` is the raw digest, 32 bytes."""
+    """One chunk: `size_bytes` bytes at `offset` of `file`; `digest` is its BLAKE3, 32 bytes."""
 
     index: int
     file: File
     offset: int
     size_bytes: int
-    sha256: bytes
+    digest: bytes
 
 
 def chunks_of(manifest: Manifest) -> tuple[ChunkRef, ...]:
@@ -44,7 +45,12 @@ def chunks_of(manifest: Manifest) -> tuple[ChunkRef, ...]:
 
 def chunk_of(content: bytes | memoryview) -> Chunk:
     """Return how the manifest writes a chunk of these bytes."""
-    return len(content), base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+    return len(content), base64.urlsafe_b64encode(chunk_digest(content)).rstrip(b"=").decode()
+
+
+def chunk_digest(content: bytes | memoryview) -> bytes:
+    """Return the BLAKE3 of the bytes of a chunk; ADR 0017 says why not SHA-256."""
+    return blake3(content).digest()
 
 
 def _raw_of(text: str) -> bytes:

@@ -37,7 +37,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-# Size in bytes, and the SHA-256 in base64url without padding: the shortest form that JSON carries.
+# Size in bytes, and the BLAKE3 (256 bits) in base64url without padding: the shortest form that JSON carries.
 Chunk = tuple[
     Annotated[int, Field(ge=1, le=MAX_CHUNK_BYTES)], Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{43}$")]
 ]
@@ -121,7 +121,8 @@ class Lineage(_Part):
 
 
 class Manifest(_Part):
-    schema_version: Literal[1] = 1
+    # 2: chunks by BLAKE3.
+    schema_version: Literal[2] = 2
     model: Name
     version: Annotated[int, Field(ge=1, le=1 << 31)]
     variant: Name

@@ -35,20 +35,20 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class DeliveryServicer:
     """Served by `add_delivery_to_server`.
 
-    `agent_of` says which agent calls, and raises when it is none, or may not call any more. It is asked before every
-    chunk: a stream lasts for hours, and whoever is banned meanwhile gets no more of it.
+    `caller_of` raises when no agent calls, and what it returns says which agent does, or raises when it may not call
+    any more. That is asked before every chunk: a stream lasts for hours, and whoever is banned meanwhile gets no more.
     """
 
     def __init__(
         self,
         transfers: Transfers,
         *,
-        agent_of: Callable[[Context], AgentId],
+        caller_of: Callable[[Context], Callable[[], AgentId]],
         send_timeout_s: float = SEND_TIMEOUT_S,
         share_s: float = SHARE_S,
     ) -> None:
         self._transfers = transfers
-        self._agent_of = agent_of
+        self._caller_of = caller_of
         self._send_timeout_s = send_timeout_s
         self._share_s = share_s
 
@@ -56,7 +56,7 @@ class DeliveryServicer:
         self, request: pb.FetchManifestRequest, context: Context
     ) -> pb.FetchManifestReply:
         try:
-            content = await self._transfers.manifest(self._agent_of(context), parse_digest(request.digest))
+            content = await self._transfers.manifest(self._caller_of(context)(), parse_digest(request.digest))
         except NanofleetError as error:
             await context.abort(_status(error), str(error))
         return pb.FetchManifestReply(content=content)
@@ -64,22 +64,24 @@ class DeliveryServicer:
     async def FetchChunks(self, request: pb.FetchChunksRequest, context: Context) -> None:  # noqa: N802
         """Stream chunks; ends, its share given back, when the client leaves: gRPC then cancels this task."""
         try:
-            agent_id = self._agent_of(context)
-            async with self._transfers.transfer(agent_id, _order(request)) as (grant, chunks):
+            admitted = self._caller_of(context)
+            async with self._transfers.transfer(admitted(), _order(request)) as (grant, chunks):
                 await context.write(pb.FetchChunksReply(grant=_grant(grant)))
-                await self._send(agent_id, chunks, context)
+                await self._send(chunks, context, admitted)
         except NanofleetError as error:
             await context.abort(_status(error), str(error))
 
-    async def _send(self, agent_id: AgentId, chunks: AsyncIterator[Sent], context: Context) -> None:
+    async def _send(self, chunks: AsyncIterator[Sent], context: Context, admitted: Callable[[], AgentId]) -> None:
         """Write every chunk in its turn; each is lent, so none is read before the one before it is written."""
+        agent_id = admitted()
+        on_wait = partial(self._write, _STILL_HERE, context)
         ends_at_s = asyncio.get_running_loop().time() + self._share_s
         async for sent in chunks:
             if self._transfers.is_crowded and asyncio.get_running_loop().time() > ends_at_s:
                 await self._write(pb.FetchChunksReply(grant=_grant(self._transfers.recall())), context)
                 return
-            async with self._transfers.turn(agent_id, sent, on_wait=partial(self._write, _STILL_HERE, context)):
-                self._agent_of(context)
+            async with self._transfers.turn(agent_id, sent, on_wait=on_wait):
+                admitted()
                 await self._write(sent, context)
 
     async def _write(self, reply: "pb.FetchChunksReply | Sent", context: Context) -> None:

@@ -99,14 +99,22 @@ def agent_of(context: Context) -> AgentId:
     return AgentId(caller_of(context).peer.name)
 
 
-def admitted_agent(doorkeeper: Doorkeeper) -> Callable[[Context], AgentId]:
-    """Return what says which agent calls, and raises when it may not any more: for calls that last."""
+def admitted_agent(doorkeeper: Doorkeeper) -> Callable[[Context], Callable[[], AgentId]]:
+    """Return what names the agent of a call as often as it is asked, and raises when it may not call any more.
 
-    def admitted(context: Context) -> AgentId:
-        doorkeeper.admit(caller_of(context))
-        return agent_of(context)
+    For calls that last: to read the certificate of a connection again takes longer than to judge it.
+    """
 
-    return admitted
+    def of(context: Context) -> Callable[[], AgentId]:
+        caller = caller_of(context)
+
+        def admitted() -> AgentId:
+            doorkeeper.admit(caller)
+            return AgentId(caller.peer.name)
+
+        return admitted
+
+    return of
 
 
 @lru_cache(maxsize=_REMEMBERED_CERTIFICATES)

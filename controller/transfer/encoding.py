@@ -5,7 +5,6 @@ difference to the chunk of the same tensor where that is smaller. Every chunk is
 that damage on this disk is not sent to a fleet.
 """
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from controller.transfer.cuts import Match, layout_of, matches
 from controller.transfer.packs import Form, PackFile, PackId, Payload, write_pack, write_useless
-from core.chunks import ChunkRef, chunks_of
+from core.chunks import ChunkRef, chunk_digest, chunks_of
 from core.delta import compress, encode_difference
 from core.digest import Digest
 from core.errors import IntegrityError
@@ -69,14 +68,14 @@ class _Delta:
         self._source = source
         self._full = full
         source_chunks = chunks_of(source.manifest)
-        self._held = {chunk.sha256 for chunk in source_chunks}
+        self._held = {chunk.digest for chunk in source_chunks}
         self._matches: Mapping[int, Match] = matches(
             (layout_of(variant.paths), chunks_of(variant.manifest)), (layout_of(source.paths), source_chunks)
         )
         self.size_bytes = 0
 
     def payload(self, chunk: ChunkRef) -> Payload:
-        if chunk.sha256 in self._held:
+        if chunk.digest in self._held:
             return Payload(Form.SAME, chunk.size_bytes)
         in_full_bytes = self._full.entry(chunk.index).size_bytes
         match = self._matches.get(chunk.index)
@@ -96,7 +95,7 @@ def _read(variant: VariantFiles, chunk: ChunkRef) -> bytes:
         content = os.pread(descriptor, chunk.size_bytes, chunk.offset)
     finally:
         os.close(descriptor)
-    if hashlib.sha256(content).digest() != chunk.sha256:
+    if chunk_digest(content) != chunk.digest:
         raise IntegrityError(
             f"{variant.manifest.model} {variant.manifest.version}: chunk {chunk.index} of {chunk.file.path!r} is "
             "damaged in the blob store; upload the file again"

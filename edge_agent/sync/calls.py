@@ -1,7 +1,7 @@
 """Calls of DeliveryService, as the generated stub makes them, but chunks are read without copying them.
 
 protobuf copies the bytes of a chunk twice, each time into newly mapped memory: 0.5 ms of processor time for 1 MiB
-(measured with benchmarks/fetch.py), nearly as much as hashing it. The data of a chunk is the largest field and may
+(measured with benchmarks/fetch.py), five times as much as hashing it. The data of a chunk is the largest field and may
 stand anywhere; where it is the last one, as our controller writes it, all before it is left to protobuf, and the data
 is a view of the message as it came. Whatever looks otherwise is left to protobuf as a whole.
 """

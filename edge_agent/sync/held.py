@@ -4,11 +4,10 @@ Nothing is believed because it was right once: every chunk is hashed when it is 
 removed counts as not here.
 """
 
-import hashlib
 import os
 from collections.abc import Collection, Sequence
 
-from core.chunks import ChunkRef, chunks_of
+from core.chunks import ChunkRef, chunk_digest, chunks_of
 from core.digest import Digest
 from core.errors import InvalidManifest
 from core.manifest import Manifest
@@ -31,15 +30,15 @@ class HeldChunks:
         except InvalidManifest:
             return  # It came before there were chunks.
         self._chunks[digest] = chunks
-        self._same.update((ref.sha256, ref) for ref in chunks if ref.sha256 in self._wanted)
+        self._same.update((ref.digest, ref) for ref in chunks if ref.digest in self._wanted)
 
     def may_have(self, wanted: ChunkRef) -> bool:
         """Say whether a look at the disk is worth it."""
-        return wanted.sha256 in self._same
+        return wanted.digest in self._same
 
     def same(self, wanted: ChunkRef) -> bytes | None:
         """Return the bytes of a chunk that another variant has too; None when none has it."""
-        found = self._same.get(wanted.sha256)
+        found = self._same.get(wanted.digest)
         return None if found is None else self._read(found)
 
     def source(self, manifest: Digest | None, index: int) -> bytes | None:
@@ -56,4 +55,4 @@ class HeldChunks:
             content = os.pread(descriptor, ref.size_bytes, ref.offset)
         finally:
             os.close(descriptor)
-        return content if hashlib.sha256(content).digest() == ref.sha256 else None
+        return content if chunk_digest(content) == ref.digest else None

@@ -1,12 +1,17 @@
 """What is missing of a variant, and where each missing chunk belongs: the same bytes may stand at several places."""
 
-from hashlib import sha256
+from collections.abc import Callable
 
 from core.chunks import ChunkRef, chunks_of
 from core.digest import Digest
-from core.manifest import Manifest
+from core.manifest import MAX_CHUNK_BYTES, Manifest
 from edge_agent.sync.assembly import Assembly
+from edge_agent.sync.chunk_writer import ChunkWriter
 from edge_agent.sync.store import ContentStore
+
+
+def _nobody() -> None:
+    """Hear that a chunk is safe, and do nothing."""
 
 
 class Worklist:
@@ -23,10 +28,11 @@ class Worklist:
             digest = Digest(file.digest)
             if digest not in self.assemblies and not store.has(digest):
                 self.assemblies[digest] = store.assembly(file, chunks.get(file.path, ()))
+        self._writer = ChunkWriter(room_bytes=MAX_CHUNK_BYTES)
         self._places: dict[bytes, list[tuple[Assembly, ChunkRef]]] = {}
         for assembly in self.assemblies.values():
             for ref in assembly.chunks:
-                self._places.setdefault(ref.sha256, []).append((assembly, ref))
+                self._places.setdefault(ref.digest, []).append((assembly, ref))
 
     @property
     def stored_bytes(self) -> int:
@@ -40,12 +46,16 @@ class Worklist:
     def unallocated_bytes(self) -> int:
         return sum(assembly.unallocated_bytes for assembly in self.assemblies.values())
 
+    def close(self) -> None:
+        """Close what `put` keeps open."""
+        self._writer.close()
+
     def missing(self) -> list[ChunkRef]:
         """Return what is not here, ascending, the same bytes once."""
         found: dict[bytes, ChunkRef] = {}
         for assembly in self.assemblies.values():
             for ref in assembly.missing:
-                found.setdefault(ref.sha256, ref)
+                found.setdefault(ref.digest, ref)
         return sorted(found.values(), key=lambda ref: ref.index)
 
     def doubtful(self) -> list[ChunkRef]:
@@ -54,13 +64,15 @@ class Worklist:
 
     def recheck(self, ref: ChunkRef) -> None:
         """Take in what an earlier process left of a chunk."""
-        for assembly, place in self._places[ref.sha256]:
+        for assembly, place in self._places[ref.digest]:
             assembly.recheck(place)
 
-    def take(self, ref: ChunkRef, content: bytes | memoryview) -> bool:
-        """Put the bytes of a chunk wherever it belongs, where they count as stored; say False if they are others."""
-        if sha256(content).digest() != ref.sha256:
-            return False
-        for assembly, place in self._places[ref.sha256]:
-            assembly.write(place, content)
-        return True
+    def put(self, ref: ChunkRef, content: bytes | memoryview, on_safe: Callable[[], object] = _nobody) -> None:
+        """Put the bytes of a chunk, which are verified, wherever it belongs; they count as stored.
+
+        `on_safe` is called when they get there even if this process is killed.
+        """
+        *others, (assembly, place) = self._places[ref.digest]
+        for other, elsewhere in others:
+            other.write(elsewhere, content, self._writer, _nobody)
+        assembly.write(place, content, self._writer, on_safe)

@@ -130,7 +130,7 @@ async def serving(depot: Depot, **servicer: Any) -> AsyncIterator[Depot]:
         transfers = depot.transfers(disk)
         preparing = asyncio.create_task(transfers.run(), name="preparations")
         server = grpc.aio.server(options=SERVER_OPTIONS)
-        add_delivery_to_server(DeliveryServicer(transfers, agent_of=_agent_of, **servicer), server)
+        add_delivery_to_server(DeliveryServicer(transfers, caller_of=_caller_of, **servicer), server)
         depot.port = server.add_secure_port("127.0.0.1:0", TransportCredentials.local().server)
         await server.start()
         try:
@@ -200,5 +200,6 @@ async def device(
             yield Device(content, source, delivery)
 
 
-def _agent_of(context: "grpc.aio.ServicerContext[Any, Any]") -> AgentId:
-    return AgentId(str(dict(context.invocation_metadata() or ())[AGENT_HEADER]))
+def _caller_of(context: "grpc.aio.ServicerContext[Any, Any]") -> Callable[[], AgentId]:
+    agent_id = AgentId(str(dict(context.invocation_metadata() or ())[AGENT_HEADER]))
+    return lambda: agent_id

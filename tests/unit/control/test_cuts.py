@@ -1,7 +1,6 @@
 """Cutting files into chunks, on models made by onnx itself, and on bytes that are no model."""
 
 import base64
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from controller.transfer.cuts import Layout, TensorCutter, layout_of, matches
 from controller.transfer.tensors import Malformed, Tensor, tensors_of
-from core.chunks import ChunkRef
+from core.chunks import ChunkRef, chunk_digest
 from core.digest import digest_of
 from core.manifest import MAX_CHUNK_BYTES, Chunk, File
 
@@ -58,7 +57,7 @@ async def test_chunks_hold_the_file_in_order_and_whole(tmp_path: Path) -> None:
     content = model_of([floats("a"), int8s("b")])
     offset = 0
     for size_bytes, text in await cut_one(tmp_path, content):
-        digest = hashlib.sha256(content[offset : offset + size_bytes]).digest()
+        digest = chunk_digest(content[offset : offset + size_bytes])
         assert base64.urlsafe_b64decode(text + "=") == digest
         offset += size_bytes
     assert offset == len(content)

@@ -59,7 +59,7 @@ class BannedAfter:
     def chunks(self) -> int:
         return sum(1 for message in self.written if isinstance(message, Sent))
 
-    def agent(self, _context: object) -> AgentId:
+    def agent(self) -> AgentId:
         if self.chunks >= self._count:
             raise Forbidden(f"agent {CAM}: banned: stolen")
         return CAM
@@ -67,7 +67,7 @@ class BannedAfter:
 
 async def test_a_ban_ends_a_stream_of_chunks_before_the_next_one() -> None:
     call: Any = BannedAfter(3)
-    servicer = DeliveryServicer(cast("Transfers", TenChunks()), agent_of=call.agent)
+    servicer = DeliveryServicer(cast("Transfers", TenChunks()), caller_of=lambda _context: call.agent)
 
     with pytest.raises(Aborted, match="stolen") as ended:
         await servicer.FetchChunks(REQUEST, call)

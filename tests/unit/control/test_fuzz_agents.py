@@ -138,7 +138,7 @@ def test_bytes_of_an_order_are_understood_or_refused(content: bytes) -> None:
     except DecodeError:
         return
     orders, context = Orders(), OneCall()
-    servicer = DeliveryServicer(orders, agent_of=lambda _context: AgentId("cam-1"))  # type: ignore[arg-type]  # a fake
+    servicer = DeliveryServicer(orders, caller_of=lambda _context: lambda: AgentId("cam-1"))  # type: ignore[arg-type]  # a fake
 
     async def fetch() -> None:
         try:
