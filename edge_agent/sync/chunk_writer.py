@@ -47,8 +47,8 @@ class ChunkWriter:
     def write(self, path: Path, content: bytes | memoryview, offset: int, on_safe: Callable[[], object]) -> None:
         """Write `content` at `offset` of a file that is there.
 
-        `on_safe` is called when it gets there even if this process is killed. A direct write, once begun, ends: no
-        other thread runs Python between that call and the kernel.
+        `on_safe` is called when it gets there even if this process is killed: for a direct write, which ends once it
+        has begun, right before that.
 
         Raises:
             OSError: the disk is full, or failed.

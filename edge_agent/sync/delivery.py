@@ -115,6 +115,7 @@ class Delivery:
             try:
                 await self._collect(round_, held)
             finally:
+                # Behind whatever is still being written.
                 self._disk.submit(work.close)
             for file_digest in work.assemblies:
                 await self._on_disk(self._store.publish, file_digest)
