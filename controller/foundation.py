@@ -8,14 +8,17 @@ import hashlib
 import os
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from datetime import timedelta
 
 from controller.access.service import Access
+from controller.audit.service import Audit, Bounds
 from controller.identity.keys import AuthorityKeys
 from controller.identity.service import Identity
 from controller.settings import Settings
 from controller.signing.keys import EnvironmentKeys, KeyFiles, KeyRing
 from controller.signing.service import Catalogue
 from controller.storage.access import SqlAccessStore
+from controller.storage.audit import SqlAuditStore
 from controller.storage.catalogue import SqlCatalogueStore
 from controller.storage.database import Database
 from controller.storage.identity import SqlIdentityStore
@@ -30,6 +33,7 @@ class Foundation:
     identity: Identity
     catalogue: Catalogue
     access: Access
+    audit: Audit
 
     async def trust_root(self, sha256: bytes = b"") -> bytes:
         """Return the catalogue's root with which a new machine begins to trust: the newest, unless one is named.
@@ -72,7 +76,13 @@ async def lay(settings: Settings, stack: AsyncExitStack, *, clock: Clock) -> Fou
     keys = KeyRing(KeyFiles(settings.keys_dir), EnvironmentKeys(os.environ))
     catalogue = Catalogue(SqlCatalogueStore(database), keys, clock=clock)
     await catalogue.prepare()
-    return Foundation(database, identity, catalogue, Access(SqlAccessStore(database), clock=clock))
+    audit = Audit(SqlAuditStore(database), clock=clock, bounds=_audit_bounds(settings))
+    await audit.prepare()
+    return Foundation(database, identity, catalogue, Access(SqlAccessStore(database), clock=clock), audit)
+
+
+def _audit_bounds(settings: Settings) -> Bounds:
+    return Bounds(settings.audit.max_entries, timedelta(days=settings.audit.kept_days))
 
 
 async def opened(url: str, stack: AsyncExitStack) -> Database:

@@ -24,6 +24,7 @@ from controller import foundation as foundations
 from controller.api import open_files
 from controller.api.agents_grpc import FleetServicer
 from controller.api.artifacts_grpc import ArtifactServicer
+from controller.api.audited import AccessWitness
 from controller.api.catalogue_grpc import CatalogueServicer
 from controller.api.delivery_grpc import DeliveryServicer
 from controller.api.enrolment_grpc import EnrolmentServer, EnrolmentServicer
@@ -217,6 +218,10 @@ async def _make_parts(
     bound = settings.fleet.max_sessions
     fleet = Fleet(SqlFleetStore(database), registry, releases=catalogue, clock=clock, max_sessions=bound)
     identity.on_revoked(fleet.expel)
+    identity.on_decided(foundation.audit.decided)
+    fleet.on_decided(foundation.audit.decided)
+    foundation.access.watched_by(AccessWitness(foundation.audit))
+    stack.push_async_callback(foundation.audit.flush)
     director = Director(catalogue, clock=clock)
     transfers = await _transfers(settings.transfer, settings.packs_dir, fleet, blobs, stack, clock=clock)
     fleet.on_deployed(transfers.prepare_ahead)
@@ -250,6 +255,7 @@ async def _make_parts(
         "certificates": partial(_keep_certificates, identity, ports.certificate, settings.heavy_tls_dir),
         "catalogue": catalogue.run,
         "access": foundation.access.run,
+        "audit": foundation.audit.run,
         "transfers": transfers.run,
         "transfers-ahead": transfers.run_ahead,
         "director": partial(director.run, fleet.reissue),
@@ -303,7 +309,7 @@ def _trust_faces(settings: Settings, foundation: Foundation, ports: _Ports) -> T
     destination = Destination(
         settings.advertised(ports.grpc.address), settings.advertised(ports.enrolment.address), foundation
     )
-    return TrustFaces(foundation.access, foundation.identity, foundation.catalogue, destination)
+    return TrustFaces(foundation.access, foundation.audit, foundation.identity, foundation.catalogue, destination)
 
 
 async def _start_faces(foundation: Foundation, ports: _Ports, parts: _Parts, *, clock: Clock) -> None:

@@ -122,6 +122,15 @@ class TransferSettings(Section):
     """Bytes a second for all transfers together; 0: as fast as they are taken."""
 
 
+class AuditSettings(Section):
+    """The record of who changed what."""
+
+    max_entries: Annotated[int, Field(ge=1000)] = 100_000
+    """Entries kept; the oldest go first."""
+    kept_days: Annotated[int, Field(ge=1, le=36_500)] = 400
+    """Days for which an entry is kept."""
+
+
 class LogSettings(Section):
     """What the process says on standard error."""
 
@@ -162,6 +171,8 @@ class Settings(ProcessSettings):
     """Agents and their sessions."""
     transfer: TransferSettings = TransferSettings()
     """Sending variants to agents."""
+    audit: AuditSettings = AuditSettings()
+    """The record of who changed what."""
     logs: LogSettings = LogSettings()
     """What the process says on standard error."""
 

@@ -15,12 +15,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from typing import Protocol
 
 from controller.access.attempts import FailedAttempts
 from controller.access.model import BrowserSession, Caller, Operator, OperatorRole
 from controller.access.store import AccessStore
 from core.clock import Clock
-from core.errors import Unauthenticated
+from core.errors import NanofleetError, Unauthenticated
 from core.ids import checked_name
 
 _log = logging.getLogger(__name__)
@@ -61,6 +62,18 @@ class SignedIn:
     token: str = field(repr=False)
 
 
+class Witness(Protocol):
+    """Who is told of sign-ins and failed ones; waits for nothing."""
+
+    def signed_in(self, operator: Operator, *, source: str) -> None: ...
+
+    def signed_out(self, operator: str) -> None: ...
+
+    def refused(self, error: NanofleetError, *, source: str) -> None:
+        """A credential was shown that is nobody's."""
+        ...
+
+
 class Access:
     """Run `run` as long as it is used."""
 
@@ -77,6 +90,11 @@ class Access:
         self._sessions: OrderedDict[str, tuple[Caller, float]] = OrderedDict()
         # Counts changes: what was read before one must not be remembered after it.
         self._changes = 0
+        self._witnesses: list[Witness] = []
+
+    def watched_by(self, witness: Witness) -> None:
+        """Tell `witness` from now on."""
+        self._witnesses.append(witness)
 
     # ---- operators ------------------------------------------------------------------------------------------------
 
@@ -133,7 +151,10 @@ class Access:
         """
         operator = (await self._known_operators()).get(sha256_of(secret))
         if operator is None:
-            raise self._refused(f"credential: not known here, or replaced; {_REMEDY}", source)
+            refused = self._refused(f"credential: not known here, or replaced; {_REMEDY}", source)
+            for witness in self._witnesses:
+                witness.refused(refused, source=source)
+            raise refused
         return operator
 
     async def resume(self, token: str, *, source: str) -> Caller:
@@ -163,6 +184,8 @@ class Access:
         session = BrowserSession(sha256_of(token), operator.name, self._token(), now, now + IDLE_LIFETIME)
         await self._store.add_session(session, secret_sha256=sha256_of(secret), keep=MAX_SESSIONS_PER_OPERATOR)
         _log.info("operator signed in", extra={"operator": operator.name, "source": source})
+        for witness in self._witnesses:
+            witness.signed_in(operator, source=source)
         return SignedIn(operator, session, token)
 
     async def sign_out(self, session: BrowserSession) -> None:
@@ -170,6 +193,8 @@ class Access:
             await self._store.remove_session(session.token_sha256)
         finally:
             self._forget()
+        for witness in self._witnesses:
+            witness.signed_out(session.operator)
 
     async def run(self) -> None:
         """Remove expired sessions, for ever."""

@@ -25,7 +25,10 @@ from controller.access.model import Caller, OperatorRole
 from controller.access.service import Access
 from controller.api.access_cookies import CSRF_HEADER, SAFE_METHODS, check_csrf_token, check_own_page, session_token
 from controller.api.access_rules import Nobody, is_inference, methods_of, need
+from controller.api.audited import actor_of
+from controller.api.audited_actions import Asked, asked_by
 from controller.api.problems import open_inference_answer, problem_answer
+from controller.audit.service import Audit
 from core.errors import Forbidden, InvalidRequest, NanofleetError, NotFound, Overloaded, Unauthenticated
 from core.logs import peer_text
 from core.status import STATUS
@@ -47,9 +50,10 @@ _STATE_KEY = "caller"
 class Guarded:
     """Lets through to `app` who may ask what it asks."""
 
-    def __init__(self, app: ASGIApp, access: Access) -> None:
+    def __init__(self, app: ASGIApp, access: Access, audit: Audit) -> None:
         self._app = app
         self._access = access
+        self._audit = audit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         match scope["type"]:
@@ -85,16 +89,27 @@ class Guarded:
         caller = await self._caller(scope)
         if needed is None:
             raise _unknown(method, path)
-        _check_role(caller, needed)
-        if caller.session is not None and method not in SAFE_METHODS:
-            check_own_page(scope, is_proof_needed=True)
-            check_csrf_token(caller.session, Headers(scope=scope).get(CSRF_HEADER, ""))
+        try:
+            _check_role(caller, needed)
+            if caller.session is not None and method not in SAFE_METHODS:
+                check_own_page(scope, is_proof_needed=True)
+                check_csrf_token(caller.session, Headers(scope=scope).get(CSRF_HEADER, ""))
+        except Forbidden as error:
+            self._record_refusal(caller, scope, error)
+            raise
         if method not in SAFE_METHODS and not is_inference(path):
             _log.info(
                 "operator asks for a change",
                 extra={"operator": caller.operator.name, "method": method, "path": peer_text(path)},
             )
         return {**scope, "state": {**scope.get("state", {}), _STATE_KEY: caller}}
+
+    def _record_refusal(self, caller: Caller, scope: Scope, error: Forbidden) -> None:
+        """Record that somebody wanted what is not theirs, under the name of that."""
+        method, path = scope["method"], scope["path"]
+        asked = asked_by(method, path) or Asked(method.lower(), peer_text(path))
+        actor = actor_of(caller.operator, source=source_of(scope))
+        self._audit.refused(actor, asked.action, target=asked.target, error=error)
 
     async def _caller(self, scope: Scope) -> Caller:
         authorization, source = Headers(scope=scope).getlist("authorization"), source_of(scope)

@@ -66,6 +66,9 @@ RULES: Mapping[str, Mapping[str, Need]] = {
     "/api/signing/signed": {"POST": _ADMIN},
     "/api/signing/rotations": {"POST": _ADMIN},
     "/api/models/{name}/revocations": {"POST": _ADMIN},
+    # It has names, and addresses that requests came from.
+    "/api/audit": {"GET": _OPERATOR},
+    "/api/audit/verification": {"GET": _OPERATOR},
     "/api/operators": {"GET": _ADMIN, "POST": _ADMIN},
     "/api/operators/{name}": {"DELETE": _ADMIN},
     "/api/operators/{name}/secret": {"POST": _ADMIN},

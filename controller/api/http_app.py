@@ -16,13 +16,15 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from controller.access.service import Access
-from controller.api import identity_rest, operator_rest, operators_rest, sign_in
+from controller.api import audit_rest, identity_rest, operator_rest, operators_rest, sign_in
 from controller.api.access import Guarded
 from controller.api.access_rules import INFERENCE_PREFIX
+from controller.api.audited import Audited
 from controller.api.open_inference_http import create_open_inference_app
 from controller.api.operator_views import ProblemView
 from controller.api.problems import exception_handlers, problem_answer
 from controller.api.signing_rest import signing_router
+from controller.audit.service import Audit
 from controller.fleet.service import Fleet
 from controller.identity.service import Identity
 from controller.registry.service import Registry
@@ -40,6 +42,7 @@ class TrustFaces:
     """What the endpoints about trust work on."""
 
     access: Access
+    audit: Audit
     identity: Identity
     catalogue: Catalogue
     destination: identity_rest.Destination
@@ -64,7 +67,8 @@ def create_app(
     operator = create_operator_app(
         registry=registry, fleet=fleet, traces=traces, trust=trust, server_version=server_version
     )
-    return Guarded(ByPrefix(INFERENCE_PREFIX, inference, otherwise=operator), trust.access)
+    faces = ByPrefix(INFERENCE_PREFIX, inference, otherwise=Audited(operator, trust.audit))
+    return Guarded(faces, trust.access, trust.audit)
 
 
 def create_operator_app(
@@ -88,6 +92,7 @@ def create_operator_app(
     app.include_router(operators_rest.router(trust.access))
     app.include_router(identity_rest.router(trust.identity, trust.destination))
     app.include_router(signing_router(trust.catalogue))
+    app.include_router(audit_rest.router(trust.audit))
     app.include_router(sign_in.pages(trust.access))
     return app
 

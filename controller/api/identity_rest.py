@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeAlias
 
 from fastapi import APIRouter, Path, Request
 
+from controller.api import audited
 from controller.api import identity_views as views
 from controller.api.access import caller_of
 from controller.api.enrolment_grpc import CatalogueRoot
@@ -94,6 +95,8 @@ class _Tokens:
     async def create(self, body: views.TokenBody, request: Request) -> views.IssuedTokenView:
         # First, so that no token is made that cannot be told.
         root = await self._destination.root.trust_root()
+        whom = f"site {body.site}, agent {body.agent or 'any'}"
+        await audited.describe(request, detail=f"{whom}, uses {body.uses}, for {body.lifetime_s:.0f} s")
         made = await self._identity.create_token(
             SiteId(body.site),
             created_by=self._operator_of(request),
@@ -101,6 +104,7 @@ class _Tokens:
             lifetime=timedelta(seconds=body.lifetime_s),
             uses=body.uses,
         )
+        audited.add(request, target=made.record.id)
         token = EnrolmentToken(
             made.secret,
             self._identity.authority_sha256(),
@@ -147,7 +151,8 @@ class _Agents:
     async def identity(self, agent_id: AgentName) -> views.IdentityView:
         return _identity_view(await self._identity.identity(AgentId(agent_id)))
 
-    async def ban(self, agent_id: AgentName, body: views.BanBody) -> views.IdentityView:
+    async def ban(self, agent_id: AgentName, body: views.BanBody, request: Request) -> views.IdentityView:
+        await audited.describe(request, detail=body.reason)
         return _identity_view(await self._identity.ban(AgentId(agent_id), reason=body.reason))
 
     async def unban(self, agent_id: AgentName) -> views.IdentityView:
@@ -194,7 +199,8 @@ class _Authorities:
     async def drop(self, sha256: Annotated[str, Path(pattern="^[0-9a-f]{64}$")]) -> views.AuthoritiesView:
         return self._view(await self._identity.drop_authority(sha256))
 
-    async def certify(self, body: views.CertificateBody) -> views.CertificateView:
+    async def certify(self, body: views.CertificateBody, request: Request) -> views.CertificateView:
+        await audited.describe(request, target=f"{body.role} {body.name}")
         certificate = self._identity.certify(Role(body.role), body.name, csr_from_pem(body.csr))
         return views.CertificateView(
             certificate_chain=certificate.pem.decode(),

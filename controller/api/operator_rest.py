@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.routing import APIRoute
 
+from controller.api import audited
 from controller.api import operator_views as views
 from controller.api.http_bodies import BoundedRoute
 from controller.api.operator_mapping import (
@@ -131,8 +132,11 @@ class _Models:
         size_bytes = await self._registry.blob_size(parse_digest(digest))
         return Response(headers={"content-length": str(size_bytes)}, media_type="application/octet-stream")
 
-    async def publish(self, name: str, body: views.PublishBody, response: Response) -> views.PublicationView:
+    async def publish(
+        self, name: str, body: views.PublishBody, request: Request, response: Response
+    ) -> views.PublicationView:
         publication = await self._registry.start_publication(ModelName(name), to_publish_request(body))
+        audited.add(request, detail=f"publication {publication.id}")
         response.headers["location"] = f"{PREFIX}/publications/{publication.id}"
         return publication_view(publication)
 
@@ -191,18 +195,23 @@ class _Agents:
     async def agent(self, agent_id: str) -> views.AgentView:
         return agent_view(await self._fleet.agent(AgentId(agent_id)))
 
-    async def permit_transfer(self, agent_id: str, body: views.TransferBody) -> views.SlotView:
+    async def permit_transfer(self, agent_id: str, body: views.TransferBody, request: Request) -> views.SlotView:
         """Return what it may now fetch: the variant of the model that it shall run."""
+        await audited.describe(request, detail=f"model {body.model}")
         return slot_view(await self._fleet.permit_transfer(AgentId(agent_id), ModelName(body.model)))
 
     async def deployments(self) -> views.DeploymentsView:
         return views.DeploymentsView(deployments=tuple(map(deployment_view, await self._fleet.deployments())))
 
-    async def deploy(self, body: views.DeploymentBody) -> views.DeployedView:
+    async def deploy(self, body: views.DeploymentBody, request: Request) -> views.DeployedView:
         target = Target.checked(TargetKind(body.target_kind), body.target)
+        wanted = f"{body.model} {'newest' if body.version is None else body.version} {body.variant}"
+        await audited.describe(request, target=f"{target.kind} {target.name}".strip(), detail=wanted)
         deployed = await self._fleet.deploy(
             target, model=ModelName(body.model), version=body.version, variant=VariantName(body.variant)
         )
+        slot = deployed.deployment.slot
+        audited.add(request, detail=f"{slot.model} {slot.version} {slot.variant}, agents: {len(deployed.agents)}")
         return deployed_view(deployed)
 
 

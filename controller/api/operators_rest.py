@@ -10,6 +10,7 @@ from fastapi import APIRouter, Path, Request, Response
 from controller.access.model import Caller, Operator, OperatorRole
 from controller.access.service import Access, IssuedSecret
 from controller.api import access_views as views
+from controller.api import audited
 from controller.api.access import caller_of, source_of
 from controller.api.access_cookies import check_own_page, clear_session, set_session
 from controller.api.http_bodies import BoundedRoute
@@ -70,7 +71,8 @@ class _Operators:
     async def operators(self) -> views.OperatorsView:
         return views.OperatorsView(operators=tuple(map(operator_view, await self._access.operators())))
 
-    async def add(self, body: views.OperatorBody) -> views.IssuedSecretView:
+    async def add(self, body: views.OperatorBody, request: Request) -> views.IssuedSecretView:
+        await audited.describe(request, target=body.name, detail=f"role {body.role}")
         return _issued_view(await self._access.create(body.name, OperatorRole(body.role)))
 
     async def remove(self, name: OperatorName) -> None:

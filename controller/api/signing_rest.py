@@ -4,6 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from controller.api import audited
 from controller.api import signing_views as views
 from controller.api.http_bodies import BoundedRoute, read_body
 from controller.api.operator_rest import PREFIX
@@ -73,18 +74,22 @@ class _Signing:
         await self._catalogue.publish_signed(Bundle.from_bytes(content))
         return _status_view(await self._catalogue.status())
 
-    async def rotate(self, body: views.RotationBody) -> views.RotationView:
+    async def rotate(self, body: views.RotationBody, request: Request) -> views.RotationView:
+        await audited.describe(request, target=body.role, detail=f"replaces {body.replaces or 'the first'}")
         rotation = await self._catalogue.rotate(
             KeyRole(body.role),
             replaces=body.replaces,
             public_key=None if body.public_key is None else PublicKey.from_hex(body.public_key),
         )
+        audited.add(request, detail=f"removed {rotation.removed[:16]}, added {rotation.added[:16]}")
         return views.RotationView(
             role=rotation.role, removed=rotation.removed, added=rotation.added, is_published=rotation.is_published
         )
 
-    async def revoke(self, name: str, body: views.RevocationBody) -> views.RevocationView:
+    async def revoke(self, name: str, body: views.RevocationBody, request: Request) -> views.RevocationView:
         model = ModelName(checked_name(name, kind="model"))
+        which = f"versions {sorted(body.versions)}" if body.below is None else f"below {body.below}"
+        await audited.describe(request, detail=which)
         is_published = await self._catalogue.revoke(model, versions=body.versions, below=body.below)
         return views.RevocationView(model=model, is_published=is_published)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from controller.cli import deploy, devices, enrolment, models, operators, processes, signing, traces
+from controller.cli import audit, deploy, devices, enrolment, models, operators, processes, signing, traces
 from controller.cli.client import ControllerAway
 from controller.cli.credential import checked_url
 from controller.cli.options import DEFAULT_CONTROLLER, Options
@@ -47,6 +47,7 @@ app.add_typer(traces.app, name="traces")
 app.add_typer(signing.app, name="signing")
 app.add_typer(enrolment.app, name="authority")
 app.add_typer(operators.app, name="operators")
+app.add_typer(audit.app, name="audit")
 app.add_typer(processes.controller_app, name="controller")
 app.command("demo")(processes.demo)
 

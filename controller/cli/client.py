@@ -14,7 +14,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from controller.api import access_views, identity_views, signing_views
+from controller.api import access_views, audit_views, identity_views, signing_views
 from controller.api import operator_views as views
 from controller.cli.credential import CredentialFile
 from core.addresses import is_loopback
@@ -169,6 +169,14 @@ class ControllerClient:
 
     def remove_operator(self, name: str) -> None:
         self._send("DELETE", f"/api/operators/{_segment(name)}")
+
+    # ---- audit ----------------------------------------------------------------------------------------------------
+
+    def audit(self, parameters: Parameters) -> audit_views.AuditView:
+        return self._get("/api/audit", audit_views.AuditView, parameters)
+
+    def verify_audit(self, parameters: Parameters) -> audit_views.AuditVerificationView:
+        return self._get("/api/audit/verification", audit_views.AuditVerificationView, parameters)
 
     # ---- identity -------------------------------------------------------------------------------------------------
 

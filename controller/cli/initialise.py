@@ -87,11 +87,13 @@ async def initialise(
         Unavailable: something in data_dir cannot be opened.
     """
     from controller import foundation
+    from controller.audit.model import CONSOLE, Act
     from core.clock import SystemClock
 
     async with AsyncExitStack() as stack:
         laid = await foundation.lay(settings, stack, clock=SystemClock())
         issued = await make_admin(laid.access, credential_path=credential_path)
+        await laid.audit.record(Act(CONSOLE, "operator.secret", issued.operator.name, "admin, by `controller init`"))
         credential = _credential(settings, laid, issued, url=url)
     name = issued.operator.name
     try:

@@ -56,6 +56,7 @@ class Releases(Protocol):
 
 
 DeployedListener = Callable[[Digest, Sequence[Digest]], None]
+DecidedListener = Callable[[str, str, str], None]
 
 
 class Fleet:
@@ -87,6 +88,12 @@ class Fleet:
     def on_deployed(self, listener: "DeployedListener") -> None:
         """Have `listener` called with the manifest of every deployment, and those that it takes the place of."""
         self._deployed_listeners.append(listener)
+
+    def on_decided(self, listener: "DecidedListener") -> None:
+        """Have `listener` called with what the fleet decides by itself: an action, its target, a short reason."""
+        self._sessions.on_split = lambda agent_id: listener(
+            "agent.quarantine", agent_id, "two machines use this name, neither is served"
+        )
 
     async def run(self) -> None:
         """Store what agents said, gathered over FLUSH_INTERVAL_S; for ever."""

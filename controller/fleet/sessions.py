@@ -6,6 +6,7 @@ what is true now. All of this runs on the event loop; nothing here waits for a d
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -117,6 +118,8 @@ class Sessions:
         self._clock = clock
         self._live: dict[AgentId, Session] = {}
         self._boots = BootHistory(max_agents=2 * max_sessions)
+        # Told when two machines were found to use one agent id.
+        self.on_split: Callable[[AgentId], None] | None = None
 
     def __len__(self) -> int:
         return len(self._live)
@@ -165,6 +168,8 @@ class Sessions:
         )
         level = logging.DEBUG if was_known else logging.ERROR
         _log.log(level, "two machines use one agent id, both are refused", extra={"agent": hello.agent_id})
+        if self.on_split is not None and not was_known:
+            self.on_split(hello.agent_id)
         if old is not None:
             old.end(Faulty(duplicate))
         raise duplicate

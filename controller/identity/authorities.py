@@ -10,9 +10,10 @@ rotation knows no other. Agents hear of new ones when they say hello and with ea
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import TypeAlias
 
 from controller.identity.authority import AUTHORITY_LIFETIME, CertificateAuthority
 from controller.identity.keys import AuthorityKeys
@@ -25,6 +26,9 @@ _log = logging.getLogger(__name__)
 
 # Derived: within half a lifetime every agent that is online has renewed, and so was told.
 PREPARED_FOR = AGENT_LIFETIME / 2
+
+# Told what was decided: an action, its target, and a short reason.
+OnDecided: TypeAlias = Callable[[str, str, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,8 @@ class Authorities:
         self._keys = keys
         self._clock = clock
         self._loaded: tuple[_Loaded, ...] = ()
+        # What was done because its time had come: action, authority, reason.
+        self.on_decided: OnDecided | None = None
 
     async def load(self) -> None:
         """Load what is stored; on the first start make the first authority.
@@ -113,12 +119,15 @@ class Authorities:
         following, signing = self._of(AuthorityState.NEXT), self._of(AuthorityState.ACTIVE)
         if following is not None and now >= following.created_at + PREPARED_FOR:
             await self.activate()
+            self._decided("authority.activate", following.sha256, "its time had come")
         elif following is None and signing is not None and now >= signing.created_at + AUTHORITY_LIFETIME / 2:
             await self.prepare()
+            self._decided("authority.prepare", signing.sha256, "half of its life is over; the next one is prepared")
         for record in self.records:
             if is_over(record, now=now):
                 await self._drop(record)
                 _log.info("certificate authority dropped: all it signed is over", extra={"authority": record.sha256})
+                self._decided("authority.drop", record.sha256, "all that it signed is over")
 
     async def drop(self, sha256: str) -> None:
         """Trust an authority no more that does not sign, though certificates of it may be in use.
@@ -134,6 +143,10 @@ class Authorities:
             raise Conflict(f"authority {sha256[:16]}: expected one that does not sign; rotate until another does")
         await self._drop(record)
         _log.warning("certificate authority dropped by an admin", extra={"authority": sha256})
+
+    def _decided(self, action: str, target: str, detail: str) -> None:
+        if self.on_decided is not None:
+            self.on_decided(action, target, detail)
 
     async def _drop(self, record: Authority) -> None:
         await self._store.run(lambda records: records.delete_authority(record.sha256))

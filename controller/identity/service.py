@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from controller.identity import use_cases
 from controller.identity.admission import Admission
-from controller.identity.authorities import Authorities
+from controller.identity.authorities import Authorities, OnDecided
 from controller.identity.authority import checked_csr, is_signed_by, key_pem, new_key, public_key_of
 from controller.identity.keys import AuthorityKeys
 from controller.identity.model import (
@@ -70,6 +70,7 @@ class Identity:
         self._admission = Admission(trust_domain)
         self._nonces = RenewalNonces()
         self._on_revoked: list[OnRevoked] = []
+        self._on_decided: OnDecided | None = None
         self._unfinished: set[asyncio.Task[Any]] = set()
         self._server: TlsIdentity | None = None
         self._server_renewal_at = clock.now()
@@ -112,6 +113,10 @@ class Identity:
     def on_revoked(self, callback: OnRevoked) -> None:
         """Call `callback` whenever the key of an agent that may be connected does not count any more."""
         self._on_revoked.append(callback)
+
+    def on_decided(self, callback: OnDecided) -> None:
+        """Call `callback` with what is decided without an operator: who was let in, which authority took its turn."""
+        self._on_decided = self._authorities.on_decided = callback
 
     # ---- tokens -----------------------------------------------------------------------------------------------
 
@@ -187,6 +192,8 @@ class Identity:
             lambda records: use_cases.enrol(records, request, sign=self._sign_agent, now=now)
         )
         _log.info("agent enrolled", extra={"agent": issued.identity.agent, "token": issued.identity.token_id})
+        if self._on_decided is not None:
+            self._on_decided("agent.enrol", issued.identity.agent, f"with token {issued.identity.token_id}")
         if issued.replaced:
             self._revoke(issued.identity, "this name was given to another key; enrol with a new token")
         return self._credential(issued)

@@ -210,6 +210,44 @@ browser_sessions = Table(
     Column("expires_us", BigInteger, nullable=False),
 )
 
+# ---- audit ----------------------------------------------------------------------------------------------------
+
+# Who changed what: a chain of hashes, the oldest go first when the bound is passed. Rows are never changed.
+audit_entries = Table(
+    "audit_entries",
+    metadata,
+    # Counted by us, without gaps.
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("at_us", BigInteger, nullable=False),
+    Column("operator", NAME, nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("source", String(64), nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("target", Text, nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("outcome", String(8), nullable=False),
+    # Empty when all is well.
+    Column("code", String(32), nullable=False),
+    Column("previous_sha256", String(64), nullable=False),
+    Column("sha256", String(64), nullable=False),
+    CheckConstraint("outcome IN ('ok', 'refused', 'failed')", name="outcome_known"),
+    Index("ix_audit_entries_at_us", "at_us"),
+)
+
+# What was asked for and has not ended; what stands here at a start was cut off.
+audit_open = Table(
+    "audit_open",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("at_us", BigInteger, nullable=False),
+    Column("operator", NAME, nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("source", String(64), nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("target", Text, nullable=False),
+    Column("detail", Text, nullable=False),
+)
+
 # ---- catalogue ------------------------------------------------------------------------------------------------
 
 # TUF metadata as signed; rows are never changed. Kept are all roots, the newest `timestamp`, some dozens of the rest.

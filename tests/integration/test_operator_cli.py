@@ -193,3 +193,16 @@ async def test_the_last_admin_cannot_be_removed(desk: Desk) -> None:
     write_credential(desk.own, desk.credential(OperatorRole.ADMIN))
 
     assert_refused(await desk.run("operators", "remove", "the-admin"), "last")
+
+
+async def test_the_audit_record_is_listed_and_verified(desk: Desk) -> None:
+    write_credential(desk.own, desk.credential(OperatorRole.ADMIN))
+    assert (await desk.run("operators", "add", "eve", "--role", "viewer")).exit_code == 0
+
+    listed = await desk.run("audit", "list", "--action", "operator.", "--output", "json")
+    (entry,) = json.loads(listed.stdout)["entries"]
+    assert (entry["operator"], entry["action"], entry["target"]) == ("the-admin", "operator.add", "eve")
+    assert "operator.add" in (await desk.run("audit", "list")).stdout
+    head = json.loads((await desk.run("audit", "verify", "--output", "json")).stdout)["last"]
+    assert (await desk.run("audit", "verify", "--head", f"{head['id']}:{head['sha256']}")).exit_code == 0
+    assert_refused(await desk.run("audit", "verify", "--head", f"{head['id']}:{'0' * 64}"), "noted hash")

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp
 
 from controller.access.model import OperatorRole
 from controller.access.service import Access
+from controller.api.audited import AccessWitness
 from controller.api.http_app import create_app
 from core.clock import SystemClock
 from tests.support.access_store import MemoryAccessStore
@@ -44,13 +45,14 @@ async def guarded_side(folder: Path) -> AsyncIterator[GuardedSide]:
     async with operator_side(folder) as side:
         clock = HeldClock()
         access = Access(MemoryAccessStore(), clock=clock)
+        access.watched_by(AccessWitness(side.trust.audit))
         secrets = {role: (await access.create(f"the-{role.value}", role)).secret for role in OperatorRole}
         app = create_app(
             plane=side.plane,
             registry=side.registry,
             fleet=side.fleet,
             traces=side.traces,
-            trust=faces_of(access),
+            trust=faces_of(access, side.trust.audit),
             clock=SystemClock(),
             server_name="nanofleet",
             server_version="0.1.0",

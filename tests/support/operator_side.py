@@ -11,6 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -18,9 +19,11 @@ from starlette.types import ASGIApp
 
 from controller.access.model import OperatorRole
 from controller.access.service import Access
+from controller.api.audited import AccessWitness
 from controller.api.http_app import TrustFaces, create_app
 from controller.api.http_server import HttpServer
 from controller.api.identity_rest import Destination
+from controller.audit.service import Audit, Bounds
 from controller.cli.credential import Credential, write_credential
 from controller.compression.model import CascadeFit, Dataset, Evaluated, EvaluationTask, Inspected, ModelBundle
 from controller.fleet.service import Fleet
@@ -29,6 +32,7 @@ from controller.registry.blobs import BlobStore
 from controller.registry.service import Registry
 from controller.signing.service import Catalogue
 from controller.storage.access import SqlAccessStore
+from controller.storage.audit import SqlAuditStore
 from controller.storage.database import Database
 from controller.storage.fleet import SqlFleetStore
 from controller.storage.registry import SqlRegistryStore
@@ -36,7 +40,7 @@ from controller.storage.traces import SqlTraceStore
 from controller.traces.service import Traces
 from controller.transfer.cuts import TensorCutter
 from core.addresses import Address
-from core.clock import SystemClock
+from core.clock import Clock, SystemClock
 from core.errors import InvalidModel
 from core.fleet_state import (
     NOWHERE,
@@ -58,6 +62,7 @@ T = TypeVar("T")
 
 ADMIN = "test-admin"
 MAX_MODEL_BYTES = 4 << 20
+MAX_AUDIT_ENTRIES = 1000
 HOSTILE = b"hostile"
 STOP_TIMEOUT_S = 10.0
 
@@ -117,7 +122,9 @@ async def operator_side(folder: Path) -> AsyncIterator[OperatorSide]:
         traces = Traces(SqlTraceStore(database), max_spans=1000)
         access = Access(SqlAccessStore(database), clock=clock)
         secret = (await access.create(ADMIN, OperatorRole.ADMIN)).secret
-        trust = faces_of(access)
+        audit = await audit_over(database, clock)
+        access.watched_by(AccessWitness(audit))
+        trust = faces_of(access, audit)
         app = create_app(
             plane=plane,
             trust=trust,
@@ -133,9 +140,15 @@ async def operator_side(folder: Path) -> AsyncIterator[OperatorSide]:
         yield OperatorSide(app, access, secret, trust, plane, registry, fleet, traces)
 
 
-def faces_of(access: Access) -> TrustFaces:
+async def audit_over(database: Database, clock: Clock) -> Audit:
+    audit = Audit(SqlAuditStore(database), clock=clock, bounds=Bounds(MAX_AUDIT_ENTRIES, timedelta(days=1)))
+    await audit.prepare()
+    return audit
+
+
+def faces_of(access: Access, audit: Audit) -> TrustFaces:
     identity, catalogue, destination = cast("Identity", None), cast("Catalogue", None), cast("Destination", None)
-    return TrustFaces(access, identity, catalogue, destination)
+    return TrustFaces(access, audit, identity, catalogue, destination)
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

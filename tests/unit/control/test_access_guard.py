@@ -18,6 +18,7 @@ from controller.access.service import Access
 from controller.api.access import Guarded, caller_of
 from core.errors import Unauthenticated
 from tests.support.access_store import MemoryAccessStore
+from tests.support.audit_store import memory_audit
 from tests.support.fleet_values import HeldClock
 from tests.support.guarded import OWN_ORIGIN, GuardedSide, guarded_side
 
@@ -382,9 +383,9 @@ async def test_no_header_gets_in_or_breaks_the_gate(
     async def send(message: Message) -> None:
         statuses.append(message.get("status", 0))
 
-    access = Access(MemoryAccessStore(), clock=HeldClock())
+    access, audit = Access(MemoryAccessStore(), clock=HeldClock()), memory_audit(HeldClock())
     await access.create("ada", OperatorRole.ADMIN)
     scope = {"type": "http", "method": method, "path": "/api/deployments", "headers": headers, "scheme": scheme}
-    await Guarded(app, access)(scope, receive, send)
+    await Guarded(app, access, audit)(scope, receive, send)
 
     assert statuses[0] == 401
