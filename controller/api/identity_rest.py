@@ -182,7 +182,7 @@ class _Authorities:
             methods=["POST"],
             status_code=201,
             tags=["identity"],
-            summary="Certify the key of an application or of a replica of the heavy tier",
+            summary="Certify the key of an application, a device, a broker or a replica of the heavy tier",
         )
 
     async def status(self) -> views.AuthoritiesView:
@@ -195,7 +195,10 @@ class _Authorities:
         return self._view(await self._identity.drop_authority(sha256))
 
     async def certify(self, body: views.CertificateBody) -> views.CertificateView:
-        certificate = self._identity.certify(Role(body.role), body.name, csr_from_pem(body.csr))
+        site = None if body.site is None else SiteId(body.site)
+        certificate = self._identity.certify(
+            Role(body.role), body.name, csr_from_pem(body.csr), site=site, hosts=body.hosts
+        )
         return views.CertificateView(
             certificate_chain=certificate.pem.decode(),
             trust_bundle=self._identity.trust_bundle().decode(),
