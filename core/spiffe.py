@@ -11,9 +11,10 @@ from enum import StrEnum
 from core.errors import Untrusted
 from core.ids import checked_name
 
-# The DNS name in the controller's certificate, and the only DNS name that the fleet's authority ever certifies: agents
-# dial whatever address they are given and ask for this name.
-CONTROLLER_DNS_NAME = "controller.nanofleet.internal"
+# The DNS name in the controller's certificate: agents dial whatever address they are given and ask for this name. No
+# other certificate of the fleet has a name in its domain; brokers have those of their machines.
+INTERNAL_DNS_DOMAIN = "nanofleet.internal"
+CONTROLLER_DNS_NAME = f"controller.{INTERNAL_DNS_DOMAIN}"
 # SPIFFE-ID 1.0, section 2.1: lower-case letters, digits, dots, dashes, underscores; at most 255 bytes.
 _PATTERN = re.compile(r"spiffe://([a-z0-9._-]{1,255})/([a-z]{1,32})/([^/]{1,64})")
 
@@ -24,6 +25,10 @@ class Role(StrEnum):
     HEAVY = "heavy"
     # A program that asks the gateway or sends spans: an application, a device's gateway.
     APPLICATION = "application"
+    # A sensor or camera at the broker of its site; it may call nothing of ours.
+    DEVICE = "device"
+    # The MQTT broker of a site, which agents and devices dial by the name of its machine.
+    BROKER = "broker"
     CONTROLLER = "controller"
 
 

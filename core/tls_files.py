@@ -4,10 +4,11 @@ Key and chain are replaced together by one rename, so a reader never finds a key
 halves may be handed to a TLS library as they are: each looks for the kind of block that it needs.
 """
 
+import ssl
 from pathlib import Path
 
 from core.atomic_files import write_atomically
-from core.errors import NotFound
+from core.errors import NotFound, Untrusted
 from core.grpc_transport import TlsIdentity
 
 IDENTITY_FILE = "identity.pem"
@@ -21,6 +22,29 @@ def write_tls_identity(folder: Path, identity: TlsIdentity) -> None:
     write_atomically(folder / TRUST_FILE, identity.trust_bundle, mode=0o600)
     pair = identity.private_key.rstrip() + b"\n" + identity.certificate_chain
     write_atomically(folder / IDENTITY_FILE, pair, mode=0o600)
+
+
+def client_context(*, certificate: Path, key: Path, trust: Path) -> ssl.SSLContext:
+    """Return what a client shows to a server that is no controller of ours, such as a broker, and whom it believes.
+
+    The server must be for the name that is dialled. Blocks for a file's time.
+
+    Raises:
+        NotFound: a file is missing or may not be read.
+        Untrusted: a file is no PEM, or key and certificate do not belong together.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    # Small devices have no 1.3 yet, and brokers serve them too.
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    try:
+        context.load_verify_locations(trust)
+        context.load_cert_chain(certificate, key)
+    except ssl.SSLError as error:
+        raise Untrusted(f"{certificate}, {key}, {trust}: expected matching PEM files, got {error.reason}") from error
+    except OSError as error:
+        raise NotFound(f"{certificate}, {key}, {trust}: {error.strerror}") from error
+    return context
 
 
 def read_tls_identity(folder: Path) -> TlsIdentity:

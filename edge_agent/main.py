@@ -34,6 +34,7 @@ from edge_agent.data_plane import EdgeDataPlane
 from edge_agent.front.grpc import GrpcFront
 from edge_agent.front.mqtt.broker import BrokerState
 from edge_agent.front.mqtt.front import MqttFront
+from edge_agent.front.mqtt.tls import BrokerTls
 from edge_agent.health import code_pages
 from edge_agent.health.handover import require_root_of
 from edge_agent.health.state_folder import StateFolder
@@ -165,7 +166,15 @@ class _Agent:
             pool=self._pool,
             clock=self._clock,
             faces=faces,
+            tls=self._broker_tls(),
         )
+
+    def _broker_tls(self) -> BrokerTls | None:
+        mqtt = self._settings.mqtt
+        if not mqtt.tls.enabled:
+            return None
+        folder = IdentityFolder(self._folder.identity)
+        return BrokerTls(folder, mqtt.tls.server_name or mqtt.host, ca_file=mqtt.tls.ca_file, disk=self._disk)
 
     def _announce(self, faces: dict[str, str]) -> None:
         write_atomically(self._folder.endpoints, orjson.dumps(faces))

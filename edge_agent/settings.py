@@ -6,13 +6,14 @@ in bytes (`_bytes`).
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from core.addresses import LoopbackAddress, is_loopback, parse_address
 from core.errors import InvalidRequest
+from core.ids import Name
 from core.logs import LogFormat
 from core.settings import Count, Port, ProcessSettings, Ratio, Seconds, Section, load
 from core.telemetry import DEFAULT_SAMPLE_RATIO
@@ -27,12 +28,6 @@ def _dialled(text: str | None) -> str | None:
     return text
 
 
-def _loopback_host(host: str) -> str:
-    if not is_loopback(host):
-        raise ValueError(f"expected a loopback host such as 127.0.0.1, got {host!r}: peers do not authenticate yet")
-    return host
-
-
 def _none_when_empty(value: object) -> object:
     """Neither TOML nor an environment variable can say None."""
     return None if value == "" else value
@@ -42,6 +37,19 @@ OptionalAddress = Annotated[LoopbackAddress | None, BeforeValidator(_none_when_e
 OptionalDialledAddress = Annotated[str | None, BeforeValidator(_none_when_empty), AfterValidator(_dialled)]
 SecondsOrZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Bytes = Annotated[int, Field(ge=1)]
+OptionalPath = Annotated[Path | None, BeforeValidator(_none_when_empty)]
+OptionalName = Annotated[str | None, BeforeValidator(_none_when_empty)]
+
+
+class MqttTlsSettings(Section):
+    """How this agent and its broker prove to each other who they are."""
+
+    enabled: bool = False
+    """True: TLS with the agent's own certificate; needed on every host but loopback."""
+    ca_file: OptionalPath = None
+    """Authorities that may vouch for the broker, in PEM; those of the fleet when it is not set."""
+    server_name: OptionalName = None
+    """The name or address that the broker's certificate must be for; `host` when it is not set."""
 
 
 class MqttSettings(Section):
@@ -49,10 +57,23 @@ class MqttSettings(Section):
 
     enabled: bool = True
     """False: no broker; requests come over the local gRPC face only."""
-    host: Annotated[str, AfterValidator(_loopback_host)] = "127.0.0.1"
-    """Where the broker listens; loopback only as long as peers do not authenticate."""
+    host: Annotated[str, Field(min_length=1, max_length=253)] = "127.0.0.1"
+    """Where the broker listens; without TLS on loopback only."""
     port: Port = 1883
-    """Port of the broker."""
+    """Port of the broker; 8883 is the usual one for TLS."""
+    tls: MqttTlsSettings = MqttTlsSettings()
+    """How this agent and its broker prove to each other who they are."""
+    require_client_topic: Annotated[bool | None, BeforeValidator(_none_when_empty)] = None
+    """True: only requests whose topic names the client that asks, which the broker's access list vouches for.
+
+    When it is not set: with TLS yes, without it no. Set it where devices reach the same broker over TLS.
+    """
+    share_group: Name = "nf"
+    """Under which name the agents of a site share requests to `any`; the same for all of them.
+
+    Whoever joins the group takes requests from the others, though a broker with our access list lets nobody else read
+    them: where devices are not trusted, make it a word that they do not know.
+    """
     protocol: Literal[5, 4] = 5
     """MQTT version towards the broker: 5, or 4 for a broker that speaks 3.1.1 only."""
     keepalive_s: Annotated[int, Field(ge=5, le=3600)] = 30
@@ -69,6 +90,20 @@ class MqttSettings(Section):
     """Replies kept until their request expires, to answer redeliveries without running the model again."""
     remembered_bytes: Bytes = 16 << 20
     """Memory that the remembered replies may take."""
+
+    @model_validator(mode="after")
+    def _tls_beyond_loopback(self) -> Self:
+        if not self.tls.enabled and not is_loopback(self.host):
+            raise ValueError(
+                f"host: expected a loopback host such as 127.0.0.1 without TLS, got {self.host!r}; "
+                "set [mqtt.tls] enabled = true"
+            )
+        return self
+
+    @property
+    def requires_client(self) -> bool:
+        """Whether a request must name its client in its topic."""
+        return self.tls.enabled if self.require_client_topic is None else self.require_client_topic
 
 
 class LinkSettings(Section):

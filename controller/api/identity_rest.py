@@ -187,7 +187,7 @@ class _Authorities:
             methods=["POST"],
             status_code=201,
             tags=["identity"],
-            summary="Certify the key of an application or of a replica of the heavy tier",
+            summary="Certify the key of an application, a device, a broker or a replica of the heavy tier",
         )
 
     async def status(self) -> views.AuthoritiesView:
@@ -201,7 +201,10 @@ class _Authorities:
 
     async def certify(self, body: views.CertificateBody, request: Request) -> views.CertificateView:
         await audited.describe(request, target=f"{body.role} {body.name}")
-        certificate = self._identity.certify(Role(body.role), body.name, csr_from_pem(body.csr))
+        site = None if body.site is None else SiteId(body.site)
+        certificate = self._identity.certify(
+            Role(body.role), body.name, csr_from_pem(body.csr), site=site, hosts=body.hosts
+        )
         return views.CertificateView(
             certificate_chain=certificate.pem.decode(),
             trust_bundle=self._identity.trust_bundle().decode(),

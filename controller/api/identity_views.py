@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from core.ids import Name
 
 AuthorityStateText = Literal["next", "active", "retired"]
-CertifiedRoleText = Literal["application", "heavy"]
+CertifiedRoleText = Literal["application", "broker", "device", "heavy"]
 
 
 class _Body(BaseModel):
@@ -90,6 +90,10 @@ class CertificateBody(_Body):
     """PKCS #10 in PEM for a P-256 key; names in it are not looked at."""
     role: CertifiedRoleText = "application"
     name: Name
+    site: Name | None = None
+    """Where a device is; for no other role."""
+    hosts: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=253)], ...], Field(max_length=16)] = ()
+    """DNS names and addresses by which a broker is dialled; for no other role."""
 
 
 class CertificateView(_View):

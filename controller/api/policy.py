@@ -38,7 +38,8 @@ _A = TypeVar("_A")
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[_Q, _A]"
 
-_ALL = frozenset(Role)
+# Devices and brokers speak MQTT: nothing here is for them.
+_ALL = frozenset(Role) - {Role.DEVICE, Role.BROKER}
 _AGENT = frozenset({Role.AGENT})
 _INFERENCE = frozenset({Role.AGENT, Role.APPLICATION})
 

@@ -146,7 +146,7 @@ def trust(
 @app.command()
 def certify(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="What the application, or the replica, is called.")],
+    name: Annotated[str, typer.Argument(help="What the application, device, broker or replica is called.")],
     folder: Annotated[Path, typer.Option(help="Where identity.pem and trust.pem are written.")],
     request: Annotated[
         Path | None,
@@ -157,9 +157,17 @@ def certify(
         ),
     ] = None,
     role: Annotated[views.CertifiedRoleText, typer.Option(help="What it may do.")] = "application",
+    site: Annotated[str | None, typer.Option(help="The site that a device is at.")] = None,
+    host: Annotated[
+        list[str] | None, typer.Option(metavar="HOST", help="A DNS name or address of a broker; may be repeated.")
+    ] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Certify an application, to ask models over gRPC and send spans. Its key is made here and stays here."""
+    """Certify whoever does not enrol. Its key is made here and stays here.
+
+    An application asks models over gRPC and sends spans; a device asks agents through the broker of its --site; a
+    broker shows that it is the one at its --host names; a heavy replica fetches models.
+    """
     # Here: no other command needs cryptography, and none may import gRPC before `controller run` has set it up.
     from controller.identity.authority import csr_pem, key_pem, new_key
     from core.grpc_transport import TlsIdentity
@@ -168,7 +176,7 @@ def certify(
     key = new_key()
     csr = csr_pem(key) if request is None else request.read_text(errors="replace")
     with usage_errors():
-        body = views.CertificateBody(csr=csr, role=role, name=name)
+        body = views.CertificateBody(csr=csr, role=role, name=name, site=site, hosts=tuple(host or ()))
     with client_of(context) as client:
         issued = client.certify(body)
     chain, trust = issued.certificate_chain.encode(), issued.trust_bundle.encode()

@@ -4,7 +4,10 @@ What a certificate says is decided here and by the caller, never by the request:
 key and the proof of owning its private half are used (RFC 2986, section 3).
 """
 
+import ipaddress
+import re
 import secrets
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Self
 
@@ -16,7 +19,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from controller.identity.model import LIFETIMES, Certificate, PublicKey
 from core.errors import InvalidRequest
-from core.spiffe import CONTROLLER_DNS_NAME, Peer, Role
+from core.spiffe import CONTROLLER_DNS_NAME, INTERNAL_DNS_DOMAIN, Peer, Role
 
 # Chosen: rotation begins at half of it.
 AUTHORITY_LIFETIME = timedelta(days=3650)
@@ -26,6 +29,11 @@ MAX_CSR_BYTES = 4096
 BACKDATED = timedelta(minutes=5)
 # An agent whose clock starts in 1970 must reach the controller to be told so: what agents check is valid from then on.
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+
+# RFC 1123, section 2.1, in lower case; what ends in digits is an address or nothing.
+_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_DNS_NAME = re.compile(rf"(?:{_LABEL}\.)*(?![0-9]+\Z){_LABEL}")
+_MAX_DNS_NAME_CHARS = 253
 
 _HASH = hashes.SHA256()
 # What the library raises for a request that is damaged or of a kind that it does not know.
@@ -123,40 +131,73 @@ class CertificateAuthority:
     def not_after(self) -> datetime:
         return self._certificate.not_valid_after_utc
 
-    def issue(self, peer: Peer, key: PublicKey, *, now: datetime) -> Certificate:
-        """Certify that `key` is the one of `peer`, for the time that its role gets."""
+    def issue(
+        self, peer: Peer, key: PublicKey, *, now: datetime, common_name: str = "", hosts: Sequence[str] = ()
+    ) -> Certificate:
+        """Certify that `key` is the one of `peer`, for the time that its role gets.
+
+        `common_name` is what a broker takes as the user name (`core.broker_names`); `hosts` are the machines whose
+        names a server may show.
+
+        Raises:
+            InvalidRequest: a host is neither a DNS name that may be given away nor an address.
+        """
         public = serialization.load_der_public_key(key.der)
         assert isinstance(public, ec.EllipticCurvePublicKey)
         not_after = min(now + LIFETIMES[peer.role], self.not_after)
         builder = x509.CertificateBuilder(
-            # RFC 5280, 4.1.2.6: with an empty subject the alternative name is critical.
             issuer_name=self._certificate.subject,
-            subject_name=x509.Name([]),
+            subject_name=_subject(common_name),
             public_key=public,
             serial_number=x509.random_serial_number(),
             not_valid_before=BEGINNING if peer.role is Role.CONTROLLER else now - BACKDATED,
             not_valid_after=not_after,
         )
-        for extension, is_critical in self._extensions(peer):
+        for extension, is_critical in self._extensions(peer, hosts):
             builder = builder.add_extension(extension, critical=is_critical)
         made = builder.sign(self._key, _HASH)
         pem = made.public_bytes(serialization.Encoding.PEM)
         return Certificate(pem, f"{made.serial_number:x}", made.not_valid_after_utc)
 
-    def _extensions(self, peer: Peer) -> list[tuple[x509.ExtensionType, bool]]:
-        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(peer))]
+    def _extensions(self, peer: Peer, hosts: Sequence[str]) -> list[tuple[x509.ExtensionType, bool]]:
+        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(peer)), *map(_host_name, hosts)]
         usage = ExtendedKeyUsageOID.CLIENT_AUTH
         if peer.role is Role.CONTROLLER:
             names.append(x509.DNSName(CONTROLLER_DNS_NAME))
+        if peer.role in {Role.CONTROLLER, Role.BROKER}:
             usage = ExtendedKeyUsageOID.SERVER_AUTH
         ours = self._certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
         return [
+            # RFC 5280, 4.1.2.6: critical, because the subject may be empty.
             (x509.SubjectAlternativeName(names), True),
             (x509.BasicConstraints(ca=False, path_length=None), True),
             (_SIGNS_HANDSHAKES, True),
             (x509.ExtendedKeyUsage([usage]), False),
             (x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ours), False),
         ]
+
+
+def _subject(common_name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)] if common_name else [])
+
+
+def _host_name(host: str) -> x509.GeneralName:
+    """Return what a server's certificate says of `host`.
+
+    Raises:
+        InvalidRequest: it is no DNS name or address, has a wildcard, or is a name that says who the controller is.
+    """
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        name = host.lower()
+    if len(name) > _MAX_DNS_NAME_CHARS or _DNS_NAME.fullmatch(name) is None:
+        raise InvalidRequest(f"host: expected the DNS name or address of one machine, got {host[:80]!r}")
+    if f".{name}".endswith(f".{INTERNAL_DNS_DOMAIN}"):
+        raise InvalidRequest(
+            f"host: expected a name outside {INTERNAL_DNS_DOMAIN}, where the controller is, got {name}"
+        )
+    return x509.DNSName(name)
 
 
 def new_key() -> ec.EllipticCurvePrivateKey:

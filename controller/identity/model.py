@@ -17,6 +17,8 @@ LIFETIMES = {
     Role.AGENT: AGENT_LIFETIME,
     Role.HEAVY: RENEWAL_WINDOW,
     Role.APPLICATION: RENEWAL_WINDOW,
+    Role.DEVICE: RENEWAL_WINDOW,
+    Role.BROKER: RENEWAL_WINDOW,
     Role.CONTROLLER: timedelta(days=30),
 }
 # Derived: whoever was certified by an authority, or trusts it only, may come back until then.

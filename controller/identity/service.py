@@ -11,6 +11,7 @@ from controller.identity import use_cases
 from controller.identity.admission import Admission
 from controller.identity.authorities import Authorities, OnDecided
 from controller.identity.authority import checked_csr, is_signed_by, key_pem, new_key, public_key_of
+from controller.identity.common_names import agent_common_name, common_name_for
 from controller.identity.keys import AuthorityKeys
 from controller.identity.model import (
     LIFETIMES,
@@ -292,16 +293,19 @@ class Identity:
         certificate = self._sign(Peer(self._trust_domain, role, name), public_key_of(key.public_key()))
         return TlsIdentity(certificate.pem, key_pem(key), self.trust_bundle())
 
-    def certify(self, role: Role, name: str, csr: bytes) -> Certificate:
-        """Certify the key of a request, for a replica of the heavy tier or an application somewhere else.
+    def certify(
+        self, role: Role, name: str, csr: bytes, *, site: SiteId | None = None, hosts: Sequence[str] = ()
+    ) -> Certificate:
+        """Certify the key of a request, for a peer somewhere else that does not enrol.
+
+        A device is one of a `site`; a broker is dialled by its `hosts`, DNS names or addresses.
 
         Raises:
-            InvalidRequest: the request is malformed, or the role is not given away like this.
+            InvalidRequest: the request or a name is malformed, or the role is not given away like this.
         """
-        if role not in {Role.HEAVY, Role.APPLICATION}:
-            raise InvalidRequest(f"role: expected {Role.HEAVY} or {Role.APPLICATION}, got {role}; agents enrol")
+        common_name = common_name_for(role, name, site=site, hosts=hosts)
         peer = Peer(self._trust_domain, role, checked_name(name, kind="certificate"))
-        certificate = self._sign(peer, checked_csr(csr))
+        certificate = self._sign(peer, checked_csr(csr), common_name=common_name, hosts=hosts)
         _log.info("certificate issued", extra={"peer": str(peer), "serial": certificate.serial})
         return certificate
 
@@ -373,10 +377,12 @@ class Identity:
         return await asyncio.shield(task)
 
     def _sign_agent(self, agent: AgentId, key: PublicKey) -> Certificate:
-        return self._sign(Peer(self._trust_domain, Role.AGENT, agent), key)
+        common_name = agent_common_name(agent)
+        return self._sign(Peer(self._trust_domain, Role.AGENT, agent), key, common_name=common_name)
 
-    def _sign(self, peer: Peer, key: PublicKey) -> Certificate:
-        return self._authorities.active.issue(peer, key, now=self._clock.now())
+    def _sign(self, peer: Peer, key: PublicKey, *, common_name: str = "", hosts: Sequence[str] = ()) -> Certificate:
+        now = self._clock.now()
+        return self._authorities.active.issue(peer, key, now=now, common_name=common_name, hosts=hosts)
 
     def _credential(self, issued: Issued) -> Credential:
         self._admission.put(issued.identity)

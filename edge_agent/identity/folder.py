@@ -53,6 +53,15 @@ class Identity:
     tls: TlsIdentity = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class IdentityFiles:
+    """Where an identity stands, in PEM; they are there until the identity after the next was seen to work."""
+
+    certificate: Path
+    key: Path
+    trust: Path
+
+
 class _Document(BaseModel):
     # Not `forbid`: an older agent must be able to start on a newer one's folder.
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -83,6 +92,16 @@ class IdentityFolder:
             IntegrityError: it is there and damaged.
         """
         return self._read(self._current())
+
+    def files(self) -> IdentityFiles:
+        """Return the files of the identity that counts, for libraries that read no memory.
+
+        Raises:
+            NotEnrolled: there is none.
+            IntegrityError: the pointer to it is damaged.
+        """
+        folder = self._path / str(self._current())
+        return IdentityFiles(folder / "certificate.pem", folder / "key.pem", folder / "trust.pem")
 
     def earlier(self) -> tuple[Identity, ...]:
         """Return what counted before and is kept until what counts now was seen to work, newest first."""

@@ -227,6 +227,38 @@ def test_an_applications_key_is_certified(controller: Running, run: Run, tmp_pat
     assert (tmp_path / "shop" / "trust.pem").read_bytes() == controller.identity.trust_bundle()
 
 
+def test_a_device_and_its_broker_are_certified(run: Run, tmp_path: Path) -> None:
+    device = run(
+        "authority", "certify", "cam-1", "--role", "device", "--site", "north", "--folder", str(tmp_path / "d")
+    )
+    hosts = ("--host", "broker.example", "--host", "127.0.0.1")
+    broker = run("authority", "certify", "north", "--role", "broker", *hosts, "--folder", str(tmp_path / "b"))
+
+    assert (device.exit_code, broker.exit_code) == (0, 0), device.output + broker.output
+    assert subject_of(tmp_path / "d") == "CN=cam-1@north"
+    assert "broker.example" in names_in(tmp_path / "b")
+
+
+def subject_of(folder: Path) -> str:
+    return x509.load_pem_x509_certificate((folder / "identity.pem").read_bytes()).subject.rfc4514_string()
+
+
+def names_in(folder: Path) -> list[str]:
+    certificate = x509.load_pem_x509_certificate((folder / "identity.pem").read_bytes())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return [str(name.value) for name in names]
+
+
+@pytest.mark.parametrize(
+    "words", [("--role", "device"), ("--role", "device", "--site", "a/b"), ("--role", "broker"), ("--site", "north")]
+)
+def test_a_role_without_what_belongs_to_it_is_refused(run: Run, tmp_path: Path, words: tuple[str, ...]) -> None:
+    result = run("authority", "certify", "cam-1", *words, "--folder", str(tmp_path / "x"))
+
+    assert result.exit_code != 0
+    assert not (tmp_path / "x").exists()
+
+
 def test_what_is_no_request_is_not_certified(run: Run, tmp_path: Path) -> None:
     request = tmp_path / "request.pem"
     request.write_bytes(b"-----BEGIN NOTHING\xff")

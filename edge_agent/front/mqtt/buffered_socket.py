@@ -2,6 +2,7 @@
 
 import errno
 import socket
+from typing import Protocol
 
 # Chosen: one read takes what a busy broker has sent since the last turn of the loop.
 _READ_BYTES = 256 << 10
@@ -11,10 +12,26 @@ _MAX_UNSENT_BYTES = 4 << 20
 _QUICK_ACK: int | None = getattr(socket, "TCP_QUICKACK", None)
 
 
+class RawSocket(Protocol):
+    """What is used of a connected, non-blocking socket; both raise BlockingIOError when they would wait."""
+
+    def recv(self, size: int, /) -> bytes: ...
+
+    def send(self, piece: bytearray, /) -> int: ...
+
+    def setsockopt(self, level: int, option: int, value: int, /) -> None: ...
+
+    def fileno(self) -> int: ...
+
+    def setblocking(self, flag: bool, /) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class BufferedSocket:
     """A non-blocking socket that reads ahead and gathers writes until `flush`; what paho calls a SocketLike."""
 
-    def __init__(self, raw: socket.socket) -> None:
+    def __init__(self, raw: RawSocket) -> None:
         self._raw = raw
         self._read = b""
         self._at = 0

@@ -24,6 +24,8 @@ from core.errors import Unavailable
 from edge_agent.front.mqtt.buffered_socket import BufferedSocket
 from edge_agent.front.mqtt.loop_client import LoopClient, PackedProperties
 from edge_agent.front.mqtt.publication import Publication
+from edge_agent.front.mqtt.tls import BrokerTls
+from edge_agent.front.mqtt.tls_socket import TlsSocket, shake_hands
 
 # Chosen: a few round trips over a slow link; the kernel's own limit on a silent host is two minutes.
 OPEN_TIMEOUT_S = 10.0
@@ -67,6 +69,8 @@ class ConnectionSettings:
     receive_maximum: int
     # The broker drops what is larger; bounds what one message can make this process hold.
     max_packet_bytes: int
+    # None: in the clear, on loopback.
+    tls: BrokerTls | None = None
 
 
 class BrokerConnection:
@@ -93,6 +97,7 @@ class BrokerConnection:
         self._farewell: asyncio.Future[None] = self._loop.create_future()
         self._farewell_id: int | None = None
         self._socket: BufferedSocket | None = None
+        self._tls: TlsSocket | None = None
         self._client: LoopClient | None = None
         self._housekeeping: asyncio.TimerHandle | None = None
         self._is_reading = False
@@ -106,7 +111,7 @@ class BrokerConnection:
         """
         try:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
-                self._socket = BufferedSocket(await self._dial())
+                self._socket = BufferedSocket(await self._reach())
                 self.state = ConnectionState.HANDSHAKE
                 self._client = self._make_client(self._socket)
                 self._client.reconnect()
@@ -151,6 +156,16 @@ class BrokerConnection:
             self._stop_watching()
             self._socket.close()
         self._finish(reason)
+
+    async def _reach(self) -> socket.socket | TlsSocket:
+        """Dial, and where it is asked for let both ends prove who they are."""
+        tls = self._settings.tls
+        if tls is None:
+            return await self._dial()
+        # First: without a readable identity nobody need be troubled.
+        context = await tls.context()
+        self._tls = await shake_hands(await self._dial(), context, server_name=tls.server_name)
+        return self._tls
 
     async def _dial(self) -> socket.socket:
         host, port = self._settings.host, self._settings.port
@@ -230,7 +245,9 @@ class BrokerConnection:
     def _on_disconnect(
         self, _client: Client, _user: Any, _flags: DisconnectFlags, reason: ReasonCode, _properties: Properties | None
     ) -> None:
-        self._finish(str(reason))
+        # With TLS 1.3 a broker refuses our certificate after the handshake is over on this side.
+        fault = None if self._tls is None else self._tls.fault
+        self._finish(str(reason) if fault is None else f"TLS: {fault}")
 
     def _on_socket_open(self, _client: Client, _user: Any, connected: Any) -> None:
         self._loop.add_reader(connected.fileno(), self._on_readable)

@@ -27,7 +27,8 @@ from edge_agent.front.mqtt.broker import Broker, BrokerState
 from edge_agent.front.mqtt.connection import ConnectionSettings
 from edge_agent.front.mqtt.duplicates import Duplicates, Progress
 from edge_agent.front.mqtt.publication import Publication
-from edge_agent.front.mqtt.topics import DropCause, Topics, Undeliverable
+from edge_agent.front.mqtt.tls import BrokerTls
+from edge_agent.front.mqtt.topics import DropCause, Topics, Undeliverable, template_of
 from edge_agent.front.mqtt.wire import DEFAULT_DEADLINE_S, Address, Envelope, Reply, Wire, within_timeout
 from edge_agent.request_trace import Attribute
 from edge_agent.runtime.pool import ModelPool
@@ -58,6 +59,7 @@ class FrontCounters:
     malformed_topic: int = 0
     missing_response_topic: int = 0
     foreign_response_topic: int = 0
+    unnamed_client: int = 0
     retained: int = 0
 
 
@@ -72,6 +74,7 @@ class MqttFront:
         pool: ModelPool,
         clock: Clock,
         faces: Mapping[str, str] | None = None,
+        tls: BrokerTls | None = None,
     ) -> None:
         self.counters = FrontCounters()
         self._settings = settings
@@ -80,7 +83,7 @@ class MqttFront:
         self._clock = clock
         # Other ways to this agent, by protocol; they stand in the status message.
         self._faces = dict(faces or {})
-        self._topics = Topics(site, agent)
+        self._topics = Topics(site, agent, requires_client=settings.requires_client, shared_by=settings.share_group)
         self._wire = Wire(self._topics, agent=agent, limits=BodyLimits(max_body_bytes=settings.max_body_bytes))
         self._duplicates = Duplicates(max_entries=settings.remembered_replies, max_bytes=settings.remembered_bytes)
         self._in_flight: set[_Exchange] = set()
@@ -93,7 +96,7 @@ class MqttFront:
         self._all_acknowledged.set()
         self._warned: set[DropCause] = set()
         self._broker = Broker(
-            _connection_settings(settings, self._topics, agent),
+            _connection_settings(settings, self._topics, agent, tls),
             status_topic=self._topics.status,
             describe=self._describe,
             receive=self.receive,
@@ -352,17 +355,20 @@ class _Exchange:
             "messaging.operation.name": "process",
             "messaging.operation.type": "process",
             "messaging.destination.name": self.publication.topic.decode(errors="replace"),
-            "messaging.destination.template": "nf/v1/{site}/infer/{agent}/{model}",
+            "messaging.destination.template": template_of(self.publication.topic),
             "messaging.client.id": self.address.client,
             "messaging.message.body.size": len(self.publication.payload),
         }
 
 
-def _connection_settings(settings: MqttSettings, topics: Topics, agent: AgentId) -> ConnectionSettings:
+def _connection_settings(
+    settings: MqttSettings, topics: Topics, agent: AgentId, tls: BrokerTls | None
+) -> ConnectionSettings:
     is_v5 = settings.protocol == 5
     return ConnectionSettings(
         host=settings.host,
         port=settings.port,
+        tls=tls,
         client_id=f"nf-agent-{agent}",
         is_v5=is_v5,
         keepalive_s=settings.keepalive_s,

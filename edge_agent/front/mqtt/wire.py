@@ -125,13 +125,18 @@ class Wire:
         """
         if publication.is_retained:
             raise Undeliverable(DropCause.RETAINED, "expected requests without the retain flag: they would come again")
-        model, client, request_id = self._topics.target_of(publication.topic)
-        if client is not None and request_id is not None:
-            topic = self._topics.reply_topic_of(client, request_id)
-            return Address(client, model, topic, request_id.encode(), is_v5=False)
+        model, asking, request_id = self._topics.target_of(publication.topic)
+        if asking is not None and request_id is not None:
+            topic = self._topics.reply_topic_of(asking, request_id)
+            return Address(asking, model, topic, request_id.encode(), is_v5=False)
         if publication.response_topic is None:
             raise Undeliverable(DropCause.MISSING_RESPONSE_TOPIC, "expected a Response Topic on an MQTT 5 request")
         client, topic = self._topics.client_of(publication.response_topic)
+        if asking is not None and client != asking:
+            raise Undeliverable(
+                DropCause.FOREIGN_RESPONSE_TOPIC,
+                f"expected a Response Topic of the client {asking} that asks, got one of {client}",
+            )
         correlation = publication.correlation or b""
         return Address(client, model, topic, correlation[:MAX_CORRELATION_BYTES], is_v5=True)
 

@@ -96,11 +96,13 @@ def words_of(reply: Reply) -> dict[str, str]:
 # Topics
 
 
-def test_an_agent_takes_requests_for_itself_and_for_any_in_both_forms() -> None:
+def test_an_agent_takes_requests_for_itself_and_for_any_in_each_form() -> None:
     assert topics().filters(is_v5=True) == [
         ("nf/v1/berlin/infer/gate-1/+", 1),
+        ("nf/v1/berlin/infer/gate-1/+/+", 1),
         ("nf/v1/berlin/infer/gate-1/+/+/+", 0),
         ("$share/nf/nf/v1/berlin/infer/any/+", 1),
+        ("$share/nf/nf/v1/berlin/infer/any/+/+", 1),
         ("$share/nf/nf/v1/berlin/infer/any/+/+/+", 0),
     ]
 
@@ -124,7 +126,11 @@ def test_a_311_request_topic_names_client_and_request_too() -> None:
     [
         b"",
         b"nf/v1/berlin/infer/gate-1/",
-        b"nf/v1/berlin/infer/gate-1/digits/camera-1",
+        b"nf/v1/berlin/infer/gate-1/digits/camera-1@",
+        b"nf/v1/berlin/infer/gate-1/digits/@berlin",
+        b"nf/v1/berlin/infer/gate-1/digits/a@b@c",
+        b"nf/v1/berlin/infer/gate-1/digits@berlin",
+        b"nf/v1/berlin/infer/gate-1/digits/agent:gate-1",
         b"nf/v1/berlin/infer/gate-1/digits//r1",
         b"nf/v1/berlin/infer/gate-1/digits/camera-1/r1/more",
         b"nf/v1/berlin/infer/gate-2/digits",

@@ -98,6 +98,30 @@ def test_an_address_beyond_loopback_is_refused(config: Path, text: str) -> None:
         load_settings(extended(config, text))
 
 
+def test_a_broker_beyond_loopback_needs_tls(config: Path) -> None:
+    text = '[mqtt]\nhost = "broker.example"\nport = 8883\n[mqtt.tls]\nenabled = true\n'
+    assert load_settings(extended(config, text)).mqtt.host == "broker.example"
+
+
+@pytest.mark.parametrize(
+    ("text", "requires"),
+    [
+        ("", False),
+        ("[mqtt.tls]\nenabled = true\n", True),
+        ("[mqtt]\nrequire_client_topic = true\n", True),
+        ("[mqtt]\nrequire_client_topic = false\n[mqtt.tls]\nenabled = true\n", False),
+    ],
+)
+def test_with_tls_requests_must_name_their_client_unless_set_otherwise(config: Path, text: str, requires: bool) -> None:
+    assert load_settings(extended(config, text)).mqtt.requires_client is requires
+
+
+@pytest.mark.parametrize("group", ["", "a/b", "+"])
+def test_a_share_group_is_a_name(config: Path, group: str) -> None:
+    with pytest.raises(InvalidRequest, match="share_group"):
+        load_settings(extended(config, f'[mqtt]\nshare_group = "{group}"\n'))
+
+
 def test_an_empty_bind_means_no_local_face(config: Path) -> None:
     assert load_settings(extended(config, 'grpc_bind = ""\n')).grpc_bind is None
 

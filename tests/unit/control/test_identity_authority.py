@@ -38,7 +38,7 @@ def names_of(certificate: x509.Certificate) -> list[str]:
     return [str(name.value) for name in extension.value]
 
 
-@pytest.mark.parametrize("role", [Role.AGENT, Role.HEAVY, Role.APPLICATION])
+@pytest.mark.parametrize("role", [Role.AGENT, Role.HEAVY, Role.APPLICATION, Role.DEVICE])
 def test_a_client_certificate_names_one_role_and_is_good_for_nothing_else(
     authority: CertificateAuthority, role: Role
 ) -> None:

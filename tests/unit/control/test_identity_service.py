@@ -384,7 +384,7 @@ async def test_a_lost_authority_key_stops_the_start(side: Side) -> None:
         await side.restarted()
 
 
-async def test_only_parts_and_applications_are_certified_by_hand(side: Side) -> None:
+async def test_agents_and_controllers_are_not_certified_by_hand(side: Side) -> None:
     for role in (Role.AGENT, Role.CONTROLLER):
         with pytest.raises(InvalidRequest, match="role"):
             side.identity.certify(role, "x", made_csr(new_key()))

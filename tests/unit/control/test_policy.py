@@ -50,6 +50,8 @@ def test_no_method_is_open_to_nobody() -> None:
     [
         (Role.HEAVY, {"ArtifactService", "TraceService", "Health"}),
         (Role.APPLICATION, {"GRPCInferenceService", "TraceService", "Health"}),
+        (Role.DEVICE, set()),
+        (Role.BROKER, set()),
     ],
 )
 def test_a_role_reaches_these_services_only(role: Role, services: set[str]) -> None:
