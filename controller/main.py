@@ -67,6 +67,7 @@ from core.errors import InvalidRequest
 from core.grpc_transport import TransportCredentials, open_channel
 from core.logs import configure_logging
 from core.open_inference.grpc_face import OpenInferenceServicer
+from core.service_notices import READY, STOPPING, ServiceNotices
 from core.signals import stop_on_signals
 from core.spiffe import Role
 from core.tasks import supervise
@@ -109,6 +110,7 @@ async def run(settings: Settings) -> None:
 async def serve(settings: Settings, stopping: asyncio.Event) -> None:
     """Serve until `stopping` is set; afterwards every child, thread and connection is gone."""
     clock = SystemClock()
+    notices = ServiceNotices.taken_from(os.environ, pid=os.getpid())
     async with AsyncExitStack() as stack:
         foundation = await foundations.lay(settings, stack, clock=clock)
         await _warn_without_operators(foundation)
@@ -117,9 +119,12 @@ async def serve(settings: Settings, stopping: asyncio.Event) -> None:
         await _start_faces(foundation, ports, parts, clock=clock)
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(supervise(name, loop), name=name) for name, loop in parts.loops.items()]
+            running.append(tasks.create_task(notices.keep_alive(), name="watchdog"))
             serving = tasks.create_task(ports.http.run(parts.app), name="http")
             with _announced(settings.data_dir, ports, heavy=settings.heavy.address):
+                notices.say(READY)
                 await stopping.wait()
+            notices.say(STOPPING)
             parts.fleet.end_sessions()
             ports.http.stop()
             await asyncio.gather(ports.grpc.stop(), ports.enrolment.stop(), serving)

@@ -27,6 +27,7 @@ from core.errors import NanofleetError
 from core.grpc_transport import TransportCredentials
 from core.ids import AgentId, SiteId
 from core.logs import configure_logging
+from core.service_notices import READY, STOPPING, ServiceNotices
 from core.tasks import supervise
 from core.telemetry import Tracing, TracingSettings
 from edge_agent.cascade.offload import Offload
@@ -90,6 +91,7 @@ class _Agent:
     def __init__(self, settings: AgentSettings, folder: StateFolder, closing: AsyncExitStack) -> None:
         self._settings, self._folder, self._closing = settings, folder, closing
         self._clock = clock = SystemClock()
+        self._notices = ServiceNotices.taken_from(os.environ, pid=os.getpid())
         self._disk = _thread("disk", closing)
         enrolled = _enrolled(IdentityFolder(folder.identity), settings)
         require_root_of(enrolled, folder.root)
@@ -124,6 +126,7 @@ class _Agent:
     async def run(self, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as group:
             tasks = _start(group, {"reconciler": self._member.reconciling, "status": self._status.run})
+            tasks += _start(group, {"watchdog": self._notices.keep_alive})
             await _first_of(self._member.restored, stop.wait, timeout_s=RESTORE_TIMEOUT_S)
             faces = await self._open_local_face()
             self._front = self._make_front(faces)
@@ -133,8 +136,10 @@ class _Agent:
             code_pages.release()
             tasks += _start(group, self._member.outward)
             self._announce(faces)
+            self._notices.say(READY)
             await stop.wait()
             _log.info("stopping")
+            self._notices.say(STOPPING)
             await self._drain()
             for task in tasks:
                 task.cancel()

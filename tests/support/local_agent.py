@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -48,11 +48,20 @@ retry_cap_s = 0.5
 class AgentProcess:
     """Enrols in `realm` if its folder has no identity yet."""
 
-    def __init__(self, folder: Path, *, realm: Realm, controller: Address, broker_port: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        realm: Realm,
+        controller: Address,
+        broker_port: int | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.state_dir = folder / "state"
         if not (self.state_dir / "identity").exists():
             realm.enrol(self.state_dir, controller=controller)
         self._config = folder / "agent.toml"
+        self._environment = {**os.environ, **(environment or {})}
         self._log = folder / "agent.log"
         self._process: Process | None = None
         self._config.write_text(
@@ -75,6 +84,7 @@ class AgentProcess:
                 *(sys.executable, *interpreter_options, "-m", "edge_agent", "run", "--config", str(self._config)),
                 stdout=log,
                 stderr=log,
+                env=self._environment,
             )
         async with asyncio.timeout(START_TIMEOUT_S):
             while not (self.state_dir / "endpoints.json").exists():
