@@ -16,7 +16,7 @@ STDIN = "-"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code is 0, 1 for a refusal with its reason, 2 for wrong words."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     # Before anything imports ONNX Runtime, or it starts a telemetry thread and writes to the user's cache folder.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     # No child of ours uses gRPC's state, and its fork handlers complain for each.
@@ -32,9 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="nanofleet-agent", description="Runs models next to the devices.")
-    commands = parser.add_subparsers(dest="command", required=True)
+def parser() -> argparse.ArgumentParser:
+    """Return what knows every command and its options."""
+    root = argparse.ArgumentParser(prog="nanofleet-agent", description="Runs models next to the devices.")
+    commands = root.add_subparsers(dest="command", required=True)
     enrol = commands.add_parser(
         "enrol", help="let this machine into a fleet, with a token of `nanofleet devices token`"
     )
@@ -52,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_place(retry)
     tuf_client = commands.add_parser("tuf-client", help="verify a catalogue: the TUF conformance suite's client")
     add_arguments(tuf_client)
-    return parser
+    return root
 
 
 def _add_place(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,9 @@ Every request shows the secret of our credential, over TLS or to this machine on
 
 import ssl
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -37,14 +39,32 @@ class Refused(NanofleetError):
     """The controller answered and said no; the message is its own."""
 
 
+class Busy(Refused):
+    """The controller says that the same call may succeed later."""
+
+
 class ControllerAway(NanofleetError):
     """Nothing answers at the controller's address."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Seconds to wait for a connection, and for every part of an answer."""
+
+    connect_s: float = CONNECT_TIMEOUT_S
+    read_s: float = READ_TIMEOUT_S
 
 
 class ControllerClient:
     """One controller; a context manager, because it keeps a connection."""
 
-    def __init__(self, url: str, *, credential_file: CredentialFile | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        credential_file: CredentialFile | None = None,
+        patience: Patience = Patience(),
+    ) -> None:
         """Take who we are to the controller at `url`; None stands for nobody.
 
         Raises:
@@ -63,7 +83,7 @@ class ControllerClient:
         self._extensions = {} if name is None else {"sni_hostname": name}
         self._http = httpx.Client(
             base_url=url,
-            timeout=httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+            timeout=httpx.Timeout(patience.read_s, connect=patience.connect_s),
             verify=credential_file.tls() if credential_file is not None and is_tls else True,
             headers={} if self.credential is None else {"authorization": f"Bearer {self.credential.secret}"},
             # A proxy from the environment knows nothing of this machine.
@@ -75,6 +95,19 @@ class ControllerClient:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._http.close()
+
+    # ---- the controller itself ------------------------------------------------------------------------------------
+
+    def health(self) -> views.HealthView:
+        return self._get("/api/health", views.HealthView)
+
+    def me(self) -> access_views.MeView:
+        return self._get("/api/me", access_views.MeView)
+
+    def now(self) -> datetime | None:
+        """Return what time it is there, to the second, by the header of an answer; None: it does not say."""
+        said = self._send("GET", "/api/health").headers.get("date")
+        return None if said is None else parsedate_to_datetime(said)
 
     # ---- models ---------------------------------------------------------------------------------------------------
 
@@ -95,10 +128,10 @@ class ControllerClient:
     def publish(self, name: str, body: views.PublishBody) -> views.PublicationView:
         return self._put("POST", f"/api/models/{_segment(name)}/versions", body, views.PublicationView)
 
-    def publication(self, publication_id: str, *, seen_at: datetime) -> views.PublicationView:
-        """Return how it stands as soon as that is not what was seen, or after LONG_POLL_S."""
-        parameters: Parameters = {"wait_s": LONG_POLL_S, "seen_at": seen_at.isoformat()}
-        return self._get(f"/api/publications/{publication_id}", views.PublicationView, parameters)
+    def publication(self, publication_id: str, *, seen_at: datetime | None) -> views.PublicationView:
+        """Return how it stands: at once, or as soon as that is not what was seen, or after LONG_POLL_S."""
+        parameters: Parameters = {} if seen_at is None else {"wait_s": LONG_POLL_S, "seen_at": seen_at.isoformat()}
+        return self._get(f"/api/publications/{_segment(publication_id)}", views.PublicationView, parameters)
 
     # ---- fleet ----------------------------------------------------------------------------------------------------
 
@@ -183,6 +216,15 @@ class ControllerClient:
     def create_token(self, body: identity_views.TokenBody) -> identity_views.IssuedTokenView:
         return self._put("POST", "/api/enrolment-tokens", body, identity_views.IssuedTokenView)
 
+    def tokens(self) -> identity_views.TokensView:
+        return self._get("/api/enrolment-tokens", identity_views.TokensView)
+
+    def remove_token(self, token_id: str) -> None:
+        self._send("DELETE", f"/api/enrolment-tokens/{_segment(token_id)}")
+
+    def identity(self, agent: str) -> identity_views.IdentityView:
+        return self._get(f"/api/agents/{_segment(agent)}/identity", identity_views.IdentityView)
+
     def ban(self, agent: str, body: identity_views.BanBody) -> identity_views.IdentityView:
         return self._put("POST", f"/api/agents/{_segment(agent)}/ban", body, identity_views.IdentityView)
 
@@ -243,7 +285,7 @@ class ControllerClient:
             # What answers HEAD has no body.
             said = _refusal(response) if response.content else "the controller does not know who asks"
             raise Refused(f"{said}; {self._remedy()}")
-        raise Refused(_refusal(response))
+        raise (Busy if response.status_code in {429, 503} else Refused)(_refusal(response))
 
     def _remedy(self) -> str:
         """Say what to do about a controller that does not know us."""

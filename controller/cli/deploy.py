@@ -13,6 +13,7 @@ import typer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from controller.api import operator_views as views
+from controller.cli import completion
 from controller.cli.client import LONG_POLL_S, ControllerClient, Refused
 from controller.cli.options import client_of, usage_errors
 from controller.cli.screen import Output, OutputOption, progress_console, show
@@ -42,10 +43,25 @@ class Standing:
 
 def deploy(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(metavar="MODEL[:VERSION]", help="Without a version: the latest, as of now.")],
-    variant: Annotated[str, typer.Option(help="Which variant; `nanofleet models show MODEL` lists them.")],
-    site: Annotated[str | None, typer.Option(help="Every agent of this site, those to come included.")] = None,
-    agent: Annotated[str | None, typer.Option(help="This agent only.")] = None,
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL[:VERSION]",
+            help="Without a version: the latest, as of now.",
+            autocompletion=completion.model_names,
+        ),
+    ],
+    variant: Annotated[
+        str,
+        typer.Option(
+            help="Which variant; `nanofleet models show MODEL` lists them.", autocompletion=completion.variant_names
+        ),
+    ],
+    site: Annotated[
+        str | None,
+        typer.Option(help="Every agent of this site, those to come included.", autocompletion=completion.site_names),
+    ] = None,
+    agent: Annotated[str | None, typer.Option(help="This agent only.", autocompletion=completion.device_names)] = None,
     fleet: Annotated[bool, typer.Option("--fleet", help="Every agent.")] = False,
     wait: Annotated[bool, typer.Option(help="Watch until the agents that are online are ready.")] = True,
     timeout: Annotated[float, typer.Option(min=0, help="Seconds to watch.")] = 120.0,

@@ -9,8 +9,12 @@ from rich.table import Table
 from rich.text import Text
 
 from controller.api import operator_views as views
+from controller.cli import completion
+from controller.cli.client import LONG_POLL_S, ControllerClient
+from controller.cli.examples import examples
 from controller.cli.options import client_of, usage_errors
 from controller.cli.screen import Output, OutputOption, age_text, bytes_text, peer_text, show
+from controller.cli.watching import WatchOption, present
 
 app = typer.Typer(help="Look at the edge agents.", no_args_is_help=True)
 
@@ -25,33 +29,59 @@ PHASE_STYLE = {
 }
 
 
-@app.command("list")
-def list_devices(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
+AgentArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="The agent's name.", autocompletion=completion.device_names)
+]
+
+
+@app.command(
+    "list",
+    epilog=examples(
+        "nanofleet devices list",
+        "nanofleet devices list --watch",
+        "nanofleet devices list --watch --output json",
+    ),
+)
+def list_devices(context: typer.Context, output: OutputOption = Output.TABLE, watch: WatchOption = False) -> None:
     """List the agents."""
-    with client_of(context) as client:
-        found = client.agents()
+    present(context, _next_agents, _devices, output=output, is_watched=watch, interval_s=0)
+
+
+@app.command("show", epilog=examples("nanofleet devices show gate-1", "nanofleet devices show gate-1 --watch"))
+def show_device(
+    context: typer.Context, agent: AgentArgument, output: OutputOption = Output.TABLE, watch: WatchOption = False
+) -> None:
+    """Show one agent: what it shall run, what it runs, what failed and what to do."""
+
+    def look(client: ControllerClient, _seen: views.AgentView | None) -> views.AgentView:
+        return client.agent(agent)
+
+    present(context, look, _device, output=output, is_watched=watch)
+
+
+def _next_agents(client: ControllerClient, seen: views.AgentsView | None) -> views.AgentsView:
+    return client.agents() if seen is None else client.agents_after(seen.revision, wait_s=LONG_POLL_S)
+
+
+def _device(agent: views.AgentView) -> Group:
+    return Group(_facts(agent), _slots(agent), *_problems(agent))
+
+
+def _devices(found: views.AgentsView) -> Table:
     now = datetime.now(UTC)
     table = Table("agent", "site", "state", "models", "seen", "version")
     for agent in found.agents:
         table.add_row(
             agent.id, agent.site, _state(agent), _models(agent), _seen(agent, now), peer_text(agent.software_version)
         )
-    show(found, table, output=output)
+    return table
 
 
-@app.command("show")
-def show_device(context: typer.Context, agent: str, output: OutputOption = Output.TABLE) -> None:
-    """Show one agent: what it shall run, what it runs, what failed and what to do."""
-    with client_of(context) as client:
-        found = client.agent(agent)
-    show(found, Group(_facts(found), _slots(found), *_problems(found)), output=output)
-
-
-@app.command("allow-transfer")
+@app.command("allow-transfer", epilog=examples("nanofleet devices allow-transfer gate-1 digits-nano"))
 def allow_transfer(
     context: typer.Context,
-    agent: Annotated[str, typer.Argument(help="An agent on a metered link.")],
-    model: Annotated[str, typer.Argument(help="The model that it waits for.")],
+    agent: Annotated[str, typer.Argument(help="An agent on a metered link.", autocompletion=completion.device_names)],
+    model: Annotated[str, typer.Argument(help="The model that it waits for.", autocompletion=completion.model_names)],
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Let a metered agent fetch what it cannot get as a difference. It costs what `devices show` says."""

@@ -1,4 +1,4 @@
-"""`nanofleet devices token|ban|unban` and `nanofleet authority`: who gets into the fleet, and who vouches for it.
+"""`nanofleet devices token|identity|ban|unban` and `nanofleet authority`: who gets into the fleet, and who vouches.
 
 The device commands are functions that the root adds to `devices`; `app` is the group `authority`.
 """
@@ -12,9 +12,13 @@ import typer
 from rich.table import Table
 
 from controller.api import identity_views as views
+from controller.cli import completion
+from controller.cli.client import ControllerClient
 from controller.cli.credential import write_credential
+from controller.cli.examples import examples
 from controller.cli.options import client_of, usage_errors
-from controller.cli.screen import Output, OutputOption, age_text, show
+from controller.cli.screen import Output, OutputOption, age_text, peer_text, show
+from controller.cli.watching import WatchOption, present
 from core.atomic_files import write_atomically
 from core.errors import InvalidRequest
 from core.spiffe import CONTROLLER_DNS_NAME
@@ -26,12 +30,14 @@ _DURATION = re.compile(r"([0-9]{1,6})([smhd])")
 # As in `nanofleet signing`: enough to tell them apart, short enough for a table.
 _DIGEST_CHARS = 16
 
-AgentArgument = Annotated[str, typer.Argument(metavar="NAME", help="The agent's name.")]
+AgentArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="The agent's name.", autocompletion=completion.device_names)
+]
 
 
 def token(
     context: typer.Context,
-    site: Annotated[str, typer.Option(help="The site that the device is at.")],
+    site: Annotated[str, typer.Option(help="The site that the device is at.", autocompletion=completion.site_names)],
     agent: Annotated[
         str | None, typer.Option(help="The only name it is good for; also replaces or unbans that agent.")
     ] = None,
@@ -45,6 +51,30 @@ def token(
     with client_of(context) as client:
         issued = client.create_token(body)
     show(issued, issued.text, output=output)
+
+
+def identity(
+    context: typer.Context, name: AgentArgument, output: OutputOption = Output.TABLE, watch: WatchOption = False
+) -> None:
+    """Show what an agent was certified for last, until when, and whether it is banned."""
+
+    def look(client: ControllerClient, _seen: views.IdentityView | None) -> views.IdentityView:
+        return client.identity(name)
+
+    present(context, look, _identity, output=output, is_watched=watch)
+
+
+def _identity(found: views.IdentityView) -> Table:
+    table = Table(show_header=False, box=None)
+    table.add_row("agent", found.agent)
+    table.add_row("site", found.site)
+    table.add_row("key", found.key_sha256[:_DIGEST_CHARS])
+    table.add_row("enrolled", f"{found.enrolled_at.astimezone():%Y-%m-%d %H:%M}")
+    table.add_row("renewed", f"{found.renewed_at.astimezone():%Y-%m-%d %H:%M}")
+    table.add_row("good until", f"{found.not_after.astimezone():%Y-%m-%d %H:%M}")
+    if found.ban is not None:
+        table.add_row("banned", peer_text(f"{found.ban.banned_at.astimezone():%Y-%m-%d %H:%M}: {found.ban.reason}"))
+    return table
 
 
 def ban(
@@ -71,15 +101,13 @@ def unban(context: typer.Context, name: AgentArgument, output: OutputOption = Ou
     show(identity, f"{identity.agent} may connect again, with the key that it has", output=output)
 
 
-@app.command()
-def status(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
+@app.command(epilog=examples("nanofleet authority status"))
+def status(context: typer.Context, output: OutputOption = Output.TABLE, watch: WatchOption = False) -> None:
     """List the authorities that are trusted, the oldest first."""
-    with client_of(context) as client:
-        found = client.authorities()
-    show(found, _authorities(found), output=output)
+    present(context, lambda client, _seen: client.authorities(), _authorities, output=output, is_watched=watch)
 
 
-@app.command()
+@app.command(epilog=examples("nanofleet authority rotate"))
 def rotate(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
     """Take the next step of a rotation: prepare an authority, or let the prepared one sign.
 
@@ -90,7 +118,7 @@ def rotate(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
     show(found, _authorities(found), output=output)
 
 
-@app.command()
+@app.command(epilog=examples("nanofleet authority drop 3f2a99c1 --yes"))
 def drop(
     context: typer.Context,
     authority: Annotated[str, typer.Argument(metavar="SHA256", help="As `status` shows it, or in full.")],
@@ -110,12 +138,12 @@ def drop(
                 f"authority {authority!r}: expected one that is trusted, found {len(found)}; see `authority status`"
             )
         if not yes:
-            typer.confirm(f"Refuse all that {found[0].sha256[:_DIGEST_CHARS]} certified?", abort=True)
+            typer.confirm(f"Refuse all that {found[0].sha256[:_DIGEST_CHARS]} certified?", abort=True, err=True)
         left = client.drop_authority(found[0].sha256)
     show(left, _authorities(left), output=output)
 
 
-@app.command()
+@app.command(epilog=examples("nanofleet authority trust", "nanofleet authority trust --save"))
 def trust(
     context: typer.Context,
     is_saved: Annotated[
@@ -143,7 +171,7 @@ def trust(
     show(found, f"written to {file.path}", output=output)
 
 
-@app.command()
+@app.command(epilog=examples("nanofleet authority certify shop --folder shop"))
 def certify(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="What the application, device, broker or replica is called.")],

@@ -10,9 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from controller.api import operator_views as views
+from controller.cli import completion
+from controller.cli.client import ControllerClient
+from controller.cli.examples import examples
 from controller.cli.options import client_of, usage_errors
 from controller.cli.publish import publish_model
-from controller.cli.screen import Output, OutputOption, bytes_text, milliseconds_text, ratio_text, show
+from controller.cli.screen import Output, OutputOption, bytes_text, milliseconds_text, peer_text, ratio_text, show
+from controller.cli.watching import WatchOption, present
 
 app = typer.Typer(help="Publish models and look at them.", no_args_is_help=True)
 
@@ -28,29 +32,77 @@ class Recipe(StrEnum):
     FP16 = "fp16"
 
 
-@app.command("list")
-def list_models(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
+NameArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Name of the model.", autocompletion=completion.model_names)
+]
+
+
+@app.command("list", epilog=examples("nanofleet models list", "nanofleet models list --output json"))
+def list_models(context: typer.Context, output: OutputOption = Output.TABLE, watch: WatchOption = False) -> None:
     """List the models."""
-    with client_of(context) as client:
-        found = client.models()
+    present(context, lambda client, _seen: client.models(), _models, output=output, is_watched=watch)
+
+
+@app.command("show", epilog=examples("nanofleet models show digits-nano"))
+def show_model(
+    context: typer.Context, name: NameArgument, output: OutputOption = Output.TABLE, watch: WatchOption = False
+) -> None:
+    """Show a model's versions and variants with what was measured of them."""
+
+    def look(client: ControllerClient, _seen: views.ModelDetailView | None) -> views.ModelDetailView:
+        return client.model(name)
+
+    def draw(found: views.ModelDetailView) -> Table:
+        return variants_table(found.name, found.versions)
+
+    present(context, look, draw, output=output, is_watched=watch)
+
+
+@app.command("publication", epilog=examples("nanofleet models publication 01K4 --watch"))
+def show_publication(
+    context: typer.Context,
+    publication: Annotated[str, typer.Argument(metavar="ID", help="As `models publish` says it.")],
+    output: OutputOption = Output.TABLE,
+    watch: WatchOption = False,
+) -> None:
+    """Show how a publish stands, also one that was started elsewhere or whose terminal is gone."""
+
+    def look(client: ControllerClient, seen: views.PublicationView | None) -> views.PublicationView:
+        return client.publication(publication, seen_at=None if seen is None else seen.updated_at)
+
+    present(context, look, _publication, output=output, is_watched=watch)
+
+
+def _publication(found: views.PublicationView) -> Text:
+    end = f": {found.problem.message}" if found.problem is not None else ""
+    version = f" as version {found.version}" if found.version is not None else ""
+    return peer_text(f"{found.model}: {found.state}{version}, {found.stage}, {found.done_ratio:.0%}{end}")
+
+
+def _models(found: views.ModelsView) -> Table:
     table = Table("model", "latest", "created")
     for model in found.models:
         table.add_row(model.name, str(model.latest_version), f"{model.created_at.astimezone():%Y-%m-%d %H:%M}")
-    show(found, table, output=output)
+    return table
 
 
-@app.command("show")
-def show_model(context: typer.Context, name: str, output: OutputOption = Output.TABLE) -> None:
-    """Show a model's versions and variants with what was measured of them."""
-    with client_of(context) as client:
-        found = client.model(name)
-    show(found, variants_table(found.name, found.versions), output=output)
-
-
-@app.command("publish")
+@app.command(
+    "publish",
+    epilog=examples(
+        "nanofleet models publish digits-large large.onnx",
+        "nanofleet models publish digits-nano nano.onnx --recipe int8-static --calibration data.npz "
+        "--evaluation data.npz",
+        "nanofleet models publish digits-nano nano.onnx --escalate-to digits-large --score-output probabilities",
+    ),
+)
 def publish(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="Name of the model; an existing one gets a new version.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Name of the model; an existing one gets a new version.", autocompletion=completion.model_names
+        ),
+    ],
     file: FileArgument,
     extra_file: Annotated[
         list[Path] | None,
@@ -60,7 +112,10 @@ def publish(
     evaluation: Annotated[Path | None, DataOption] = None,
     recipe: Annotated[list[Recipe] | None, typer.Option(help="A variant to make; may be repeated.")] = None,
     max_batch: Annotated[int, typer.Option(min=1, max=1024, help="Rows that may share one run.")] = 1,
-    escalate_to: Annotated[str | None, typer.Option(help="The model that answers what this one is unsure of.")] = None,
+    escalate_to: Annotated[
+        str | None,
+        typer.Option(help="The model that answers what this one is unsure of.", autocompletion=completion.model_names),
+    ] = None,
     score_output: Annotated[str | None, typer.Option(help="The output with one score per class.")] = None,
     score_kind: Annotated[Literal["logits", "probabilities"], typer.Option(help="What the scores are.")] = (
         "probabilities"

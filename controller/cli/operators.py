@@ -7,35 +7,49 @@ import typer
 from rich.table import Table
 
 from controller.api import access_views as views
+from controller.cli import completion
 from controller.cli.client import ControllerClient
 from controller.cli.credential import Credential, write_credential
+from controller.cli.examples import examples
 from controller.cli.options import client_of, usage_errors
-from controller.cli.screen import Output, OutputOption, show
+from controller.cli.screen import Output, OutputOption, RemovedView, show
+from controller.cli.watching import WatchOption, present
 from core.errors import Conflict, InvalidRequest
 
 app = typer.Typer(help="Manage who may operate the controller.", no_args_is_help=True)
 
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The operator's name.")]
+NewNameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The operator's name.")]
+NameArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="The operator's name.", autocompletion=completion.operator_names)
+]
 SaveOption = Annotated[
     Path | None, typer.Option("--save", metavar="FILE", help="Write a credential file for them instead of showing it.")
 ]
 
 
-@app.command("list")
-def list_operators(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
+@app.command("list", epilog=examples("nanofleet operators list"))
+def list_operators(context: typer.Context, output: OutputOption = Output.TABLE, watch: WatchOption = False) -> None:
     """List the operators."""
-    with client_of(context) as client:
-        found = client.operators()
+    present(context, lambda client, _seen: client.operators(), _operators, output=output, is_watched=watch)
+
+
+def _operators(found: views.OperatorsView) -> Table:
     table = Table("name", "role", "since")
     for operator in found.operators:
         table.add_row(operator.name, operator.role, f"{operator.created_at.astimezone():%Y-%m-%d %H:%M}")
-    show(found, table, output=output)
+    return table
 
 
-@app.command("add")
+@app.command(
+    "add",
+    epilog=examples(
+        "nanofleet operators add shop --role viewer",
+        "nanofleet operators add ada --role admin --save ada.json",
+    ),
+)
 def add_operator(
     context: typer.Context,
-    name: NameArgument,
+    name: NewNameArgument,
     role: Annotated[views.RoleText, typer.Option(help="What they may do; each role may also do what those before it.")],
     save: SaveOption = None,
     output: OutputOption = Output.TABLE,
@@ -49,7 +63,7 @@ def add_operator(
         _hand_out(client, client.add_operator(body), save, output=output)
 
 
-@app.command("rotate")
+@app.command("rotate", epilog=examples("nanofleet operators rotate shop"))
 def rotate_operator(
     context: typer.Context, name: NameArgument, save: SaveOption = None, output: OutputOption = Output.TABLE
 ) -> None:
@@ -62,12 +76,12 @@ def rotate_operator(
         _hand_out(client, client.rotate_operator(name), save, output=output)
 
 
-@app.command("remove")
-def remove_operator(context: typer.Context, name: NameArgument) -> None:
+@app.command("remove", epilog=examples("nanofleet operators remove shop"))
+def remove_operator(context: typer.Context, name: NameArgument, output: OutputOption = Output.TABLE) -> None:
     """Remove an operator; its secret and browser sessions end at once. The last admin stays."""
     with client_of(context) as client:
         client.remove_operator(name)
-    typer.echo(f"operator {name} is removed")
+    show(RemovedView(removed=name), f"operator {name} is removed", output=output)
 
 
 def _hand_out(client: ControllerClient, issued: views.IssuedSecretView, save: Path | None, *, output: Output) -> None:

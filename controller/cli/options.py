@@ -9,7 +9,7 @@ from pathlib import Path
 import typer
 from pydantic import ValidationError
 
-from controller.cli.client import ControllerClient
+from controller.cli.client import ControllerClient, Patience
 from controller.cli.credential import EXAMPLE, Credential, CredentialFile, default_path, read_credential
 from core.errors import InvalidRequest
 
@@ -55,11 +55,15 @@ class Options:
 def client_of(context: typer.Context) -> ControllerClient:
     """Return a client of the controller that the command line or our credential names; use it as a context manager."""
     options: Options = context.obj
+    return client_for(options)
+
+
+def client_for(options: Options, *, patience: Patience = Patience()) -> ControllerClient:  # noqa: B008 (frozen)
     file = options.credential_file()
     own = DEFAULT_CONTROLLER if file.credential is None else file.credential.controller
     url = options.controller_url or own
     credential = options.shown_to(url, file)
-    return ControllerClient(url, credential_file=CredentialFile(file.path, credential))
+    return ControllerClient(url, credential_file=CredentialFile(file.path, credential), patience=patience)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from controller.cli import initialise
+from controller.cli.examples import examples
 
 GRPC_ENVIRONMENT = {
     # Its fork handlers crash about one child process in a hundred that is started while another thread is in a call
@@ -21,10 +22,16 @@ GRPC_ENVIRONMENT = {
 }
 
 controller_app = typer.Typer(help="Set up and run a controller on this machine.", no_args_is_help=True)
-controller_app.command("init")(initialise.init)
+controller_app.command(
+    "init",
+    epilog=examples(
+        "nanofleet controller init --config controller.toml",
+        "nanofleet controller init --config controller.toml --reset-admin admin",
+    ),
+)(initialise.init)
 
 
-@controller_app.command()
+@controller_app.command(epilog=examples("nanofleet controller run --config controller.toml"))
 def run(
     config: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="TOML file; environment variables win over it.")

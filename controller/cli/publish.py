@@ -51,7 +51,10 @@ def publish_model(
         cascade=cascade,
         requires=requires,
     )
-    done = watch(client, client.publish(name, body))
+    publication = client.publish(name, body)
+    # For `models publication`, when this terminal is gone.
+    progress_console().print(f"publication {publication.id}", highlight=False)
+    done = watch(client, publication)
     return next(version for version in client.model(name).versions if version.version == done.version)
 
 

@@ -21,14 +21,20 @@ class Output(StrEnum):
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="How to print the result.")]
 
 
-def _foldable(renderable: RenderableType) -> RenderableType:
+class RemovedView(BaseModel):
+    """What a command that removes something says of it as JSON: the REST answers without a body."""
+
+    removed: str
+
+
+def foldable(renderable: RenderableType) -> RenderableType:
     """Let tables fold what is too long: an id or a name that is cut off could be another."""
     if isinstance(renderable, Table):
         for column in renderable.columns:
             column.overflow = "fold"
     if isinstance(renderable, Group):
         for part in renderable.renderables:
-            _foldable(part)
+            foldable(part)
     return renderable
 
 
@@ -38,7 +44,7 @@ def show(view: BaseModel, table: RenderableType, *, output: Output) -> None:
         typer.echo(view.model_dump_json(indent=2))
     else:
         # A sentence is left to the terminal to wrap: a pipe gets it in one piece.
-        Console().print(_foldable(table), soft_wrap=isinstance(table, str))
+        Console().print(foldable(table), soft_wrap=isinstance(table, str | Text))
 
 
 def progress_console() -> Console:

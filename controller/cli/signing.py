@@ -11,18 +11,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from pydantic import BaseModel
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
 from controller.api import signing_views as views
+from controller.cli import completion
+from controller.cli.examples import examples
 from controller.cli.options import client_of, usage_errors
 from controller.cli.screen import Output, OutputOption, age_text, peer_text, show
+from controller.cli.watching import WatchOption, present
 from core.atomic_files import write_atomically
 from core.errors import Conflict
 
 if TYPE_CHECKING:
     from controller.signing.keys import Signer
+    from controller.signing.model import PublicKey
 
 app = typer.Typer(help="Look after the keys that say what may run.", no_args_is_help=True)
 
@@ -32,18 +37,40 @@ _SOON_DAYS = 14
 _STAGED = "staged: run `nanofleet signing stage`, sign the file where the keys are, and `nanofleet signing publish` it"
 
 BundleArgument = Annotated[Path, typer.Argument(metavar="FILE", help="The file that is carried to the keys and back.")]
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Name of the model.", autocompletion=completion.model_names)
+]
 ExistingBundle = Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False)]
 
 
-@app.command()
-def status(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
+class BundleView(BaseModel):
+    """A file on its way to the keys, or back."""
+
+    file: Path
+    changes: tuple[str, ...]
+    missing_keys: tuple[str, ...] = ()
+    """Keys one of which must sign too."""
+
+
+class KeyFileView(BaseModel):
+    file: Path
+    key_id: str
+    director_id: str
+    """Its id where it is a director key."""
+    public_key: str
+
+
+class KeyFilesView(BaseModel):
+    keys: tuple[KeyFileView, ...]
+
+
+@app.command(epilog=examples("nanofleet signing status", "nanofleet signing status --watch"))
+def status(context: typer.Context, output: OutputOption = Output.TABLE, watch: WatchOption = False) -> None:
     """Show every role with its version, expiry and keys, and what waits for signatures."""
-    with client_of(context) as client:
-        found = client.signing()
-    show(found, _status(found), output=output)
+    present(context, lambda client, _seen: client.signing(), _status, output=output, is_watched=watch)
 
 
-@app.command("export-root")
+@app.command("export-root", epilog=examples("nanofleet signing export-root root.json"))
 def export_root(
     context: typer.Context,
     file: Annotated[Path | None, typer.Argument(help="Where to write it; without it, to standard output.")] = None,
@@ -57,7 +84,7 @@ def export_root(
         write_atomically(file, root)
 
 
-@app.command()
+@app.command(epilog=examples("nanofleet signing rotate targets", "nanofleet signing rotate director"))
 def rotate(
     context: typer.Context,
     role: Annotated[views.KeyRoleText, typer.Argument(help="Whose key.")],
@@ -76,10 +103,10 @@ def rotate(
     show(rotation, line + ("published" if rotation.is_published else _STAGED), output=output)
 
 
-@app.command()
+@app.command(epilog=examples("nanofleet signing revoke digits-nano --version 2"))
 def revoke(
     context: typer.Context,
-    model: str,
+    model: ModelArgument,
     version: Annotated[list[int] | None, typer.Option(help="A version to take back; may be given again.")] = None,
     below: Annotated[int | None, typer.Option(help="Take back every version below this one.")] = None,
     output: OutputOption = Output.TABLE,
@@ -92,8 +119,8 @@ def revoke(
     show(revocation, f"{model}: " + ("revoked" if revocation.is_published else _STAGED), output=output)
 
 
-@app.command()
-def stage(context: typer.Context, file: BundleArgument) -> None:
+@app.command(epilog=examples("nanofleet signing stage bundle.json"))
+def stage(context: typer.Context, file: BundleArgument, output: OutputOption = Output.TABLE) -> None:
     """Write what waits for signatures to a file, to be signed where the keys are."""
     with client_of(context) as client:
         content = client.staged_metadata()
@@ -101,11 +128,12 @@ def stage(context: typer.Context, file: BundleArgument) -> None:
 
     bundle = Bundle.from_bytes(content)
     write_atomically(file, content)
-    _print_lines(bundle.changes())
-    typer.echo(f"Written to {file}. Where the keys are: nanofleet signing sign {file} --key KEY.pem")
+    changes = bundle.changes()
+    lines = [*changes, f"Written to {file}. Where the keys are: nanofleet signing sign {file} --key KEY.pem"]
+    show(BundleView(file=file, changes=tuple(changes)), _lines(lines), output=output)
 
 
-@app.command()
+@app.command(epilog=examples("nanofleet signing sign bundle.json --key targets.pem"))
 def sign(
     file: ExistingBundle,
     key: Annotated[
@@ -113,25 +141,30 @@ def sign(
         typer.Option("--key", "--keys", exists=True, help="A key's PEM file, or a folder of them; may be given again."),
     ],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask after showing what is signed.")] = False,
+    output: OutputOption = Output.TABLE,
 ) -> None:
     """Show what a file from `signing stage` changes, and sign it, without network or controller."""
     from controller.signing.bundle import Bundle
 
     bundle = Bundle.from_bytes(file.read_bytes())
-    _print_lines(bundle.changes())
+    changes = bundle.changes()
+    # Before the question; for a program it stands in the result.
+    Console(stderr=output is Output.JSON).print(_lines(changes), soft_wrap=True)
     if not yes:
-        typer.confirm("Sign this?", abort=True)
+        typer.confirm("Sign this?", abort=True, err=output is Output.JSON)
     now = datetime.now(UTC)
     signed = bundle.signed(_signers(key), now=now)
     write_atomically(file, signed.to_bytes())
-    missing = {key_id[:_KEY_CHARS] for key_ids in signed.missing(now=now).values() for key_id in key_ids}
-    if missing:
-        typer.echo(f"Signed; one of {', '.join(sorted(missing))} must sign too.")
-    else:
-        typer.echo(f"Signed. At the controller: nanofleet signing publish {file}")
+    missing = sorted({key_id[:_KEY_CHARS] for key_ids in signed.missing(now=now).values() for key_id in key_ids})
+    said = (
+        f"Signed; one of {', '.join(missing)} must sign too."
+        if missing
+        else f"Signed. At the controller: nanofleet signing publish {file}"
+    )
+    show(BundleView(file=file, changes=tuple(changes), missing_keys=tuple(missing)), said, output=output)
 
 
-@app.command()
+@app.command(epilog=examples("nanofleet signing publish bundle.json"))
 def publish(context: typer.Context, file: ExistingBundle, output: OutputOption = Output.TABLE) -> None:
     """Upload a signed file; the controller verifies it and publishes what was staged."""
     with client_of(context) as client:
@@ -139,8 +172,11 @@ def publish(context: typer.Context, file: ExistingBundle, output: OutputOption =
     show(found, _status(found), output=output)
 
 
-@app.command("new-key")
-def new_key(file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write the private key.")]) -> None:
+@app.command("new-key", epilog=examples("nanofleet signing new-key targets.pem"))
+def new_key(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write the private key.")],
+    output: OutputOption = Output.TABLE,
+) -> None:
     """Make a key, to be put in place by `signing rotate --public-key`; the private half stays in the file."""
     from controller.signing.keys import PrivateKey, write_key
 
@@ -148,21 +184,30 @@ def new_key(file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to 
         raise Conflict(f"{file}: there is a file already; name another, or remove it if it is no key in use")
     key = PrivateKey.generate()
     write_key(file, key)
-    typer.echo(key.public_key.hex)
+    show(_key_file(file, key.public_key), key.public_key.hex, output=output)
 
 
-@app.command("keys")
+@app.command("keys", epilog=examples("nanofleet signing keys targets.pem"))
 def keys_in(
     paths: Annotated[list[Path], typer.Argument(metavar="FILE...", exists=True, help="Keys, or folders of them.")],
+    output: OutputOption = Output.TABLE,
 ) -> None:
     """Say what keys are in files, to check copies of them; `signing status` at the controller names the same ids."""
     from controller.signing.keys import read_key
 
     table = Table("file", "key", "id of a director key", "public key")
-    for file in _key_files(paths):
-        key = read_key(file).public_key
-        table.add_row(str(file), key.key_id[:_KEY_CHARS], key.director_id[:_KEY_CHARS], key.hex)
-    Console().print(table, soft_wrap=True)
+    found = KeyFilesView(keys=tuple(_key_file(file, read_key(file).public_key) for file in _key_files(paths)))
+    for key in found.keys:
+        table.add_row(str(key.file), key.key_id[:_KEY_CHARS], key.director_id[:_KEY_CHARS], key.public_key)
+    if output is Output.JSON:
+        show(found, table, output=output)
+    else:
+        # Not folded: the whole of it is compared and copied.
+        Console().print(table, soft_wrap=True)
+
+
+def _key_file(file: Path, key: "PublicKey") -> KeyFileView:
+    return KeyFileView(file=file, key_id=key.key_id, director_id=key.director_id, public_key=key.hex)
 
 
 def _key_files(paths: list[Path]) -> list[Path]:
@@ -176,10 +221,9 @@ def _signers(paths: list[Path]) -> "dict[str, Signer]":
     return {key.public_key.key_id: key for key in keys}
 
 
-def _print_lines(lines: list[str]) -> None:
-    for line in lines:
-        # What stands in it came from another machine.
-        Console().print(peer_text(line), highlight=False, soft_wrap=True)
+def _lines(lines: list[str]) -> Text:
+    # What stands in it came from another machine.
+    return peer_text("\n".join(lines))
 
 
 def _status(found: views.SigningView) -> Group:

@@ -99,7 +99,7 @@ class OperatorSide:
 
 
 @asynccontextmanager
-async def operator_side(folder: Path) -> AsyncIterator[OperatorSide]:
+async def operator_side(folder: Path, *, version: str = "0.1.0") -> AsyncIterator[OperatorSide]:
     clock, plane = SystemClock(), EchoPlane()
     async with AsyncExitStack() as stack:
         database = Database(f"sqlite:///{folder / 'controller.sqlite'}")
@@ -133,7 +133,7 @@ async def operator_side(folder: Path) -> AsyncIterator[OperatorSide]:
             traces=traces,
             clock=clock,
             server_name="nanofleet",
-            server_version="0.1.0",
+            server_version=version,
         )
         for loop in (registry.run, fleet.run, traces.run):
             stack.push_async_callback(_cancelled, asyncio.create_task(loop()))
@@ -176,14 +176,14 @@ class RunningController:
 
 
 @contextmanager
-def running_controller(folder: Path) -> Iterator[RunningController]:
+def running_controller(folder: Path, *, port: int = 0, version: str = "0.1.0") -> Iterator[RunningController]:
     started = threading.Event()
     running: list[RunningController] = []
     stops: list[Callable[[], object]] = []
 
     async def serve() -> None:
-        server, loop = HttpServer(Address("127.0.0.1", 0)), asyncio.get_running_loop()
-        async with operator_side(folder) as side:
+        server, loop = HttpServer(Address("127.0.0.1", port)), asyncio.get_running_loop()
+        async with operator_side(folder, version=version) as side:
             serving = asyncio.create_task(server.run(side.app))
             credential_path = folder / "credential.json"
             write_credential(credential_path, Credential(controller=server.url, name=ADMIN, secret=side.secret))
