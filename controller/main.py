@@ -45,7 +45,7 @@ from controller.heavy.local import LocalHeavy
 from controller.identity.service import Identity
 from controller.registry.blobs import BlobStore
 from controller.registry.service import Registry
-from controller.settings import Settings, TransferSettings
+from controller.settings import Settings, TelemetrySettings, TransferSettings
 from controller.signing.director import Director
 from controller.signing.service import Catalogue
 from controller.storage.fleet import SqlFleetStore
@@ -65,6 +65,7 @@ from core.atomic_files import write_atomically
 from core.clock import Clock, SystemClock
 from core.errors import InvalidRequest
 from core.grpc_transport import TransportCredentials, open_channel
+from core.keeping import KeepRule
 from core.logs import configure_logging
 from core.open_inference.grpc_face import OpenInferenceServicer
 from core.service_notices import READY, STOPPING, ServiceNotices
@@ -235,7 +236,7 @@ async def _make_parts(
     traces = Traces(SqlTraceStore(trace_database), max_spans=settings.telemetry.max_spans)
     intake = Intake(traces, forwarder)
     stack.push_async_callback(intake.close)
-    tracing = _tracing(settings.telemetry.sample_ratio, intake)
+    tracing = _tracing(settings.telemetry, intake)
     stack.push_async_callback(_store_the_rest, tracing, traces, fleet)
 
     heavy = await stack.enter_async_context(HeavyClient(settings.heavy.address, clock=clock))
@@ -374,10 +375,11 @@ def _forwarder(collector: Address | None, ports: _Ports, stack: AsyncExitStack) 
     return Forwarder(CollectorClient(channel))
 
 
-def _tracing(sample_ratio: float, intake: Intake) -> Tracing:
+def _tracing(telemetry: TelemetrySettings, intake: Intake) -> Tracing:
+    keep = KeepRule(telemetry.slow_s, telemetry.keep_per_s)
     return Tracing(
         "nanofleet-controller",
-        TracingSettings(sample_ratio=sample_ratio),
+        TracingSettings(sample_ratio=telemetry.sample_ratio, keep=keep),
         attributes={"service.instance.id": socket.gethostname()},
         exporter=InProcessExporter(intake, asyncio.get_running_loop()),
     )

@@ -85,6 +85,10 @@ class TelemetrySettings(Section):
 
     sample_ratio: Ratio = DEFAULT_SAMPLE_RATIO
     """Share of requests recorded among those that arrive without a sampling decision of their own."""
+    slow_s: Seconds = 2.0
+    """Seconds from which on a request to the gateway is traced whatever the sampling said; as long as agents wait."""
+    keep_per_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
+    """Traces a second beyond the sampled ones, for each reason (slow, each kind of error); 0 for none."""
     max_spans: Annotated[int, Field(ge=100)] = 50_000
     """Spans kept for `GET /api/traces`; the oldest go first."""
     forward_to: AddressField | None = None

@@ -1,12 +1,13 @@
 """OpenTelemetry in every process: one tracer per service, W3C context, spans out over OTLP/gRPC.
 
 Sampling is decided first: `Tracing.is_sampled` costs one string look-up, and an unsampled request never touches the
-tracer's API (an unrecorded span still costs about 20 us in Python, more than running a small model).
+tracer's API (an unrecorded span still costs about 20 us in Python, more than running a small model). Of those, some
+are kept all the same (`core.keeping`).
 """
 
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -16,10 +17,11 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
-from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, TraceFlags, Tracer
+from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, TraceFlags, Tracer
 
 from core.addresses import Address
 from core.grpc_transport import TlsIdentity
+from core.keeping import KEEP_NOTHING, Keeper, KeepRule
 from core.span_export import OtlpSpanExporter
 
 TRACEPARENT = "traceparent"
@@ -35,10 +37,14 @@ _FLAGS_DIGIT = 54
 
 @dataclass(frozen=True, slots=True)
 class TracingSettings:
-    """`endpoint` None: spans are made and propagated, but leave the process nowhere."""
+    """`endpoint` None: spans are made and propagated, but leave the process nowhere.
+
+    `keep` says what is traced beyond the share of `sample_ratio`; nothing, by default.
+    """
 
     endpoint: Address | None = None
     sample_ratio: float = DEFAULT_SAMPLE_RATIO
+    keep: KeepRule = KEEP_NOTHING
 
 
 class Tracing:
@@ -59,6 +65,7 @@ class Tracing:
         # Sampling is decided by `is_sampled`; whoever calls the tracer wants the span.
         self._provider = TracerProvider(resource=resource, sampler=ALWAYS_ON)
         self._sample_ratio = settings.sample_ratio
+        self.keeper = Keeper(settings.keep)
         self._uniform = uniform
         self._otlp: OtlpSpanExporter | None = None
         if exporter is None and settings.endpoint is not None:
@@ -95,6 +102,18 @@ def parent_context(traceparent: str | None) -> Context:
     """Return the context of a remote parent; a missing or malformed value starts a new trace (W3C, section 4.3)."""
     context = parse_traceparent(traceparent) if traceparent is not None else None
     return Context() if context is None else trace.set_span_in_context(NonRecordingSpan(context), Context())
+
+
+def ancestry_of(traceparent: str | None) -> tuple[Context, Sequence[Link]]:
+    """Return the context in which a request's first span begins here, and what it links to.
+
+    A caller that says "not sampled" has recorded nothing that a span could stand under, and the decision is its own
+    (W3C Trace Context, section 3.2.3.3.1): a request that is kept all the same gets a trace of its own, with a link.
+    """
+    caller = parse_traceparent(traceparent) if traceparent is not None else None
+    if caller is None or caller.trace_flags.sampled:
+        return parent_context(traceparent), ()
+    return Context(), (Link(caller),)
 
 
 def parse_traceparent(value: str) -> SpanContext | None:

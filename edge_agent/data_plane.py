@@ -18,12 +18,13 @@ from opentelemetry.trace import SpanKind
 from core.clock import Clock
 from core.deadline import Deadline
 from core.errors import DeadlineExceeded, Forbidden, HeavyUnavailable, InternalError, NanofleetError
+from core.keeping import Keep
 from core.open_inference.messages import InferRequest, InferResponse, ModelIndexEntry, ModelMetadata, ParameterValue
 from core.open_inference.service import Call
 from core.telemetry import Tracing
 from edge_agent.cascade.confidence import Verdict
 from edge_agent.cascade.policy import Choice, Decision, Privacy, Reason, Tier, decide, fall_back, privacy_of
-from edge_agent.request_trace import Attribute, Origin, RequestTrace
+from edge_agent.request_trace import Attribute, Origin, RequestTrace, error_type_of
 from edge_agent.runtime.batcher import NEVER, Ran
 from edge_agent.runtime.pool import LoadedModel, ModelPool
 
@@ -39,7 +40,7 @@ class Answer:
     reason: Reason
     # Of the edge model, also when the heavy tier answered.
     confidence: float | None = None
-    # Of the span that served the request, if it was sampled.
+    # Of the span that served the request, if it is traced.
     traceparent: str | None = None
 
 
@@ -72,6 +73,8 @@ class EdgeDataPlane:
         self._pool = pool
         self._offload = offload
         self._tracing = tracing
+        # Compared with on the hot path: an attribute, nothing to call.
+        self.slow_s = tracing.keeper.slow_s
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._escalations: set[asyncio.Task[None]] = set()
@@ -93,9 +96,9 @@ class EdgeDataPlane:
             raise DeadlineExceeded(f"model {request.model_name[:80]}: the deadline had passed when the request came")
         model = self._pool.find(request.model_name, request.model_version)
         arrays = model.arrays_of(request)
-        waiter = _Request(self, model, request, call, _privacy_of(request, privacy))
+        waiter = _Request(self, model, request, call, _privacy_of(request, privacy), origin, now_s)
         if self._tracing.is_sampled(call.traceparent):
-            waiter.trace = self._start_trace(model, call, origin, now_s)
+            waiter.trace = self.start_trace(waiter, Keep.SAMPLED)
         try:
             model.batcher.submit(arrays, waiter, deadline_s=deadline_s)
         except NanofleetError as error:
@@ -129,18 +132,31 @@ class EdgeDataPlane:
             escalation.cancel()
         await asyncio.gather(*escalations, return_exceptions=True)
 
-    def _start_trace(self, model: LoadedModel, call: Call, origin: Origin, now_s: float) -> RequestTrace:
+    # What follows is for _Request, the other half of this class.
+
+    def start_trace(self, waiter: "_Request", keep: Keep) -> RequestTrace:
         return RequestTrace(
             self._tracing.tracer,
             self._clock,
-            manifest=model.manifest,
-            digest=model.digest,
-            origin=origin,
-            parent=call.traceparent,
-            queued_s=now_s,
+            manifest=waiter.model.manifest,
+            digest=waiter.model.digest,
+            origin=waiter.origin,
+            parent=waiter.call.traceparent,
+            queued_s=waiter.queued_s,
+            keep=keep,
         )
 
-    # What follows is for _Request, the other half of this class.
+    def keep(self, waiter: "_Request", keep: Keep, *, ran: Ran | None, error_type: str = "") -> RequestTrace | None:
+        """Begin the trace of a request that was not sampled, late and with what is known of it; None: too many are."""
+        if not self._tracing.keeper.permits(keep, now_s=self._clock.monotonic_s(), error_type=error_type):
+            return None
+        trace = self.start_trace(waiter, keep)
+        if ran is not None:
+            trace.ran(started_s=ran.started_s, finished_s=ran.finished_s, batch_rows=ran.batch_rows)
+        return trace
+
+    def now_s(self) -> float:
+        return self._clock.monotonic_s()
 
     def create_future(self) -> "asyncio.Future[Answer]":
         return self._loop.create_future()
@@ -170,7 +186,7 @@ class EdgeDataPlane:
 class _Request:
     """One admitted request on its way; the batcher's Waiter."""
 
-    __slots__ = ("_call", "_plane", "_privacy", "_request", "future", "model", "trace")
+    __slots__ = ("_plane", "_privacy", "_request", "call", "future", "model", "origin", "queued_s", "trace")
 
     def __init__(
         self,
@@ -179,13 +195,17 @@ class _Request:
         request: InferRequest,
         call: Call,
         privacy: Privacy,
+        origin: Origin,
+        queued_s: float,
     ) -> None:
         self.future = plane.create_future()
         self.model = model
+        self.call = call
+        self.origin = origin
+        self.queued_s = queued_s
         self.trace: RequestTrace | None = None
         self._plane = plane
         self._request = request
-        self._call = call
         self._privacy = privacy
 
     def is_waiting(self) -> bool:
@@ -194,15 +214,21 @@ class _Request:
     def settle(self, ran: Ran) -> None:
         if self.trace is not None:
             self.trace.ran(started_s=ran.started_s, finished_s=ran.finished_s, batch_rows=ran.batch_rows)
-        remaining_s = self._plane.remaining_s(self._call)
+        remaining_s = self._plane.remaining_s(self.call)
         decision = decide(ran.verdict, cascade=self.model.cascade, privacy=self._privacy, remaining_s=remaining_s)
         if decision.choice is Choice.ESCALATE:
+            # Before the heavy tier is asked, whose spans belong into this trace.
+            if self.trace is None:
+                self.trace = self._plane.keep(self, Keep.ESCALATED, ran=ran)
             task = self._plane.escalate(self, ran, decision)
             self.future.add_done_callback(lambda _: task.cancel())
         else:
-            self._answer_at_edge(ran, decision)
+            self._answer_at_edge(ran, decision, finished_s=ran.finished_s)
 
-    def fail(self, error: NanofleetError) -> None:
+    def fail(self, error: NanofleetError, ran: Ran | None = None) -> None:
+        # Who has left does not make an error of it.
+        if self.trace is None and not self.future.done():
+            self.trace = self._plane.keep(self, Keep.ERROR, ran=ran, error_type=error_type_of(error))
         if self.trace is not None:
             self.trace.failed(error)
         if not self.future.done():
@@ -213,11 +239,11 @@ class _Request:
         try:
             await self._escalate(ran, decision)
         except asyncio.CancelledError:
-            self.fail(HeavyUnavailable("the agent is stopping; try again later"))
+            self.fail(HeavyUnavailable("the agent is stopping; try again later"), ran)
             raise
         except Exception as error:
             _log.error("a request failed unexpectedly", extra={"model": self.model.manifest.model}, exc_info=True)
-            self.fail(InternalError(f"model {self.model.manifest.model}: no answer: {type(error).__name__}"))
+            self.fail(InternalError(f"model {self.model.manifest.model}: no answer: {type(error).__name__}"), ran)
 
     async def _escalate(self, ran: Ran, decision: Decision) -> None:
         assert self.model.cascade is not None
@@ -229,27 +255,37 @@ class _Request:
             outputs=self._request.outputs,
         )
         try:
-            response = await self._plane.ask_heavy(request, self._call, self.trace)
+            response = await self._plane.ask_heavy(request, self.call, self.trace)
         except DeadlineExceeded:
-            self._answer_at_edge(ran, fall_back(ran.verdict, Reason.DEADLINE))
+            self._fall_back(ran, Reason.DEADLINE)
         except Exception as error:
             if not isinstance(error, NanofleetError):
                 _log.error("an escalation failed unexpectedly", extra={"model": request.model_name}, exc_info=True)
-            self._answer_at_edge(ran, fall_back(ran.verdict, Reason.HEAVY_UNAVAILABLE))
+            self._fall_back(ran, Reason.HEAVY_UNAVAILABLE)
         else:
+            self._note_slowness(ran, self._plane.now_s())
             self._finish(Answer(response, Tier.HEAVY, decision.reason, ran.verdict.confidence, self._traceparent))
 
     @property
     def _traceparent(self) -> str | None:
         return None if self.trace is None else self.trace.traceparent
 
-    def _answer_at_edge(self, ran: Ran, decision: Decision) -> None:
+    def _fall_back(self, ran: Ran, reason: Reason) -> None:
+        assert ran.verdict is not None
+        self._answer_at_edge(ran, fall_back(ran.verdict, reason), finished_s=self._plane.now_s())
+
+    def _answer_at_edge(self, ran: Ran, decision: Decision, *, finished_s: float) -> None:
         if decision.choice is Choice.REFUSE:
-            self.fail(_refusal(self.model, ran.verdict, decision.reason))
+            self.fail(_refusal(self.model, ran.verdict, decision.reason), ran)
             return
+        self._note_slowness(ran, finished_s)
         confidence = None if ran.verdict is None else ran.verdict.confidence
         response = self.model.response(self._request, ran.outputs)
         self._finish(Answer(response, Tier.EDGE, decision.reason, confidence, self._traceparent))
+
+    def _note_slowness(self, ran: Ran, finished_s: float) -> None:
+        if finished_s - self.queued_s >= self._plane.slow_s and self.trace is None:
+            self.trace = self._plane.keep(self, Keep.SLOW, ran=ran)
 
     def _finish(self, answer: Answer) -> None:
         if self.trace is not None:

@@ -26,6 +26,7 @@ from core.clock import SystemClock
 from core.errors import NanofleetError
 from core.grpc_transport import TransportCredentials
 from core.ids import AgentId, SiteId
+from core.keeping import KeepRule
 from core.logs import configure_logging
 from core.service_notices import READY, STOPPING, ServiceNotices
 from core.tasks import supervise
@@ -256,7 +257,12 @@ def _tracing(settings: AgentSettings, enrolled: Identity) -> Tracing:
     receiver = enrolled.controller if telemetry.endpoint is None else parse_address(telemetry.endpoint)
     return Tracing(
         "nanofleet-agent",
-        TracingSettings(receiver if telemetry.export else None, telemetry.sample_ratio),
+        TracingSettings(
+            receiver if telemetry.export else None,
+            telemetry.sample_ratio,
+            # A trace that leaves nowhere is not worth its making.
+            KeepRule(telemetry.slow_s, telemetry.keep_per_s if telemetry.export else 0.0),
+        ),
         attributes={"service.instance.id": enrolled.agent_id, "nanofleet.site": enrolled.site},
         # Another collector is asked in the clear, as collectors on loopback expect.
         credentials=enrolled.tls if telemetry.endpoint is None else None,

@@ -1,4 +1,4 @@
-"""The spans of one sampled request: what the agent did with it, and when.
+"""The spans of one request that is traced: what the agent did with it, and when.
 
     process {model}  CONSUMER (or SERVER on the local face)
     ├── queue        from admission until the batch was taken
@@ -6,7 +6,8 @@
     └── offload      CLIENT: the large model was asked
 
 An unsampled request has none of this: `Tracing.is_sampled` is asked first, and the tracer is never touched. `queue` and
-`compute` are written down afterwards from the times that the batcher took anyway.
+`compute` are written down afterwards from the times that the batcher took anyway; so is all of an unsampled request
+that failed or was slow, while one that escalates gets its trace before the heavy tier is asked (`core.keeping`).
 """
 
 import time
@@ -17,8 +18,9 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_
 
 from core.clock import Clock
 from core.errors import NanofleetError
+from core.keeping import KEEP_ATTRIBUTE, Keep
 from core.manifest import Manifest
-from core.telemetry import parent_context, traceparent_of
+from core.telemetry import ancestry_of, traceparent_of
 
 Attribute = str | bool | int | float
 
@@ -44,19 +46,23 @@ class RequestTrace:
         origin: Origin,
         parent: str | None,
         queued_s: float,
+        keep: Keep,
     ) -> None:
         # Spans want wall-clock nanoseconds, the batcher measures on the monotonic clock.
         self._wall_offset_ns = time.time_ns() - round(clock.monotonic_s() * 1e9)
         self._tracer = tracer
         self._queued_s = queued_s
+        context, links = ancestry_of(parent)
         self._span = tracer.start_span(
             f"{origin.operation} {manifest.model}",
-            context=parent_context(parent),
+            context=context,
             kind=origin.span_kind,
+            links=links,
             attributes={
                 **origin.span_attributes(),
                 "nanofleet.model.digest": digest,
                 "nanofleet.variant": manifest.variant,
+                KEEP_ATTRIBUTE: keep.value,
             },
             start_time=self._wall_ns(queued_s),
         )
@@ -98,8 +104,11 @@ class OffloadSpan:
         self._span.end()
 
 
+def error_type_of(error: BaseException) -> str:
+    """Return the word for `error`: messages may quote what a peer sent, and payloads never stand on a span."""
+    return error.code.value if isinstance(error, NanofleetError) else type(error).__name__
+
+
 def _record(span: Span, error: BaseException) -> None:
-    # The code only: messages may quote what a peer sent, and payloads never stand on a span.
-    word = error.code.value if isinstance(error, NanofleetError) else type(error).__name__
-    span.set_attribute("error.type", word)
+    span.set_attribute("error.type", error_type_of(error))
     span.set_status(Status(StatusCode.ERROR))

@@ -188,6 +188,13 @@ class TelemetrySettings(Section):
     """OTLP/gRPC receiver as host:port; the controller when it is not set."""
     sample_ratio: Ratio = DEFAULT_SAMPLE_RATIO
     """Share of requests that are recorded when the device has not decided."""
+    slow_s: Seconds = 0.5
+    """Seconds from which on a request is traced whatever the sampling said; small models take milliseconds."""
+    keep_per_s: SecondsOrZero = 0.5
+    """Traces a second beyond the sampled ones, for each reason (escalated, slow, each kind of error); 0 for none.
+
+    Ten at once are always kept. By default 2,000 agents in one outage send no more than their controller can store.
+    """
 
 
 class LogSettings(Section):

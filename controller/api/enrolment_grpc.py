@@ -23,7 +23,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from controller.api.rate_limits import Rate, RateLimiter
+from controller.api.rate_limits import RateLimiter
 from controller.identity.model import Credential
 from controller.identity.service import Identity
 from core.addresses import Address
@@ -31,6 +31,7 @@ from core.clock import Clock
 from core.errors import DeadlineExceeded, ErrorCode, InternalError, InvalidRequest, NanofleetError, Unavailable
 from core.logs import peer_text
 from core.status import STATUS
+from core.token_bucket import Rate
 from protos.identity.v1 import identity_pb2 as pb
 
 _log = logging.getLogger(__name__)

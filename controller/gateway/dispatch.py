@@ -2,26 +2,26 @@
 
     face ─▶ Gateway.infer: look up → check against the manifest → heavy tier ─▶ answer
 
-The `original` variant answers; compressed ones are for the edge. Faces of the gateway make no spans: the SERVER span
-`infer {model}` is made here, the same for all of them; the context of its CLIENT child `heavy` goes on to the replica.
+The `original` variant answers; compressed ones are for the edge. Faces of the gateway make no spans: they are made
+here, the same for all of them (`controller.gateway.spans`).
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from opentelemetry.trace import Span, SpanKind, StatusCode, set_span_in_context
-
+from controller.gateway.spans import Passage, RequestSpans, keep_unsampled
 from controller.registry.model import ORIGINAL, Model, ModelVersion, Variant
 from core.clock import Clock
 from core.deadline import Deadline
 from core.digest import Digest
-from core.errors import HeavyUnavailable, NanofleetError, UnknownModel
+from core.errors import HeavyUnavailable, UnknownModel
 from core.ids import ModelName, VariantName
+from core.keeping import Keep
 from core.open_inference.messages import InferRequest, InferResponse, ModelIndexEntry, ModelMetadata
 from core.open_inference.service import Call
 from core.open_inference.signature import ModelSignature
-from core.telemetry import Tracing, parent_context, parse_traceparent, traceparent_of
+from core.telemetry import Tracing, parse_traceparent
 
 # Versions are positive 32-bit numbers; more digits than that name nothing.
 _MAX_VERSION_DIGITS = 10
@@ -90,22 +90,36 @@ class Gateway:
         return self._heavy.is_ready
 
     async def infer(self, request: InferRequest, call: Call) -> InferResponse:
-        if not self._tracing.is_sampled(call.traceparent):
-            variant = await self._checked(request)
-            return await self._ask(request, variant, call, traceparent=_well_formed(call.traceparent))
-        return await self._infer_traced(request, call)
+        passage = Passage(request.model_name, call.traceparent, self._clock.monotonic_s())
+        if self._tracing.is_sampled(call.traceparent):
+            return await self._infer_traced(request, call, passage)
+        try:
+            response = await self._pass(request, call, passage, None)
+        except BaseException as error:
+            keep_unsampled(self._tracing, passage, error, clock=self._clock)
+            raise
+        keep_unsampled(self._tracing, passage, None, clock=self._clock)
+        return response
 
-    async def _checked(self, request: InferRequest) -> Variant:
-        """Return the variant that `request` names, which it fits."""
-        variant = await self._variant(request.model_name, request.model_version)
-        self._signature(variant).require(request)
-        return variant
+    async def _infer_traced(self, request: InferRequest, call: Call, passage: Passage) -> InferResponse:
+        spans = RequestSpans(self._tracing, passage, Keep.SAMPLED, clock=self._clock)
+        try:
+            response = await self._pass(request, call, passage, spans)
+        except BaseException as error:
+            spans.end(error)
+            raise
+        spans.end()
+        return response
 
-    async def _ask(
-        self, request: InferRequest, variant: Variant, call: Call, *, traceparent: str | None
+    async def _pass(
+        self, request: InferRequest, call: Call, passage: Passage, spans: RequestSpans | None
     ) -> InferResponse:
-        now_s = self._clock.monotonic_s()
+        """Check `request` and have the tier answer it, noting in `passage` how far it has come."""
+        variant = passage.variant = await self._variant(request.model_name, request.model_version)
+        self._signature(variant).require(request)
+        now_s = passage.asked_s = self._clock.monotonic_s()
         deadline = call.deadline or Deadline.after(self._default_timeout_s, now_s=now_s)
+        traceparent = _well_formed(call.traceparent) if spans is None else spans.ask()
         # "Latest" is resolved once, here.
         exact = replace(request, model_version=str(variant.version))
         response = await self._heavy.infer(
@@ -135,45 +149,10 @@ class Gateway:
             signature = self._signatures[variant.manifest_digest] = ModelSignature.of(variant.manifest)
         return signature
 
-    # ---- tracing ------------------------------------------------------------------------------------------------
-
-    async def _infer_traced(self, request: InferRequest, call: Call) -> InferResponse:
-        server = self._tracing.tracer.start_span(
-            f"infer {request.model_name[:64]}",
-            context=parent_context(call.traceparent),
-            kind=SpanKind.SERVER,
-            attributes={"nanofleet.tier": "heavy"},
-        )
-        try:
-            variant = await self._checked(request)
-            server.set_attribute("nanofleet.model.digest", variant.manifest_digest)
-            server.set_attribute("nanofleet.variant", variant.variant)
-            return await self._ask_traced(request, variant, call, server)
-        except NanofleetError as error:
-            _note_error(server, error)
-            raise
-        finally:
-            server.end()
-
-    async def _ask_traced(self, request: InferRequest, variant: Variant, call: Call, server: Span) -> InferResponse:
-        client = self._tracing.tracer.start_span("heavy", context=set_span_in_context(server), kind=SpanKind.CLIENT)
-        try:
-            return await self._ask(request, variant, call, traceparent=traceparent_of(client))
-        except NanofleetError as error:
-            _note_error(client, error)
-            raise
-        finally:
-            client.end()
-
 
 def _well_formed(traceparent: str | None) -> str | None:
     """Return what may go on to the next tier; a malformed value is as good as none (W3C, section 4.3)."""
     return traceparent if traceparent is not None and parse_traceparent(traceparent) is not None else None
-
-
-def _note_error(span: Span, error: NanofleetError) -> None:
-    span.set_attribute("error.type", error.code.value)
-    span.set_status(StatusCode.ERROR, str(error))
 
 
 def _version_number(name: str, version: str) -> int | None:

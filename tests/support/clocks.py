@@ -1,4 +1,4 @@
-"""A clock that stands still."""
+"""A clock that stands still until it is told otherwise."""
 
 from datetime import UTC, datetime
 
@@ -13,3 +13,7 @@ class HeldClock:
 
     def monotonic_s(self) -> float:
         return self._monotonic_s
+
+    def pass_s(self, seconds: float) -> None:
+        """Let time go by."""
+        self._monotonic_s += seconds

@@ -285,6 +285,7 @@ async def test_a_sampled_request_leaves_one_tree_of_spans_and_its_answer_names_t
     assert root.attributes["nanofleet.tier"] == "heavy"
     assert root.attributes["nanofleet.route.reason"] == "low_confidence"
     assert root.attributes["nanofleet.escalated"] is True
+    assert root.attributes["nanofleet.keep"] == "sampled"
 
 
 async def test_the_times_on_the_spans_are_those_of_the_request() -> None:

@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -11,8 +12,9 @@ from controller.gateway.dispatch import Gateway
 from controller.registry.model import ORIGINAL, Model, ModelVersion, Variant
 from core.deadline import Deadline
 from core.digest import Digest
-from core.errors import HeavyUnavailable, InvalidTensor, NanofleetError, UnknownModel
+from core.errors import HeavyUnavailable, InvalidTensor, UnknownModel
 from core.ids import ModelName, VariantName
+from core.keeping import KEEP_BURST, KEEP_NOTHING, KeepRule
 from core.open_inference.messages import InferRequest, InferResponse, RequestedOutput
 from core.open_inference.service import Call
 from core.telemetry import Tracing, TracingSettings
@@ -57,8 +59,10 @@ class Asked:
 class Heavy:
     """A tier that answers `y` of zeros, and remembers what it was asked."""
 
+    clock: HeldClock
     is_ready: bool = True
-    refuse_with: NanofleetError | None = None
+    takes_s: float = 0.0
+    refuse_with: BaseException | None = None
     outputs: tuple[str, ...] = ("y",)
     asked: list[Asked] = field(default_factory=list)
 
@@ -66,6 +70,7 @@ class Heavy:
         self, request: InferRequest, *, digest: Digest, deadline: Deadline, traceparent: str | None
     ) -> InferResponse:
         self.asked.append(Asked(request, digest, deadline, traceparent))
+        self.clock.pass_s(self.takes_s)
         if self.refuse_with is not None:
             raise self.refuse_with
         zeros = np.zeros((1, 2), np.float32)
@@ -76,12 +81,12 @@ class Heavy:
 class World:
     """A gateway between a registry and a tier, at second 100, with its spans."""
 
-    def __init__(self, *, sample_ratio: float = 0.0) -> None:
-        self.models, self.heavy, self.exporter = Models(), Heavy(), InMemorySpanExporter()
-        self.tracing = Tracing("test", TracingSettings(sample_ratio=sample_ratio), exporter=self.exporter)
-        self.gateway = Gateway(
-            self.models, self.heavy, tracing=self.tracing, clock=HeldClock(monotonic_s=100.0), default_timeout_s=30.0
-        )
+    def __init__(self, *, sample_ratio: float = 0.0, keep: KeepRule = KEEP_NOTHING) -> None:
+        self.clock = HeldClock(monotonic_s=100.0)
+        self.models, self.heavy, self.exporter = Models(), Heavy(self.clock), InMemorySpanExporter()
+        settings = TracingSettings(sample_ratio=sample_ratio, keep=keep)
+        self.tracing = Tracing("test", settings, exporter=self.exporter)
+        self.gateway = Gateway(self.models, self.heavy, tracing=self.tracing, clock=self.clock, default_timeout_s=30.0)
 
     def spans(self) -> dict[str, ReadableSpan]:
         self.tracing.shutdown()
@@ -217,6 +222,8 @@ async def test_a_sampled_request_has_a_server_span_with_a_client_child_that_the_
     assert client.parent == server.context
     assert client.context is not None
     assert world.heavy.asked[0].traceparent == f"00-{TRACE_ID}-{client.context.span_id:016x}-01"
+    assert server.attributes is not None
+    assert server.attributes["nanofleet.keep"] == "sampled"
 
 
 async def test_an_unsampled_request_hands_its_context_on_and_makes_no_span() -> None:
@@ -242,3 +249,68 @@ async def test_a_failed_request_is_an_error_on_both_spans() -> None:
         assert span.status.status_code is StatusCode.ERROR
         assert span.attributes is not None
         assert span.attributes["error.type"] == "unavailable"
+
+
+# ---- kept although not sampled --------------------------------------------------------------------------------------
+
+KEEPING = KeepRule(slow_s=2.0, per_s=1.0)
+
+
+async def test_an_unsampled_request_that_fails_is_written_down_and_links_to_its_caller() -> None:
+    world = World(keep=KEEPING)
+    world.heavy.takes_s = 0.25
+    world.heavy.refuse_with = HeavyUnavailable("away")
+    with pytest.raises(HeavyUnavailable):
+        await world.gateway.infer(request(), Call(traceparent=UNSAMPLED))
+    spans = world.spans()
+    server, client = spans["infer large"], spans["heavy"]
+    assert server.attributes is not None
+    assert server.attributes["nanofleet.keep"] == "error"
+    assert server.attributes["error.type"] == "unavailable"
+    assert server.attributes["nanofleet.variant"] == ORIGINAL
+    assert server.parent is None
+    assert [f"{link.context.trace_id:032x}" for link in server.links] == [TRACE_ID]
+    assert client.parent == server.context
+    # The tier was told what the caller said.
+    assert world.heavy.asked[0].traceparent == UNSAMPLED
+
+
+async def test_an_unsampled_request_that_was_refused_before_the_tier_was_asked_has_no_client_span() -> None:
+    world = World(keep=KEEPING)
+    with pytest.raises(UnknownModel):
+        await world.gateway.infer(request(model="other"), Call())
+    assert set(world.spans()) == {"infer other"}
+
+
+@pytest.mark.parametrize(("takes_s", "names"), [(1.9, set()), (2.0, {"infer large", "heavy"})])
+async def test_an_unsampled_request_is_written_down_when_it_was_slow(takes_s: float, names: set[str]) -> None:
+    world = World(keep=KEEPING)
+    world.heavy.takes_s = takes_s
+    await world.gateway.infer(request(), Call())
+    spans = world.spans()
+    assert set(spans) == names
+    for span in spans.values():
+        assert span.start_time is not None
+        assert span.end_time is not None
+
+
+@pytest.mark.parametrize(("takes_s", "names"), [(0.1, set()), (2.5, {"infer large", "heavy"})])
+async def test_a_caller_who_leaves_is_kept_only_if_that_took_long(takes_s: float, names: set[str]) -> None:
+    world = World(keep=KEEPING)
+    world.heavy.takes_s = takes_s
+    world.heavy.refuse_with = asyncio.CancelledError()
+    with pytest.raises(asyncio.CancelledError):
+        await world.gateway.infer(request(), Call())
+    spans = world.spans()
+    assert set(spans) == names
+    assert all(span.status.status_code is not StatusCode.ERROR for span in spans.values())
+
+
+async def test_errors_beyond_the_rate_are_not_kept() -> None:
+    world = World(keep=KEEPING)
+    world.heavy.refuse_with = HeavyUnavailable("away")
+    for _ in range(50):
+        with pytest.raises(HeavyUnavailable):
+            await world.gateway.infer(request(), Call())
+    world.tracing.shutdown()
+    assert len(world.exporter.get_finished_spans()) == 2 * KEEP_BURST

@@ -2,8 +2,9 @@
 
 import pytest
 
-from controller.api.rate_limits import MAX_ADDRESSES, Rate, RateLimiter, TokenBucket, network_of
+from controller.api.rate_limits import MAX_ADDRESSES, RateLimiter, network_of
 from core.errors import Overloaded
+from core.token_bucket import Rate, TokenBucket
 
 HERE, THERE = "ipv4:192.0.2.1:5000", "ipv4:192.0.2.2:5000"
 
