@@ -18,11 +18,13 @@ from opentelemetry.trace import SpanKind
 from core.clock import Clock
 from core.deadline import Deadline
 from core.errors import DeadlineExceeded, Forbidden, HeavyUnavailable, InternalError, NanofleetError
+from core.metrics import Registry
 from core.open_inference.messages import InferRequest, InferResponse, ModelIndexEntry, ModelMetadata, ParameterValue
 from core.open_inference.service import Call
 from core.telemetry import Tracing
 from edge_agent.cascade.confidence import Verdict
 from edge_agent.cascade.policy import Choice, Decision, Privacy, Reason, Tier, decide, fall_back, privacy_of
+from edge_agent.request_metrics import RequestMetrics
 from edge_agent.request_trace import Attribute, Origin, RequestTrace
 from edge_agent.runtime.batcher import NEVER, Ran
 from edge_agent.runtime.pool import LoadedModel, ModelPool
@@ -68,7 +70,17 @@ _NO_CALL = Call()
 class EdgeDataPlane:
     """Implements `core.open_inference.service.DataPlane`, and the richer `ask` and `answer`."""
 
-    def __init__(self, pool: ModelPool, offload: Escalation, *, tracing: Tracing, clock: Clock) -> None:
+    def __init__(
+        self,
+        pool: ModelPool,
+        offload: Escalation,
+        *,
+        tracing: Tracing,
+        clock: Clock,
+        metrics: RequestMetrics | None = None,
+    ) -> None:
+        """`metrics` None: what is counted is nobody's to see."""
+        self.metrics = metrics or RequestMetrics(Registry(), clock=clock)
         self._pool = pool
         self._offload = offload
         self._tracing = tracing
@@ -88,12 +100,19 @@ class EdgeDataPlane:
             NanofleetError: not admitted: unknown model, inputs that do not fit, forbidden, overloaded or too late.
         """
         now_s = self._clock.monotonic_s()
-        deadline_s = NEVER if call.deadline is None else call.deadline.at_s
-        if deadline_s <= now_s:
-            raise DeadlineExceeded(f"model {request.model_name[:80]}: the deadline had passed when the request came")
-        model = self._pool.find(request.model_name, request.model_version)
-        arrays = model.arrays_of(request)
-        waiter = _Request(self, model, request, call, _privacy_of(request, privacy))
+        model: LoadedModel | None = None
+        try:
+            deadline_s = NEVER if call.deadline is None else call.deadline.at_s
+            if deadline_s <= now_s:
+                raise DeadlineExceeded(
+                    f"model {request.model_name[:80]}: the deadline had passed when the request came"
+                )
+            model = self._pool.find(request.model_name, request.model_version)
+            arrays = model.arrays_of(request)
+            waiter = _Request(self, model, request, call, _privacy_of(request, privacy), now_s)
+        except NanofleetError as error:
+            self.metrics.failed("" if model is None else model.manifest.model, error)
+            raise
         if self._tracing.is_sampled(call.traceparent):
             waiter.trace = self._start_trace(model, call, origin, now_s)
         try:
@@ -166,11 +185,14 @@ class EdgeDataPlane:
         span.end()
         return response
 
+    def now_s(self) -> float:
+        return self._clock.monotonic_s()
+
 
 class _Request:
     """One admitted request on its way; the batcher's Waiter."""
 
-    __slots__ = ("_call", "_plane", "_privacy", "_request", "future", "model", "trace")
+    __slots__ = ("_call", "_plane", "_privacy", "_queued_s", "_request", "future", "model", "trace")
 
     def __init__(
         self,
@@ -179,6 +201,7 @@ class _Request:
         request: InferRequest,
         call: Call,
         privacy: Privacy,
+        queued_s: float,
     ) -> None:
         self.future = plane.create_future()
         self.model = model
@@ -187,6 +210,7 @@ class _Request:
         self._request = request
         self._call = call
         self._privacy = privacy
+        self._queued_s = queued_s
 
     def is_waiting(self) -> bool:
         return not self.future.done()
@@ -206,6 +230,7 @@ class _Request:
         if self.trace is not None:
             self.trace.failed(error)
         if not self.future.done():
+            self._plane.metrics.failed(self.model.manifest.model, error)
             self.future.set_exception(error)
 
     async def escalate(self, ran: Ran, decision: Decision) -> None:
@@ -228,6 +253,7 @@ class _Request:
             id=self._request.id,
             outputs=self._request.outputs,
         )
+        asked_s = self._plane.now_s()
         try:
             response = await self._plane.ask_heavy(request, self._call, self.trace)
         except DeadlineExceeded:
@@ -235,9 +261,16 @@ class _Request:
         except Exception as error:
             if not isinstance(error, NanofleetError):
                 _log.error("an escalation failed unexpectedly", extra={"model": request.model_name}, exc_info=True)
+            self._note_offload(asked_s)
             self._answer_at_edge(ran, fall_back(ran.verdict, Reason.HEAVY_UNAVAILABLE))
         else:
-            self._finish(Answer(response, Tier.HEAVY, decision.reason, ran.verdict.confidence, self._traceparent))
+            self._note_offload(asked_s)
+            answer = Answer(response, Tier.HEAVY, decision.reason, ran.verdict.confidence, self._traceparent)
+            self._finish(answer, ran)
+
+    def _note_offload(self, asked_s: float) -> None:
+        duration_s = self._plane.now_s() - asked_s
+        self._plane.metrics.offloaded(self.model.manifest.model, duration_s, traceparent=self._traceparent)
 
     @property
     def _traceparent(self) -> str | None:
@@ -249,12 +282,21 @@ class _Request:
             return
         confidence = None if ran.verdict is None else ran.verdict.confidence
         response = self.model.response(self._request, ran.outputs)
-        self._finish(Answer(response, Tier.EDGE, decision.reason, confidence, self._traceparent))
+        self._finish(Answer(response, Tier.EDGE, decision.reason, confidence, self._traceparent), ran)
 
-    def _finish(self, answer: Answer) -> None:
+    def _finish(self, answer: Answer, ran: Ran) -> None:
         if self.trace is not None:
             self.trace.answered(_span_attributes(answer, self._privacy))
         if not self.future.done():
+            self._plane.metrics.answered(
+                self.model.manifest.model,
+                answer.tier,
+                answer.reason,
+                queued_s=self._queued_s,
+                started_s=ran.started_s,
+                finished_s=ran.finished_s,
+                traceparent=answer.traceparent,
+            )
             self.future.set_result(answer)
 
 

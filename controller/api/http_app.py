@@ -19,6 +19,7 @@ from controller.access.service import Access
 from controller.api import identity_rest, operator_rest, operators_rest, sign_in
 from controller.api.access import Guarded
 from controller.api.access_rules import INFERENCE_PREFIX
+from controller.api.metrics_http import Measured, metrics_router
 from controller.api.open_inference_http import create_open_inference_app
 from controller.api.operator_views import ProblemView
 from controller.api.problems import exception_handlers, problem_answer
@@ -29,6 +30,7 @@ from controller.registry.service import Registry
 from controller.signing.service import Catalogue
 from controller.traces.service import Traces
 from core.clock import Clock
+from core.metrics import Registry as Metrics
 from core.open_inference.messages import DEFAULT_LIMITS, BodyLimits
 from core.open_inference.service import DataPlane
 
@@ -56,19 +58,32 @@ def create_app(
     server_name: str,
     server_version: str,
     limits: BodyLimits = DEFAULT_LIMITS,
+    metrics: Metrics | None = None,
 ) -> ASGIApp:
-    """Return the application of the HTTP port; it has no start-up or shutdown of its own."""
+    """Return the application of the HTTP port; it has no start-up or shutdown of its own.
+
+    Args:
+        metrics: what `/metrics` shows; requests are measured there too.
+    """
+    metrics = metrics or Metrics()
     inference = create_open_inference_app(
         plane, server_name=server_name, server_version=server_version, clock=clock, limits=limits
     )
     operator = create_operator_app(
-        registry=registry, fleet=fleet, traces=traces, trust=trust, server_version=server_version
+        registry=registry, fleet=fleet, traces=traces, trust=trust, server_version=server_version, metrics=metrics
     )
-    return Guarded(ByPrefix(INFERENCE_PREFIX, inference, otherwise=operator), trust.access)
+    guarded = Guarded(ByPrefix(INFERENCE_PREFIX, inference, otherwise=operator), trust.access)
+    return Measured(guarded, metrics, clock=clock)
 
 
 def create_operator_app(
-    *, registry: Registry, fleet: Fleet, traces: Traces, trust: TrustFaces, server_version: str
+    *,
+    registry: Registry,
+    fleet: Fleet,
+    traces: Traces,
+    trust: TrustFaces,
+    server_version: str,
+    metrics: Metrics | None = None,
 ) -> FastAPI:
     app = OperatorApp(
         title=TITLE,
@@ -89,6 +104,7 @@ def create_operator_app(
     app.include_router(identity_rest.router(trust.identity, trust.destination))
     app.include_router(signing_router(trust.catalogue))
     app.include_router(sign_in.pages(trust.access))
+    app.include_router(metrics_router(metrics or Metrics()))
     return app
 
 

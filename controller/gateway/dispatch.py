@@ -12,12 +12,14 @@ from typing import Protocol
 
 from opentelemetry.trace import Span, SpanKind, StatusCode, set_span_in_context
 
+from controller.gateway.gateway_metrics import GatewayMetrics
 from controller.registry.model import ORIGINAL, Model, ModelVersion, Variant
 from core.clock import Clock
 from core.deadline import Deadline
 from core.digest import Digest
 from core.errors import HeavyUnavailable, NanofleetError, UnknownModel
 from core.ids import ModelName, VariantName
+from core.metrics import Registry
 from core.open_inference.messages import InferRequest, InferResponse, ModelIndexEntry, ModelMetadata
 from core.open_inference.service import Call
 from core.open_inference.signature import ModelSignature
@@ -54,8 +56,17 @@ class Gateway:
     """A `core.open_inference.service.DataPlane`. `default_timeout_s` is for requests that bring no deadline."""
 
     def __init__(
-        self, models: Models, heavy: Heavy, *, tracing: Tracing, clock: Clock, default_timeout_s: float = 30.0
+        self,
+        models: Models,
+        heavy: Heavy,
+        *,
+        tracing: Tracing,
+        clock: Clock,
+        default_timeout_s: float = 30.0,
+        metrics: GatewayMetrics | None = None,
     ) -> None:
+        """`metrics` None: what is counted is nobody's to see."""
+        self._metrics = metrics or GatewayMetrics(Registry(), clock=clock)
         self._models = models
         self._heavy = heavy
         self._tracing = tracing
@@ -90,6 +101,15 @@ class Gateway:
         return self._heavy.is_ready
 
     async def infer(self, request: InferRequest, call: Call) -> InferResponse:
+        try:
+            response = await self._infer(request, call)
+        except NanofleetError as error:
+            self._metrics.refused(request.model_name, error)
+            raise
+        self._metrics.answered(response.model_name)
+        return response
+
+    async def _infer(self, request: InferRequest, call: Call) -> InferResponse:
         if not self._tracing.is_sampled(call.traceparent):
             variant = await self._checked(request)
             return await self._ask(request, variant, call, traceparent=_well_formed(call.traceparent))
@@ -98,6 +118,7 @@ class Gateway:
     async def _checked(self, request: InferRequest) -> Variant:
         """Return the variant that `request` names, which it fits."""
         variant = await self._variant(request.model_name, request.model_version)
+        self._metrics.exists(variant.model)
         self._signature(variant).require(request)
         return variant
 
@@ -108,9 +129,10 @@ class Gateway:
         deadline = call.deadline or Deadline.after(self._default_timeout_s, now_s=now_s)
         # "Latest" is resolved once, here.
         exact = replace(request, model_version=str(variant.version))
-        response = await self._heavy.infer(
-            exact, digest=variant.manifest_digest, deadline=deadline, traceparent=traceparent
-        )
+        with self._metrics.heavy(variant.model, traceparent):
+            response = await self._heavy.infer(
+                exact, digest=variant.manifest_digest, deadline=deadline, traceparent=traceparent
+            )
         return self._as_asked(response, request, variant)
 
     def _as_asked(self, response: InferResponse, request: InferRequest, variant: Variant) -> InferResponse:
