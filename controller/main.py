@@ -40,9 +40,17 @@ from controller.compression.workshop import ChildWorkshop
 from controller.fleet.service import Fleet
 from controller.foundation import Foundation
 from controller.gateway.dispatch import Gateway
+from controller.gateway.gateway_metrics import GatewayMetrics
 from controller.heavy.client import HeavyClient
 from controller.heavy.local import LocalHeavy
 from controller.identity.service import Identity
+from controller.metrics import (
+    register_fleet,
+    register_heavy,
+    register_spans,
+    register_stores,
+    register_transfers,
+)
 from controller.registry.blobs import BlobStore
 from controller.registry.service import Registry
 from controller.settings import Settings, TelemetrySettings, TransferSettings
@@ -67,7 +75,10 @@ from core.errors import InvalidRequest
 from core.grpc_transport import TransportCredentials, open_channel
 from core.keeping import KeepRule
 from core.logs import configure_logging
+from core.metrics import Registry as Metrics
 from core.open_inference.grpc_face import OpenInferenceServicer
+from core.process_metrics import register_process
+from core.rpc_metrics import MeasuredCalls
 from core.service_notices import READY, STOPPING, ServiceNotices
 from core.signals import stop_on_signals
 from core.spiffe import Role
@@ -115,8 +126,10 @@ async def serve(settings: Settings, stopping: asyncio.Event) -> None:
     async with AsyncExitStack() as stack:
         foundation = await foundations.lay(settings, stack, clock=clock)
         await _warn_without_operators(foundation)
-        ports = _open_ports(settings, foundation.identity, stack)
-        parts = await _make_parts(settings, foundation, ports, stack, clock=clock)
+        metrics = Metrics()
+        register_process(metrics, version=version(SERVER_NAME))
+        ports = _open_ports(settings, foundation.identity, stack, MeasuredCalls(metrics, clock=clock))
+        parts = await _make_parts(settings, foundation, ports, stack, clock=clock, metrics=metrics)
         await _start_faces(foundation, ports, parts, clock=clock)
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(supervise(name, loop), name=name) for name, loop in parts.loops.items()]
@@ -166,16 +179,18 @@ class _Parts:
     loops: Mapping[str, Callable[[], Awaitable[None]]]
 
 
-def _open_ports(settings: Settings, identity: Identity, stack: AsyncExitStack) -> _Ports:
+def _open_ports(settings: Settings, identity: Identity, stack: AsyncExitStack, measured: MeasuredCalls) -> _Ports:
     grpc_server = GrpcServer(
         parse_address(settings.grpc_bind),
         mutual_tls(identity.server_identity),
         max_sessions=settings.fleet.max_sessions,
         keepalive_s=settings.fleet.keepalive_s,
-        interceptors=[PolicyInterceptor(identity)],
+        interceptors=[measured, PolicyInterceptor(identity)],
     )
     stack.push_async_callback(grpc_server.stop)
-    enrolment = EnrolmentServer(parse_address(settings.enrolment_bind), one_sided_tls(identity.server_identity))
+    enrolment = EnrolmentServer(
+        parse_address(settings.enrolment_bind), one_sided_tls(identity.server_identity), interceptors=[measured]
+    )
     stack.push_async_callback(enrolment.stop)
     files, certificate = _certificate_files(settings), _fleet_certificate(settings, identity)
     shown = certificate if files is None else files.certificate
@@ -212,7 +227,13 @@ async def _keep_certificates(identity: Identity, http: ServerCertificate | None,
 
 
 async def _make_parts(
-    settings: Settings, foundation: Foundation, ports: _Ports, stack: AsyncExitStack, *, clock: Clock
+    settings: Settings,
+    foundation: Foundation,
+    ports: _Ports,
+    stack: AsyncExitStack,
+    *,
+    clock: Clock,
+    metrics: Metrics,
 ) -> _Parts:
     identity, catalogue, database = foundation.identity, foundation.catalogue, foundation.database
     # Spans have a file of their own, so that a burst of them never delays the fleet.
@@ -241,7 +262,13 @@ async def _make_parts(
 
     heavy = await stack.enter_async_context(HeavyClient(settings.heavy.address, clock=clock))
     timeout_s = settings.heavy.request_timeout_s
-    gateway = Gateway(registry, heavy, tracing=tracing, clock=clock, default_timeout_s=timeout_s)
+    counted = GatewayMetrics(metrics, clock=clock)
+    gateway = Gateway(registry, heavy, tracing=tracing, clock=clock, default_timeout_s=timeout_s, metrics=counted)
+    register_fleet(metrics, fleet, clock=clock)
+    register_transfers(metrics, transfers)
+    register_spans(metrics, traces, forwarder)
+    register_heavy(metrics, heavy)
+    register_stores(metrics, (("fleet", database), ("traces", trace_database)), catalogue)
     app = create_app(
         plane=gateway,
         registry=registry,
@@ -251,6 +278,7 @@ async def _make_parts(
         clock=clock,
         server_name=SERVER_NAME,
         server_version=version(SERVER_NAME),
+        metrics=metrics,
     )
     loops: dict[str, Callable[[], Awaitable[None]]] = {
         "registry": registry.run,

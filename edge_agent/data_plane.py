@@ -19,11 +19,13 @@ from core.clock import Clock
 from core.deadline import Deadline
 from core.errors import DeadlineExceeded, Forbidden, HeavyUnavailable, InternalError, NanofleetError
 from core.keeping import Keep
+from core.metrics import Registry
 from core.open_inference.messages import InferRequest, InferResponse, ModelIndexEntry, ModelMetadata, ParameterValue
 from core.open_inference.service import Call
 from core.telemetry import Tracing
 from edge_agent.cascade.confidence import Verdict
 from edge_agent.cascade.policy import Choice, Decision, Privacy, Reason, Tier, decide, fall_back, privacy_of
+from edge_agent.request_metrics import RequestMetrics
 from edge_agent.request_trace import Attribute, Origin, RequestTrace, error_type_of
 from edge_agent.runtime.batcher import NEVER, Ran
 from edge_agent.runtime.pool import LoadedModel, ModelPool
@@ -69,7 +71,17 @@ _NO_CALL = Call()
 class EdgeDataPlane:
     """Implements `core.open_inference.service.DataPlane`, and the richer `ask` and `answer`."""
 
-    def __init__(self, pool: ModelPool, offload: Escalation, *, tracing: Tracing, clock: Clock) -> None:
+    def __init__(
+        self,
+        pool: ModelPool,
+        offload: Escalation,
+        *,
+        tracing: Tracing,
+        clock: Clock,
+        metrics: RequestMetrics | None = None,
+    ) -> None:
+        """`metrics` None: what is counted is nobody's to see."""
+        self.metrics = metrics or RequestMetrics(Registry(), clock=clock)
         self._pool = pool
         self._offload = offload
         self._tracing = tracing
@@ -91,12 +103,19 @@ class EdgeDataPlane:
             NanofleetError: not admitted: unknown model, inputs that do not fit, forbidden, overloaded or too late.
         """
         now_s = self._clock.monotonic_s()
-        deadline_s = NEVER if call.deadline is None else call.deadline.at_s
-        if deadline_s <= now_s:
-            raise DeadlineExceeded(f"model {request.model_name[:80]}: the deadline had passed when the request came")
-        model = self._pool.find(request.model_name, request.model_version)
-        arrays = model.arrays_of(request)
-        waiter = _Request(self, model, request, call, _privacy_of(request, privacy), origin, now_s)
+        model: LoadedModel | None = None
+        try:
+            deadline_s = NEVER if call.deadline is None else call.deadline.at_s
+            if deadline_s <= now_s:
+                raise DeadlineExceeded(
+                    f"model {request.model_name[:80]}: the deadline had passed when the request came"
+                )
+            model = self._pool.find(request.model_name, request.model_version)
+            arrays = model.arrays_of(request)
+            waiter = _Request(self, model, request, call, _privacy_of(request, privacy), origin, now_s)
+        except NanofleetError as error:
+            self.metrics.failed("" if model is None else model.manifest.model, error)
+            raise
         if self._tracing.is_sampled(call.traceparent):
             waiter.trace = self.start_trace(waiter, Keep.SAMPLED)
         try:
@@ -232,6 +251,7 @@ class _Request:
         if self.trace is not None:
             self.trace.failed(error)
         if not self.future.done():
+            self._plane.metrics.failed(self.model.manifest.model, error)
             self.future.set_exception(error)
 
     async def escalate(self, ran: Ran, decision: Decision) -> None:
@@ -254,6 +274,7 @@ class _Request:
             id=self._request.id,
             outputs=self._request.outputs,
         )
+        asked_s = self._plane.now_s()
         try:
             response = await self._plane.ask_heavy(request, self.call, self.trace)
         except DeadlineExceeded:
@@ -261,10 +282,17 @@ class _Request:
         except Exception as error:
             if not isinstance(error, NanofleetError):
                 _log.error("an escalation failed unexpectedly", extra={"model": request.model_name}, exc_info=True)
+            self._note_offload(asked_s)
             self._fall_back(ran, Reason.HEAVY_UNAVAILABLE)
         else:
+            self._note_offload(asked_s)
             self._note_slowness(ran, self._plane.now_s())
-            self._finish(Answer(response, Tier.HEAVY, decision.reason, ran.verdict.confidence, self._traceparent))
+            answer = Answer(response, Tier.HEAVY, decision.reason, ran.verdict.confidence, self._traceparent)
+            self._finish(answer, ran)
+
+    def _note_offload(self, asked_s: float) -> None:
+        duration_s = self._plane.now_s() - asked_s
+        self._plane.metrics.offloaded(self.model.manifest.model, duration_s, traceparent=self._traceparent)
 
     @property
     def _traceparent(self) -> str | None:
@@ -281,16 +309,25 @@ class _Request:
         self._note_slowness(ran, finished_s)
         confidence = None if ran.verdict is None else ran.verdict.confidence
         response = self.model.response(self._request, ran.outputs)
-        self._finish(Answer(response, Tier.EDGE, decision.reason, confidence, self._traceparent))
+        self._finish(Answer(response, Tier.EDGE, decision.reason, confidence, self._traceparent), ran)
 
     def _note_slowness(self, ran: Ran, finished_s: float) -> None:
         if finished_s - self.queued_s >= self._plane.slow_s and self.trace is None:
             self.trace = self._plane.keep(self, Keep.SLOW, ran=ran)
 
-    def _finish(self, answer: Answer) -> None:
+    def _finish(self, answer: Answer, ran: Ran) -> None:
         if self.trace is not None:
             self.trace.answered(_span_attributes(answer, self._privacy))
         if not self.future.done():
+            self._plane.metrics.answered(
+                self.model.manifest.model,
+                answer.tier,
+                answer.reason,
+                queued_s=self.queued_s,
+                started_s=ran.started_s,
+                finished_s=ran.finished_s,
+                traceparent=answer.traceparent,
+            )
             self.future.set_result(answer)
 
 

@@ -24,16 +24,21 @@ from core.addresses import Address, parse_address
 from core.atomic_files import write_atomically
 from core.clock import SystemClock
 from core.errors import NanofleetError
+from core.exposition import exposed
 from core.grpc_transport import TransportCredentials
 from core.ids import AgentId, SiteId
 from core.keeping import KeepRule
 from core.logs import configure_logging
+from core.metrics import Registry
+from core.process_metrics import register_process
 from core.service_notices import READY, STOPPING, ServiceNotices
 from core.tasks import supervise
 from core.telemetry import Tracing, TracingSettings
+from edge_agent.agent_metrics import register_broker, register_member, register_serving
 from edge_agent.cascade.offload import Offload
 from edge_agent.data_plane import EdgeDataPlane
 from edge_agent.front.grpc import GrpcFront
+from edge_agent.front.http import Answer, HttpFront, Request
 from edge_agent.front.mqtt.broker import BrokerState
 from edge_agent.front.mqtt.front import MqttFront
 from edge_agent.front.mqtt.tls import BrokerTls
@@ -51,6 +56,7 @@ from edge_agent.health.status_file import (
 from edge_agent.identity.channel import RotatingChannel
 from edge_agent.identity.folder import Identity, IdentityFolder
 from edge_agent.member import Member, Surroundings
+from edge_agent.request_metrics import RequestMetrics
 from edge_agent.runtime.pool import ModelPool
 from edge_agent.settings import AgentSettings
 
@@ -104,7 +110,9 @@ class _Agent:
         self._pool = ModelPool(settings.runtime, clock=clock)
         closing.push_async_callback(self._pool.close)
         self._offload = Offload(channel, settings.offload, clock=clock)
-        self._plane = EdgeDataPlane(self._pool, self._offload, tracing=self._tracing, clock=clock)
+        self._metrics = Registry()
+        counted = RequestMetrics(self._metrics, clock=clock)
+        self._plane = EdgeDataPlane(self._pool, self._offload, tracing=self._tracing, clock=clock, metrics=counted)
         closing.push_async_callback(self._plane.close)
         self._member = Member(
             Surroundings(
@@ -123,13 +131,14 @@ class _Agent:
         self._front: MqttFront | None = None
         self._broker_since = Since(clock)
         self._status = StatusWriter(folder.status, self._look, disk=self._disk, clock=clock)
+        self._register()
 
     async def run(self, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as group:
             tasks = _start(group, {"reconciler": self._member.reconciling, "status": self._status.run})
             tasks += _start(group, {"watchdog": self._notices.keep_alive})
             await _first_of(self._member.restored, stop.wait, timeout_s=RESTORE_TIMEOUT_S)
-            faces = await self._open_local_face()
+            faces = await self._open_local_faces()
             self._front = self._make_front(faces)
             if self._front is not None:
                 tasks += _start(group, {"mqtt": self._front.run})
@@ -147,7 +156,28 @@ class _Agent:
         await self._member.note_clean_stop()
         await self._status.write_if_changed()
 
-    async def _open_local_face(self) -> dict[str, str]:
+    def _register(self) -> None:
+        register_process(self._metrics, version=self._identity.software_version)
+        register_serving(self._metrics, pool=self._pool, offload=self._offload)
+        register_broker(self._metrics, lambda: self._front)
+        register_member(self._metrics, self._member, disk=self._disk)
+
+    async def _open_local_faces(self) -> dict[str, str]:
+        return {**await self._open_grpc(), **await self._open_http()}
+
+    async def _open_http(self) -> dict[str, str]:
+        if self._settings.http_bind is None:
+            return {}
+        routes = {"/metrics": self._expose, "/healthz": _say_well}
+        face = HttpFront(parse_address(self._settings.http_bind), routes)
+        address = await face.start()
+        self._closing.push_async_callback(face.stop)
+        return {"http": str(address)}
+
+    async def _expose(self, request: Request) -> Answer:
+        return Answer(*await exposed(self._metrics, accept=request.headers.get("accept", "")))
+
+    async def _open_grpc(self) -> dict[str, str]:
         if self._settings.grpc_bind is None:
             return {}
         face = GrpcFront(
@@ -156,6 +186,7 @@ class _Agent:
             credentials=TransportCredentials.local(),
             clock=self._clock,
             version=self._identity.software_version,
+            metrics=self._metrics,
         )
         address: Address = await face.start()
         self._closing.push_async_callback(face.stop, self._settings.drain_timeout_s)
@@ -173,6 +204,7 @@ class _Agent:
             clock=self._clock,
             faces=faces,
             tls=self._broker_tls(),
+            metrics=self._metrics,
         )
 
     def _broker_tls(self) -> BrokerTls | None:
@@ -267,6 +299,11 @@ def _tracing(settings: AgentSettings, enrolled: Identity) -> Tracing:
         # Another collector is asked in the clear, as collectors on loopback expect.
         credentials=enrolled.tls if telemetry.endpoint is None else None,
     )
+
+
+async def _say_well(_request: Request) -> Answer:
+    """Answer that the process lives and its loop turns; what it runs is in its status and its metrics."""
+    return Answer(b"ok\n")
 
 
 def _thread(name: str, closing: AsyncExitStack) -> ThreadPoolExecutor:

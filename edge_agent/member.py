@@ -44,6 +44,7 @@ from edge_agent.settings import AgentSettings
 from edge_agent.sync.calls import DeliveryCallsOverGrpc
 from edge_agent.sync.controller_source import ControllerSource, SourceLimits
 from edge_agent.sync.delivery import Delivery, DeliveryLimits
+from edge_agent.sync.source import Codec
 from edge_agent.sync.store import ContentStore
 from edge_agent.trust.desk import TrustDesk
 from edge_agent.trust.gate import TrustGate
@@ -154,6 +155,14 @@ class Member:
     @property
     def clock_problem(self) -> str:
         return self._gate.clock_problem
+
+    def fetched_bytes(self) -> Mapping[Codec, int]:
+        """Return the encoded bytes that came from the controller since the process began."""
+        return self._delivery.fetched_bytes
+
+    def store_sizes(self) -> tuple[int, int]:
+        """Return the bytes in store and those free on its disk; to be called on the disk's thread."""
+        return self._store.size_bytes(), self._store.free_bytes()
 
     def controller_view(self) -> PeerView:
         status = self._link.status

@@ -219,6 +219,8 @@ class AgentSettings(ProcessSettings):
     """True: the link costs money; whole chunks are fetched only with a person's word, differences always."""
     grpc_bind: OptionalAddress = "127.0.0.1:7181"
     """Where the local gRPC face listens; port 0 lets the system choose (see endpoints.json); `""` for none."""
+    http_bind: OptionalAddress = None
+    """Where the local HTTP face listens, such as 127.0.0.1:7180: `/metrics` for Prometheus, `/healthz`; unset: none."""
     tags: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=128)], ...], Field(max_length=32)] = ()
     """What this machine is, for example `rack:7`; its architecture is added by itself."""
     drain_timeout_s: Seconds = 5.0

@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias
 from controller.access.model import OperatorRole
 
 INFERENCE_PREFIX = "/v2"
+INFER_ROUTE = "/v2/models/{model}/infer"
 
 
 class Nobody(Enum):
@@ -32,6 +33,7 @@ _VIEWER, _OPERATOR, _ADMIN = OperatorRole.VIEWER, OperatorRole.OPERATOR, Operato
 RULES: Mapping[str, Mapping[str, Need]] = {
     # Load balancers have no credentials.
     "/api/health": {"GET": _OPEN},
+    "/metrics": {"GET": _VIEWER},
     "/v2/health/live": {"GET": _OPEN, "HEAD": _OPEN},
     "/v2/health/ready": {"GET": _OPEN, "HEAD": _OPEN},
     # These ask for the secret themselves, or for the session's CSRF token in a form.
@@ -87,6 +89,19 @@ def need(method: str, path: str) -> Need | None:
     return _VIEWER if is_inference(path) else None
 
 
+def route_of(path: str) -> str:
+    """Return the rule's path that `path` falls under, for counting: a small set of words, whatever peers ask for."""
+    if path in RULES:
+        return path
+    if is_inference(path):
+        return INFER_ROUTE if path.endswith("/infer") else INFERENCE_PREFIX
+    segments = path.split("/")
+    for template in _TEMPLATES_BY_LENGTH.get(len(segments), ()):
+        if all(part.startswith("{") or part == segment for part, segment in zip(template, segments, strict=True)):
+            return "/".join(template)
+    return ""
+
+
 def methods_of(path: str) -> frozenset[str]:
     """Return what may be asked of `path` below /api; none: it does not exist."""
     return frozenset(method for methods in _rules_of(path) for method in methods)
@@ -116,3 +131,6 @@ def _templates() -> Mapping[int, list[tuple[tuple[str | None, ...], Mapping[str,
 
 
 _TEMPLATES = _templates()
+_TEMPLATES_BY_LENGTH: dict[int, list[list[str]]] = {}
+for _path in RULES:
+    _TEMPLATES_BY_LENGTH.setdefault(len(_path.split("/")), []).append(_path.split("/"))

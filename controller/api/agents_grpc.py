@@ -181,6 +181,7 @@ class FleetServicer(FleetServiceServicer):
             return desired
         self._is_unsigned = False
         await self._write(pb.ControllerMessage(assignment=encode_assignment(signed)), context)
+        self._fleet.pushes.sent += 1
         return None
 
     async def _write(self, message: pb.ControllerMessage, context: Context) -> None:

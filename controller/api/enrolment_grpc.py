@@ -15,7 +15,7 @@ which counts connections of an address. Renewals are due days before they are ne
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import grpc
@@ -148,9 +148,16 @@ class EnrolmentServer:
     """Bound when made, serves between `start` and `stop`."""
 
     def __init__(
-        self, bind: Address, credentials: grpc.ServerCredentials, *, connection_age_s: float = CONNECTION_AGE_S
+        self,
+        bind: Address,
+        credentials: grpc.ServerCredentials,
+        *,
+        connection_age_s: float = CONNECTION_AGE_S,
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
     ) -> None:
-        self._server = grpc.aio.server(options=_options(connection_age_s), maximum_concurrent_rpcs=MAX_CALLS)
+        self._server = grpc.aio.server(
+            interceptors=interceptors, options=_options(connection_age_s), maximum_concurrent_rpcs=MAX_CALLS
+        )
         try:
             port = self._server.add_secure_port(str(bind), credentials)
         except RuntimeError as error:

@@ -20,6 +20,7 @@ from controller.api import audit_rest, identity_rest, operator_rest, operators_r
 from controller.api.access import Guarded
 from controller.api.access_rules import INFERENCE_PREFIX
 from controller.api.audited import Audited
+from controller.api.metrics_http import Measured, metrics_router
 from controller.api.open_inference_http import create_open_inference_app
 from controller.api.operator_views import ProblemView
 from controller.api.problems import exception_handlers, problem_answer
@@ -31,6 +32,7 @@ from controller.registry.service import Registry
 from controller.signing.service import Catalogue
 from controller.traces.service import Traces
 from core.clock import Clock
+from core.metrics import Registry as Metrics
 from core.open_inference.messages import DEFAULT_LIMITS, BodyLimits
 from core.open_inference.service import DataPlane
 
@@ -59,20 +61,32 @@ def create_app(
     server_name: str,
     server_version: str,
     limits: BodyLimits = DEFAULT_LIMITS,
+    metrics: Metrics | None = None,
 ) -> ASGIApp:
-    """Return the application of the HTTP port; it has no start-up or shutdown of its own."""
+    """Return the application of the HTTP port; it has no start-up or shutdown of its own.
+
+    Args:
+        metrics: what `/metrics` shows; requests are measured there too.
+    """
+    metrics = metrics or Metrics()
     inference = create_open_inference_app(
         plane, server_name=server_name, server_version=server_version, clock=clock, limits=limits
     )
     operator = create_operator_app(
-        registry=registry, fleet=fleet, traces=traces, trust=trust, server_version=server_version
+        registry=registry, fleet=fleet, traces=traces, trust=trust, server_version=server_version, metrics=metrics
     )
     faces = ByPrefix(INFERENCE_PREFIX, inference, otherwise=Audited(operator, trust.audit))
-    return Guarded(faces, trust.access, trust.audit)
+    return Measured(Guarded(faces, trust.access, trust.audit), metrics, clock=clock)
 
 
 def create_operator_app(
-    *, registry: Registry, fleet: Fleet, traces: Traces, trust: TrustFaces, server_version: str
+    *,
+    registry: Registry,
+    fleet: Fleet,
+    traces: Traces,
+    trust: TrustFaces,
+    server_version: str,
+    metrics: Metrics | None = None,
 ) -> FastAPI:
     app = OperatorApp(
         title=TITLE,
@@ -94,6 +108,7 @@ def create_operator_app(
     app.include_router(signing_router(trust.catalogue))
     app.include_router(audit_rest.router(trust.audit))
     app.include_router(sign_in.pages(trust.access))
+    app.include_router(metrics_router(metrics or Metrics()))
     return app
 
 

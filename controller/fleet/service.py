@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from controller.fleet import use_cases
@@ -59,6 +60,15 @@ DeployedListener = Callable[[Digest, Sequence[Digest]], None]
 DecidedListener = Callable[[str, str, str], None]
 
 
+@dataclass(slots=True)
+class PushCounts:
+    """Assignments since this process began; a push that an agent is given twice counts twice."""
+
+    sent: int = 0
+    applied: int = 0
+    rejected: int = 0
+
+
 class Fleet:
     """Keep `run` running in a task of the owner: it stores what agents say."""
 
@@ -83,6 +93,7 @@ class Fleet:
         # The last word for each model of each agent.
         self._permitted: dict[AgentId, dict[ModelName, Permitted]] = {}
         self._changes = Changes()
+        self.pushes = PushCounts()
         self._deployed_listeners: list[DeployedListener] = []
 
     def on_deployed(self, listener: "DeployedListener") -> None:
@@ -247,7 +258,10 @@ class Fleet:
         """Take note of how an agent took a push."""
         if not self._sessions.is_present(session):
             return
-        if result.problem is not None:
+        if result.problem is None:
+            self.pushes.applied += 1
+        else:
+            self.pushes.rejected += 1
             _log.warning(
                 "agent refused a desired state",
                 extra={"agent": session.agent_id, "code": peer_text(result.problem.code)},
@@ -257,6 +271,10 @@ class Fleet:
     @property
     def session_count(self) -> int:
         return len(self._sessions)
+
+    def sites(self) -> Counter[str]:
+        """Return how many agents are connected at each site."""
+        return self._sessions.sites()
 
     def expel(self, agent_id: AgentId, reason: str) -> None:
         """End the session of an agent whose identity does not count any more; its name may go to another machine."""

@@ -6,6 +6,7 @@ what is true now. All of this runs on the event loop; nothing here waits for a d
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -64,6 +65,7 @@ class Session:
 
     def __init__(self, hello: AgentHello) -> None:
         self.agent_id = hello.agent_id
+        self.site = hello.site
         self.boot_id = hello.boot_id
         self.trust_bundle_sha256 = hello.trust_bundle_sha256
         self._newest: DesiredState | None = None
@@ -130,6 +132,10 @@ class Sessions:
     def is_present(self, session: Session) -> bool:
         """Say whether `session` is still the one of its agent."""
         return self._live.get(session.agent_id) is session
+
+    def sites(self) -> Counter[str]:
+        """Return how many are live at each site."""
+        return Counter(str(session.site) for session in self._live.values())
 
     def agent_ids(self) -> list[AgentId]:
         return list(self._live)

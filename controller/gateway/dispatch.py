@@ -10,14 +10,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from controller.gateway.gateway_metrics import GatewayMetrics
 from controller.gateway.spans import Passage, RequestSpans, keep_unsampled
 from controller.registry.model import ORIGINAL, Model, ModelVersion, Variant
 from core.clock import Clock
 from core.deadline import Deadline
 from core.digest import Digest
-from core.errors import HeavyUnavailable, UnknownModel
+from core.errors import HeavyUnavailable, NanofleetError, UnknownModel
 from core.ids import ModelName, VariantName
 from core.keeping import Keep
+from core.metrics import Registry
 from core.open_inference.messages import InferRequest, InferResponse, ModelIndexEntry, ModelMetadata
 from core.open_inference.service import Call
 from core.open_inference.signature import ModelSignature
@@ -54,8 +56,17 @@ class Gateway:
     """A `core.open_inference.service.DataPlane`. `default_timeout_s` is for requests that bring no deadline."""
 
     def __init__(
-        self, models: Models, heavy: Heavy, *, tracing: Tracing, clock: Clock, default_timeout_s: float = 30.0
+        self,
+        models: Models,
+        heavy: Heavy,
+        *,
+        tracing: Tracing,
+        clock: Clock,
+        default_timeout_s: float = 30.0,
+        metrics: GatewayMetrics | None = None,
     ) -> None:
+        """`metrics` None: what is counted is nobody's to see."""
+        self._metrics = metrics or GatewayMetrics(Registry(), clock=clock)
         self._models = models
         self._heavy = heavy
         self._tracing = tracing
@@ -90,6 +101,15 @@ class Gateway:
         return self._heavy.is_ready
 
     async def infer(self, request: InferRequest, call: Call) -> InferResponse:
+        try:
+            response = await self._infer(request, call)
+        except NanofleetError as error:
+            self._metrics.refused(request.model_name, error)
+            raise
+        self._metrics.answered(response.model_name)
+        return response
+
+    async def _infer(self, request: InferRequest, call: Call) -> InferResponse:
         passage = Passage(request.model_name, call.traceparent, self._clock.monotonic_s())
         if self._tracing.is_sampled(call.traceparent):
             return await self._infer_traced(request, call, passage)
@@ -116,15 +136,17 @@ class Gateway:
     ) -> InferResponse:
         """Check `request` and have the tier answer it, noting in `passage` how far it has come."""
         variant = passage.variant = await self._variant(request.model_name, request.model_version)
+        self._metrics.exists(variant.model)
         self._signature(variant).require(request)
         now_s = passage.asked_s = self._clock.monotonic_s()
         deadline = call.deadline or Deadline.after(self._default_timeout_s, now_s=now_s)
         traceparent = _well_formed(call.traceparent) if spans is None else spans.ask()
         # "Latest" is resolved once, here.
         exact = replace(request, model_version=str(variant.version))
-        response = await self._heavy.infer(
-            exact, digest=variant.manifest_digest, deadline=deadline, traceparent=traceparent
-        )
+        with self._metrics.heavy(variant.model, traceparent):
+            response = await self._heavy.infer(
+                exact, digest=variant.manifest_digest, deadline=deadline, traceparent=traceparent
+            )
         return self._as_asked(response, request, variant)
 
     def _as_asked(self, response: InferResponse, request: InferRequest, variant: Variant) -> InferResponse:

@@ -112,6 +112,10 @@ class HeavyClient:
         """Whether the last probe succeeded and nothing has shown otherwise since."""
         return self._was_ready and self._breaker.state is BreakerState.CLOSED
 
+    @property
+    def breaker_state(self) -> BreakerState:
+        return self._breaker.state
+
     async def wait_answer(self) -> None:
         """Return when the tier answers a probe from now on; sets no deadline of its own."""
         await self._next_answer.wait()

@@ -9,7 +9,7 @@ One writer at a time; a publish is one transaction, and what is read comes from 
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -234,6 +234,10 @@ class Catalogue:
         return await asyncio.to_thread(
             status_of, self._edition, tuple(self._staged.values()), self._keys, now=self._clock.now()
         )
+
+    def expiries(self) -> Mapping[str, datetime]:
+        """Return when each published role ends."""
+        return {role: self._edition.expires_at(role) for role in self._edition.files}
 
     # ---- signatures from elsewhere ---------------------------------------------------------------------------
 

@@ -42,6 +42,11 @@ class Database:
         self._reader_threads = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="database-reader")
         self._waiting = 0
 
+    @property
+    def waiting(self) -> int:
+        """Use cases that have begun or wait to."""
+        return self._waiting
+
     async def run(self, use_case: Callable[[Connection], T]) -> T:
         """Run `use_case` as one transaction on the writer thread: committed when it returns, undone when it raises.
 

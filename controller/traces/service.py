@@ -31,7 +31,7 @@ class Traces:
         self._max_queued_spans = max_queued_spans
         self._queue: deque[SpanRecord] = deque()
         self._has_work = asyncio.Event()
-        self.refused_count = 0
+        self.taken_count = self.refused_count = 0
 
     def take_in(self, spans: Sequence[SpanRecord]) -> int:
         """Queue `spans` for the store; return how many at the end of them had no room."""
@@ -39,6 +39,7 @@ class Traces:
         self._queue.extend(spans[:room])
         self._has_work.set()
         refused = max(0, len(spans) - room)
+        self.taken_count += len(spans) - refused
         self._count_refused(refused)
         return refused
 

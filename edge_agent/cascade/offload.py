@@ -65,6 +65,10 @@ class Offload:
     def state(self) -> BreakerState:
         return self._breaker.state
 
+    @property
+    def in_flight(self) -> int:
+        return self._in_flight
+
     async def ask(
         self, request: InferRequest, *, deadline: Deadline | None = None, traceparent: str | None = None
     ) -> InferResponse:

@@ -7,18 +7,28 @@ from core.addresses import Address
 from core.clock import Clock
 from core.errors import Unavailable
 from core.grpc_transport import SERVER_OPTIONS, TransportCredentials
+from core.metrics import Registry
 from core.open_inference.grpc_face import OpenInferenceServicer, add_open_inference
 from core.open_inference.service import DataPlane
+from core.rpc_metrics import MeasuredCalls
 
 SERVER_NAME = "nanofleet-agent"
 
 
 class GrpcFront:
     def __init__(
-        self, plane: DataPlane, *, bind: Address, credentials: TransportCredentials, clock: Clock, version: str
+        self,
+        plane: DataPlane,
+        *,
+        bind: Address,
+        credentials: TransportCredentials,
+        clock: Clock,
+        version: str,
+        metrics: Registry | None = None,
     ) -> None:
         self._bind = bind
-        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        interceptors = [] if metrics is None else [MeasuredCalls(metrics, clock=clock)]
+        self._server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=interceptors)
         self._health = health.aio.HealthServicer()
         servicer = OpenInferenceServicer(plane, server_name=SERVER_NAME, server_version=version, clock=clock)
         add_open_inference(servicer, self._server)

@@ -77,6 +77,8 @@ class Delivery:
         self._is_metered = is_metered
         self._allowed: deque[Digest] = deque(maxlen=MAX_ALLOWED)
         self._meters: OrderedDict[Digest, Meter] = OrderedDict()
+        # Encoded bytes that came, of all variants.
+        self.fetched_bytes = dict.fromkeys(Codec, 0)
 
     def allow(self, manifest_digest: Digest) -> None:
         """Take a person's word that this variant may cost whole chunks on a metered link."""
@@ -209,6 +211,7 @@ class Delivery:
         async with aclosing(arriving), Landing(self._disk, round_.work) as landing:
             async for arrived in arriving:
                 round_.meter.received(arrived.codec, len(arrived.data))
+                self.fetched_bytes[arrived.codec] += len(arrived.data)
                 content = await self._verified(arrived, held)
                 if content is None:
                     failed.append(arrived.ref)

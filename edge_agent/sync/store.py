@@ -55,6 +55,10 @@ class ContentStore:
     def free_bytes(self) -> int:
         return self._free_bytes(self._blobs)
 
+    def size_bytes(self) -> int:
+        """Return the sum of what is in store, unfinished files by their full length."""
+        return sum(path.stat().st_size for folder in (self._blobs, self._partial) for path in folder.iterdir())
+
     def manifest(self, digest: Digest) -> Manifest:
         """Return the stored manifest.
 

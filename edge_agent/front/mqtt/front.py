@@ -20,12 +20,14 @@ from core.deadline import Deadline
 from core.errors import DeadlineExceeded, InternalError, NanofleetError, Overloaded, TooLarge, Unavailable
 from core.ids import AgentId, SiteId
 from core.logs import peer_text
+from core.metrics import Registry
 from core.open_inference.messages import BodyLimits, InferRequest
 from core.open_inference.service import Call
 from edge_agent.data_plane import Answer, EdgeDataPlane
 from edge_agent.front.mqtt.broker import Broker, BrokerState
 from edge_agent.front.mqtt.connection import ConnectionSettings
 from edge_agent.front.mqtt.duplicates import Duplicates, Progress
+from edge_agent.front.mqtt.message_metrics import MessageMetrics
 from edge_agent.front.mqtt.publication import Publication
 from edge_agent.front.mqtt.tls import BrokerTls
 from edge_agent.front.mqtt.topics import DropCause, Topics, Undeliverable, template_of
@@ -75,8 +77,11 @@ class MqttFront:
         clock: Clock,
         faces: Mapping[str, str] | None = None,
         tls: BrokerTls | None = None,
+        metrics: Registry | None = None,
     ) -> None:
+        """`metrics` None: what is measured is nobody's to see."""
         self.counters = FrontCounters()
+        self._measured = MessageMetrics(metrics or Registry())
         self._settings = settings
         self._plane = plane
         self._pool = pool
@@ -188,14 +193,19 @@ class MqttFront:
                 f"reply: expected at most {self._broker.max_packet_bytes} bytes, as the broker takes, "
                 f"got {reply.packet_bytes}; ask for fewer outputs or in a binary encoding"
             )
+        now_s = self._clock.monotonic_s()
         if exchange.qos:
-            self._duplicates.finish(exchange.key, reply, now_s=self._clock.monotonic_s())
+            self._duplicates.finish(exchange.key, reply, now_s=now_s)
         self._send(reply)
+        self._measured.processed(now_s - exchange.received_s)
 
     def _refuse(self, exchange: "_Exchange", error: Exception) -> None:
         if not isinstance(error, NanofleetError):
             _log.error("a request failed by a defect", extra={"model": exchange.address.model}, exc_info=error)
             error = InternalError("internal error; the agent's log has the cause")
+        self._measured.processed(self._clock.monotonic_s() - exchange.received_s, error)
+        if not exchange.is_asked:
+            self._plane.metrics.failed("", error)
         if isinstance(error, DeadlineExceeded):
             self.counters.expired += 1
             return
@@ -222,6 +232,7 @@ class MqttFront:
             raise Overloaded(f"{len(self._in_flight)} requests are under way; try again later")
         request = self._wire.decode(exchange.publication, exchange.address, envelope)
         call = exchange.admit(request, envelope)
+        exchange.is_asked = True
         exchange.future = self._plane.ask(request, call, privacy=envelope.privacy, origin=exchange)
         self._in_flight.add(exchange)
         exchange.future.add_done_callback(exchange.settle)
@@ -309,6 +320,7 @@ class _Exchange:
         "content_type",
         "deadline_s",
         "future",
+        "is_asked",
         "is_noted",
         "publication",
         "qos",
@@ -329,6 +341,8 @@ class _Exchange:
         self.deadline_s = received_s + DEFAULT_DEADLINE_S
         self.content_type = ""
         self.is_noted = False
+        # From then on the data plane counts what becomes of it.
+        self.is_asked = False
         self.future: asyncio.Future[Answer] | None = None
         self.request: InferRequest
 

@@ -8,7 +8,7 @@ from starlette.applications import Starlette
 from starlette.routing import BaseRoute
 
 from controller.access.model import OperatorRole
-from controller.api.access_rules import RULES, Nobody, methods_of, need
+from controller.api.access_rules import RULES, Nobody, methods_of, need, route_of
 from controller.api.http_app import create_operator_app
 from controller.api.open_inference_http import routes as inference_routes
 from core.clock import SystemClock
@@ -61,6 +61,7 @@ def test_only_health_and_signing_in_or_out_is_open() -> None:
 @pytest.mark.parametrize(
     ("method", "path", "expected"),
     [
+        ("GET", "/metrics", OperatorRole.VIEWER),
         ("GET", "/api/models/digits", OperatorRole.VIEWER),
         ("PUT", "/api/deployments", OperatorRole.OPERATOR),
         ("POST", "/api/enrolment-tokens", OperatorRole.OPERATOR),
@@ -85,3 +86,20 @@ def test_the_rule_of_a_request(method: str, path: str, expected: OperatorRole | 
 def test_the_methods_of_a_path_are_those_in_the_table() -> None:
     assert methods_of("/api/blobs/sha256:0") == {"HEAD", "PUT"}
     assert methods_of("/api/nothing") == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/metrics", "/metrics"),
+        ("/api/models", "/api/models"),
+        ("/api/models/digits", "/api/models/{name}"),
+        ("/api/agents/cam/ban", "/api/agents/{agent_id}/ban"),
+        ("/v2/models/digits/versions/1/infer", "/v2/models/{model}/infer"),
+        ("/v2/models/made-up", "/v2"),
+        ("/made/up", ""),
+        ("", ""),
+    ],
+)
+def test_the_route_of_a_request_is_the_path_of_its_rule(path: str, expected: str) -> None:
+    assert route_of(path) == expected

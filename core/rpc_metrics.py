@@ -1,0 +1,102 @@
+"""`rpc.server.call.duration` of the conventions, for every call of a grpc.aio server: an interceptor.
+
+The first of a server's interceptors, so that refusals by those behind it are measured too. A call that lasts, such as a
+session, is measured when it ends. Methods that nobody serves are not: their names are the peer's invention.
+"""
+
+import inspect
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, TypeAlias
+
+import grpc
+import grpc.aio
+
+from core.clock import Clock
+from core.metrics import CALL_BUCKETS_S, Registry
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+_CODES = {code.value[0]: code.name for code in grpc.StatusCode}
+
+
+class MeasuredCalls(grpc.aio.ServerInterceptor):
+    def __init__(self, registry: Registry, *, clock: Clock) -> None:
+        self._clock = clock
+        self._durations = registry.histogram(
+            "rpc_server_call_duration_seconds",
+            "From the start of a gRPC call to its end.",
+            ("rpc_system_name", "rpc_method", "rpc_response_status_code"),
+            bounds=CALL_BUCKETS_S,
+        )
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable["Handler | None"]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "Handler | None":
+        handler = await continuation(handler_call_details)
+        return None if handler is None else self._measured(handler, handler_call_details.method)
+
+    def _measured(self, handler: Handler, method: str) -> Handler:
+        kind = f"{_word(handler.request_streaming)}_{_word(handler.response_streaming)}"
+        behaviour = getattr(handler, kind)
+        measure = self._stream if inspect.isasyncgenfunction(behaviour) else self._call
+        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        measured: Handler = make(
+            measure(behaviour, method.lstrip("/")),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+        return measured
+
+    def _call(self, behaviour: Callable[..., Awaitable[object]], method: str) -> Callable[..., Awaitable[object]]:
+        async def measured(request: object, context: Context) -> object:
+            started_s = self._clock.monotonic_s()
+            error: BaseException | None = None
+            try:
+                return await behaviour(request, context)
+            except BaseException as raised:
+                error = raised
+                raise
+            finally:
+                self._note(method, context, error, started_s)
+
+        return measured
+
+    def _stream(
+        self, behaviour: Callable[..., AsyncGenerator[object, None]], method: str
+    ) -> Callable[..., AsyncGenerator[object, None]]:
+        async def measured(request: object, context: Context) -> AsyncGenerator[object, None]:
+            started_s = self._clock.monotonic_s()
+            error: BaseException | None = None
+            try:
+                async with aclosing(behaviour(request, context)) as answers:
+                    async for answer in answers:
+                        yield answer
+            except BaseException as raised:
+                error = raised
+                raise
+            finally:
+                self._note(method, context, error, started_s)
+
+        return measured
+
+    def _note(self, method: str, context: Context, error: BaseException | None, started_s: float) -> None:
+        duration_s = self._clock.monotonic_s() - started_s
+        self._durations.of("grpc", method, _code(context, error)).observe(duration_s)
+
+
+def _code(context: Context, error: BaseException | None) -> str:
+    # gRPC keeps a number, its stubs promise a member; before anything is set it is 0, whatever was raised.
+    set_code: object = context.code()
+    number = set_code.value[0] if isinstance(set_code, grpc.StatusCode) else set_code
+    name = _CODES.get(number, "UNKNOWN") if isinstance(number, int) else "UNKNOWN"
+    if error is None or name != "OK":
+        return name
+    # The peer left, or a servicer failed by a defect, which gRPC answers with UNKNOWN.
+    return "CANCELLED" if not isinstance(error, Exception) else "UNKNOWN"
+
+
+def _word(is_streaming: bool) -> str:
+    return "stream" if is_streaming else "unary"

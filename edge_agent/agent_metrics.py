@@ -1,0 +1,145 @@
+"""What Prometheus is told of this agent besides its requests: how its parts are at the moment of the scrape.
+
+Nothing is kept here. States are one gauge per word, 1 for the one that holds, so that a rule can name it. Beside this:
+`request_metrics` (requests and their stages), `front.mqtt.message_metrics`, `core.process_metrics`.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+from dataclasses import asdict
+from enum import Enum
+
+from core.breaker import BreakerState
+from core.fleet_state import SlotPhase
+from core.metrics import Reading, Registry
+from edge_agent.cascade.offload import Offload
+from edge_agent.front.mqtt.broker import BrokerState
+from edge_agent.front.mqtt.front import MqttFront
+from edge_agent.link.session import SessionState
+from edge_agent.member import Member
+from edge_agent.runtime.pool import ModelPool
+
+# Chosen: a scrape has 10 s by default; a large file is hashed for as long as that.
+DISK_PATIENCE_S = 1.0
+# What the connection's loss may make smaller (what was not acknowledged goes out again), so no counter to Prometheus.
+_NOT_MONOTONIC = "replied"
+
+
+def register_serving(registry: Registry, *, pool: ModelPool, offload: Offload) -> None:
+    """Add what says how requests are served."""
+    registry.gauge(
+        "nanofleet_queue_depth",
+        "Requests that wait for a run of their model.",
+        ("model",),
+        lambda: [((model.manifest.model,), model.batcher.queued) for model in pool.models()],
+    )
+    registry.gauge("nanofleet_models_running", "Models that answer.", (), lambda: [((), len(pool.models()))])
+    registry.gauge(
+        "nanofleet_escalations_in_flight",
+        "Requests that the heavy tier is asked now.",
+        (),
+        lambda: [((), offload.in_flight)],
+    )
+    registry.gauge(
+        "nanofleet_heavy_breaker_state",
+        "1 for the state of the breaker in front of the heavy tier.",
+        ("state",),
+        lambda: one_of(BreakerState, offload.state),
+    )
+
+
+def register_broker(registry: Registry, front: Callable[[], MqttFront | None]) -> None:
+    """Add what says how devices reach this agent; `front` None: not yet, or switched off."""
+
+    def state() -> BrokerState:
+        found = front()
+        return BrokerState.STOPPED if found is None else found.state
+
+    registry.gauge(
+        "nanofleet_broker_state",
+        "1 for the state of the connection to the broker.",
+        ("state",),
+        lambda: one_of(BrokerState, state()),
+    )
+    registry.gauge("nanofleet_requests_in_flight", "Requests from devices under way.", (), lambda: _in_flight(front()))
+    registry.tally(
+        "nanofleet_mqtt_messages",
+        "Messages from devices, by what became of them.",
+        ("outcome",),
+        lambda: _messages(front()),
+    )
+
+
+def register_member(registry: Registry, member: Member, *, disk: Executor) -> None:
+    """Add what says how this agent stands in its fleet."""
+    registry.gauge(
+        "nanofleet_controller_link_state",
+        "1 for the state of the session with the controller.",
+        ("state",),
+        lambda: one_of(SessionState, SessionState(member.controller_view().state)),
+    )
+    registry.gauge("nanofleet_slots", "Models that this agent shall run, by phase.", ("phase",), lambda: _slots(member))
+    registry.gauge(
+        "nanofleet_certificate_expiry_timestamp_seconds",
+        "When the agent's certificate ends, in Unix time.",
+        (),
+        lambda: [((), member.renewal.status().not_after.timestamp())],
+    )
+    registry.gauge(
+        "nanofleet_clock_alarm",
+        "1 when this machine's clock contradicts the catalogue or the certificate.",
+        (),
+        lambda: [((), float(bool(member.clock_problem or member.renewal.status().clock_problem)))],
+    )
+    registry.tally(
+        "nanofleet_fetched_bytes",
+        "Bytes of encoded chunks that came from the controller.",
+        ("codec",),
+        lambda: [((codec.value,), count) for codec, count in member.fetched_bytes().items()],
+    )
+    sizes = _StoreSizes(member, disk)
+    registry.before_scrape(sizes.refresh)
+    registry.gauge("nanofleet_store_bytes", "Bytes of models in store.", (), lambda: [((), sizes.stored_bytes)])
+    registry.gauge(
+        "nanofleet_store_free_bytes", "Bytes that the disk of the store has free.", (), lambda: [((), sizes.free_bytes)]
+    )
+
+
+class _StoreSizes:
+    """What the disk says, asked on its own thread: it may wait for a fetch."""
+
+    def __init__(self, member: Member, disk: Executor) -> None:
+        self._member = member
+        self._disk = disk
+        self._look: asyncio.Future[tuple[int, int]] | None = None
+        self.stored_bytes = self.free_bytes = 0
+
+    async def refresh(self) -> None:
+        """Bring the numbers up to date, unless the disk is busy for longer than a scrape should wait."""
+        if self._look is None:
+            self._look = asyncio.get_running_loop().run_in_executor(self._disk, self._member.store_sizes)
+        await asyncio.wait([self._look], timeout=DISK_PATIENCE_S)
+        if self._look.done():
+            look, self._look = self._look, None
+            self.stored_bytes, self.free_bytes = look.result()
+
+
+def one_of(states: type[Enum], holds: Enum) -> Iterable[Reading]:
+    return [((str(state.value),), float(state is holds)) for state in states]
+
+
+def _in_flight(front: MqttFront | None) -> Iterable[Reading]:
+    return [((), 0 if front is None else front.in_flight)]
+
+
+def _messages(front: MqttFront | None) -> Iterable[Reading]:
+    if front is None:
+        return []
+    return [((name,), count) for name, count in asdict(front.counters).items() if name != _NOT_MONOTONIC]
+
+
+def _slots(member: Member) -> Iterable[Reading]:
+    phases = Counter(report.phase for report in member.board.reported().slots)
+    return [((phase.value,), phases[phase]) for phase in SlotPhase]
