@@ -7,8 +7,10 @@ import typer
 from rich.table import Table
 
 from controller.api import audit_views as views
+from controller.cli.examples import examples
 from controller.cli.options import client_of
 from controller.cli.screen import Output, OutputOption, peer_text, show
+from controller.cli.watching import WatchOption, present
 from core.errors import IntegrityError
 
 app = typer.Typer(help="See who changed what.", no_args_is_help=True)
@@ -16,7 +18,9 @@ app = typer.Typer(help="See who changed what.", no_args_is_help=True)
 _STYLE = {"ok": "", "refused": "yellow", "failed": "bold red"}
 
 
-@app.command("list")
+@app.command(
+    "list", epilog=examples("nanofleet audit list", "nanofleet audit list --action agent. --since 2026-11-01 --watch")
+)
 def list_entries(
     context: typer.Context,
     limit: Annotated[int, typer.Option(min=1, max=500, help="How many, the newest first.")] = 50,
@@ -28,6 +32,7 @@ def list_entries(
     target: Annotated[str | None, typer.Option(help="Only what was done to this.")] = None,
     since: Annotated[datetime | None, typer.Option(help="Only from this instant on, in local time.")] = None,
     output: OutputOption = Output.TABLE,
+    watch: WatchOption = False,
 ) -> None:
     """List who changed what, the newest first."""
     chosen = {
@@ -37,12 +42,11 @@ def list_entries(
         "target": target,
         "since": None if since is None else since.astimezone().isoformat(),
     }
-    with client_of(context) as client:
-        found = client.audit({"limit": limit, **{key: value for key, value in chosen.items() if value is not None}})
-    show(found, _table(found), output=output)
+    wanted = {"limit": limit, **{key: value for key, value in chosen.items() if value is not None}}
+    present(context, lambda client, _seen: client.audit(wanted), _table, output=output, is_watched=watch)
 
 
-@app.command()
+@app.command(epilog=examples("nanofleet audit verify", "nanofleet audit verify --head 812:5b0c2f"))
 def verify(
     context: typer.Context,
     head: Annotated[

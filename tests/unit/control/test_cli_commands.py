@@ -45,6 +45,8 @@ COMMANDS = {
     "POST /api/operators": "operators add",
     "DELETE /api/operators/{name}": "operators remove",
     "POST /api/operators/{name}/secret": "operators rotate",
+    "GET /api/audit": "audit list",
+    "GET /api/audit/verification": "audit verify",
 }
 # For browsers, load balancers and programs that read the contract.
 WITHOUT_COMMAND = {
@@ -53,6 +55,7 @@ WITHOUT_COMMAND = {
     "/api/sessions",
     "/api/sessions/current",
     "/api/openapi.json",
+    "/metrics",
     "/v2/health/live",
     "/v2/health/ready",
 }

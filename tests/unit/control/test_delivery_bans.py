@@ -31,6 +31,9 @@ class TenChunks:
     def turn(self, _agent: AgentId, _sent: Sent, *, on_wait: object) -> nullcontext[None]:
         return nullcontext()
 
+    def note_sent(self, _sent: Sent) -> None:
+        """Count nothing."""
+
     async def _chunks(self) -> AsyncIterator[Sent]:
         for index in range(10):
             yield Sent(index, Encoded(Codec.RAW, b"chunk"))
