@@ -41,6 +41,7 @@ from core.ids import ModelName
 
 _log = logging.getLogger(__name__)
 
+ONLINE_ROLES = frozenset({KeyRole.SNAPSHOT, KeyRole.TIMESTAMP, KeyRole.DIRECTOR})
 # Chosen: expiries are days away.
 RENEWAL_CHECK_S = 3600.0
 # `1.root.json`; a role's name is at most 71 characters, a version of ours at most ten digits.
@@ -220,8 +221,8 @@ class Catalogue:
             new = public_key or self._new_key(role, revision.key_ids(role))
             if new.id_for(role) in revision.key_ids(role):
                 raise Conflict(f"rotate: {role} has the key {new.id_for(role)[:16]} already")
-            if role is KeyRole.DIRECTOR and new.director_id not in self._keys.signers(role):
-                raise InvalidRequest("rotate: expected the new director key on this machine, because it signs online")
+            if role in ONLINE_ROLES and new.id_for(role) not in self._keys.signers(role):
+                raise InvalidRequest(f"rotate: expected the new {role} key on this machine, because it signs online")
             revision.replace_key(role, old, new)
             changed.extend((old, new.id_for(role)))
 

@@ -212,9 +212,10 @@ async def test_a_draft_that_waits_for_long_is_drafted_anew_before_it_expires(
     assert await client.finds(FIRST)
 
 
-async def test_a_director_key_that_is_elsewhere_is_refused(world: SignedWorld) -> None:
+@pytest.mark.parametrize("role", [KeyRole.DIRECTOR, KeyRole.SNAPSHOT, KeyRole.TIMESTAMP])
+async def test_a_key_that_signs_online_and_is_elsewhere_is_refused(world: SignedWorld, role: KeyRole) -> None:
     with pytest.raises(InvalidRequest, match="signs online"):
-        await world.catalogue.rotate(KeyRole.DIRECTOR, public_key=PrivateKey.generate().public_key)
+        await world.catalogue.rotate(role, public_key=PrivateKey.generate().public_key)
 
 
 async def test_a_draft_that_expired_while_it_waited_is_refused(world: SignedWorld, safe: Mapping[str, Signer]) -> None:
