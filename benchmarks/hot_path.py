@@ -101,11 +101,14 @@ def measure_round(broker: Mosquitto, seconds: float, levels: Sequence[int], *, f
     return figures
 
 
-def ask(broker: Mosquitto, who: str, model: str, in_flight: int, qos: int, seconds: float) -> dict[str, float]:
+def ask(
+    broker: Mosquitto, who: str, model: str, in_flight: int, qos: int, seconds: float, *, answered_by: str = ""
+) -> dict[str, float]:
+    """Return what the load generator measured; `answered_by` is the model in every reply, if not as usual."""
     topic = f"nf/v1/{SITE}/infer/{who}/{model}"
     command = [sys.executable, "-m", "benchmarks.mqtt_load", "--port", str(broker.port), "--topic", topic]
     command += ["--in-flight", str(in_flight), "--qos", str(qos), "--seconds", str(seconds)]
-    command += ["--answered-by", model if who == AGENT else PEER_MODEL]
+    command += ["--answered-by", answered_by or (model if who == AGENT else PEER_MODEL)]
     done = subprocess.run(command, check=True, capture_output=True, timeout=60 + 2 * seconds)
     return dict(json.loads(done.stdout))
 
