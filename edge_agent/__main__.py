@@ -12,10 +12,23 @@ from pathlib import Path
 from edge_agent.trust.tuf_client import add_arguments
 
 STDIN = "-"
+_EPILOG = """\
+examples:
+  nanofleet-agent enrol - --config agent.toml --name gate-1 < token
+  nanofleet-agent run --config agent.toml
+  nanofleet-agent status --config agent.toml --watch
+  nanofleet-agent doctor --config agent.toml --output json
+
+exit codes: 0 done; 1 refused or failed, for doctor: a problem; 2 wrong usage;
+3 (status only) the agent does not run; 130 interrupted with Ctrl-C
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code is 0, 1 for a refusal with its reason, 2 for wrong words."""
+    """Run the command line; the exit code is 0, 1 for a refusal with its reason, 2 for wrong words, 130 for Ctrl-C.
+
+    `status` says by 3 that the agent does not run, `doctor` by 1 that there is a problem.
+    """
     options = parser().parse_args(arguments)
     # Before anything imports ONNX Runtime, or it starts a telemetry thread and writes to the user's cache folder.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -30,11 +43,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NanofleetError as error:
         sys.stderr.write(f"nanofleet-agent: {error}\n")
         return 1
+    except KeyboardInterrupt:
+        return 130
 
 
 def parser() -> argparse.ArgumentParser:
     """Return what knows every command and its options."""
-    root = argparse.ArgumentParser(prog="nanofleet-agent", description="Runs models next to the devices.")
+    root = argparse.ArgumentParser(
+        prog="nanofleet-agent",
+        description="Runs models next to the devices.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = root.add_subparsers(dest="command", required=True)
     enrol = commands.add_parser(
         "enrol", help="let this machine into a fleet, with a token of `nanofleet devices token`"
@@ -47,7 +67,13 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--config", type=Path, metavar="FILE", help="TOML settings; NANOFLEET_AGENT_* variables win")
     status = commands.add_parser("status", help="say how the agent on this machine is")
     _add_place(status)
-    status.add_argument("--json", action="store_true", help="for machines")
+    shown = status.add_mutually_exclusive_group()
+    shown.add_argument("--json", action="store_true", help="the same as --output json")
+    shown.add_argument("-o", "--output", choices=("table", "json"), default="table", help="how to print the result")
+    status.add_argument("-w", "--watch", action="store_true", help="show it again whenever it changes, until Ctrl-C")
+    doctor = commands.add_parser("doctor", help="find what is set up wrong on this machine, and say the remedy")
+    doctor.add_argument("--config", type=Path, metavar="FILE", help="the TOML settings that the agent runs with")
+    doctor.add_argument("-o", "--output", choices=("table", "json"), default="table", help="how to print the result")
     retry = commands.add_parser("retry", help="let a model that failed here be tried again; the agent must not run")
     retry.add_argument("model", metavar="MODEL")
     _add_place(retry)
@@ -78,10 +104,17 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from edge_agent.health.report import show_status
+    from edge_agent.health.report import show_status, watch_status
     from edge_agent.health.state_folder import StateFolder
 
-    return show_status(StateFolder(_place(options)), as_json=options.json)
+    folder, as_json = StateFolder(_place(options)), options.json or options.output == "json"
+    return watch_status(folder, as_json=as_json) if options.watch else show_status(folder, as_json=as_json)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from edge_agent.doctor.command import examine
+
+    return examine(options.config, as_json=options.output == "json")
 
 
 def _enrol(options: argparse.Namespace) -> int:
@@ -128,7 +161,14 @@ def _tuf_client(options: argparse.Namespace) -> int:
     return tuf_client.run(options)
 
 
-_COMMANDS = {"enrol": _enrol, "run": _run, "status": _status, "retry": _retry, "tuf-client": _tuf_client}
+_COMMANDS = {
+    "enrol": _enrol,
+    "run": _run,
+    "status": _status,
+    "doctor": _doctor,
+    "retry": _retry,
+    "tuf-client": _tuf_client,
+}
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from controller.cli import (
 )
 from controller.cli.client import ControllerAway
 from controller.cli.credential import checked_url
+from controller.cli.doctor import doctor
 from controller.cli.examples import examples
 from controller.cli.options import DEFAULT_CONTROLLER, Options
 from controller.cli.screen import complain
@@ -65,6 +66,9 @@ app = typer.Typer(
     epilog=_EPILOG,
 )
 app.command("status", epilog=examples("nanofleet status", "nanofleet status --watch"))(status.status)
+app.command("doctor", epilog=examples("nanofleet doctor", "nanofleet doctor --config controller.toml --output json"))(
+    doctor
+)
 app.command("whoami", epilog=examples("nanofleet whoami"))(status.whoami)
 app.add_typer(models.app, name="models")
 devices.app.command(

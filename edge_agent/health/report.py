@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from enum import IntEnum
@@ -12,6 +13,10 @@ from edge_agent.health.state_folder import StateFolder
 from edge_agent.health.status_file import AgentStatus, CertificateView, ModelView, PeerView, read_status
 
 _MIB = 1 << 20
+# The agent looks once a second whether there is something to write.
+_WATCH_INTERVAL_S = 1.0
+# Home, and clear what is below (ECMA-48: CUP, ED).
+_CLEAR = "\x1b[H\x1b[J"
 
 
 class ExitCode(IntEnum):
@@ -33,6 +38,32 @@ def show_status(folder: StateFolder, *, as_json: bool) -> ExitCode:
     text = json.dumps(_document(status, is_running=is_running, now=now), indent=2) if as_json else ""
     sys.stdout.write((text or "\n".join(render(status, is_running=is_running, now=now))) + "\n")
     return ExitCode.RUNNING if is_running else ExitCode.NOT_RUNNING
+
+
+def watch_status(folder: StateFolder, *, as_json: bool) -> int:
+    """Show the status again whenever the file says another thing, until Ctrl-C.
+
+    On a terminal it is drawn over the last one; JSON is one document per line.
+    """
+    seen: tuple[bool, datetime] | None = None
+    try:
+        while True:
+            status, is_running = read_status(folder.status), folder.is_held()
+            if (is_running, status.written_at) != seen:
+                seen = is_running, status.written_at
+                sys.stdout.write(_frame(status, is_running=is_running, as_json=as_json))
+                sys.stdout.flush()
+            time.sleep(_WATCH_INTERVAL_S)
+    except KeyboardInterrupt:
+        return 0
+
+
+def _frame(status: AgentStatus, *, is_running: bool, as_json: bool) -> str:
+    now = datetime.now(UTC)
+    if as_json:
+        return json.dumps(_document(status, is_running=is_running, now=now)) + "\n"
+    text = "\n".join(render(status, is_running=is_running, now=now)) + "\n"
+    return f"{_CLEAR}{text}" if sys.stdout.isatty() else f"{text}\n"
 
 
 def render(status: AgentStatus, *, is_running: bool, now: datetime) -> list[str]:

@@ -30,13 +30,17 @@ STOP_TIMEOUT_S = 10.0
 class Mosquitto:
     """One broker process that can be started again after it was stopped or killed."""
 
-    def __init__(self, folder: Path, *, persistent: bool = False) -> None:
+    def __init__(self, folder: Path, *, persistent: bool = False, nodelay: bool = True, acl: str = "") -> None:
         self.host = HOST
         self.port = free_port()
         self._folder = folder
         self._config = folder / "mosquitto.conf"
         self._process: subprocess.Popen[bytes] | None = None
-        self._config.write_text(self._config_text(persistent=persistent))
+        self._config.write_text(self._config_text(persistent=persistent, nodelay=nodelay))
+        if acl:
+            (folder / "acl").write_text(acl)
+            with self._config.open("a") as config:
+                config.write(f"acl_file {folder / 'acl'}\n")
 
     @property
     def address(self) -> str:
@@ -81,11 +85,11 @@ class Mosquitto:
                 return
         raise RuntimeError(f"mosquitto on port {self.port} did not start; its log: {self.log_path.read_text()[-2000:]}")
 
-    def _config_text(self, *, persistent: bool) -> str:
+    def _config_text(self, *, persistent: bool, nodelay: bool) -> str:
         lines = [
             f"listener {self.port} {self.host}",
             "allow_anonymous true",
-            "set_tcp_nodelay true",
+            f"set_tcp_nodelay {'true' if nodelay else 'false'}",
             "log_type error",
             "log_type warning",
             f"persistence {'true' if persistent else 'false'}",
@@ -97,9 +101,11 @@ class Mosquitto:
 
 
 @contextmanager
-def running_mosquitto(folder: Path, *, persistent: bool = False) -> Iterator[Mosquitto]:
-    """Yield a running broker whose files are in `folder`; it is gone afterwards."""
-    broker = Mosquitto(folder, persistent=persistent)
+def running_mosquitto(
+    folder: Path, *, persistent: bool = False, nodelay: bool = True, acl: str = ""
+) -> Iterator[Mosquitto]:
+    """Yield a running broker whose files are in `folder`; it is gone afterwards. `acl`: the lines of its ACL file."""
+    broker = Mosquitto(folder, persistent=persistent, nodelay=nodelay, acl=acl)
     broker.start()
     try:
         yield broker

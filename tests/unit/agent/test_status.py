@@ -1,12 +1,16 @@
 """The status file and the command that shows it."""
 
 import json
+import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from core.atomic_files import write_atomically
 from core.clock import SystemClock
 from core.errors import Conflict, InvalidRequest, NotFound
 from core.fleet_state import Position, Problem, ReportedState, SlotPhase, SlotReport
@@ -190,3 +194,22 @@ def test_a_folder_whose_agent_is_gone_is_not_running(tmp_path: Path, capsys: pyt
 def test_two_agents_cannot_share_a_folder(tmp_path: Path) -> None:
     with StateFolder(tmp_path).locked(), pytest.raises(Conflict, match="expected to be the only agent here, process"):
         StateFolder(tmp_path).locked().__enter__()
+
+
+def test_a_watched_status_is_one_document_a_line_for_every_change_and_ctrl_c_ends_it_well(tmp_path: Path) -> None:
+    path = tmp_path / "status.json"
+    path.write_text(status().model_dump_json())
+    command = [sys.executable, "-m", "edge_agent", "status", "--state-dir", str(tmp_path), "--watch", "-o", "json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        first = json.loads(process.stdout.readline())
+        write_atomically(path, status(expired=12, now=NOW + timedelta(seconds=1)).model_dump_json().encode())
+        second = json.loads(process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.communicate()
+    assert (first["counters"], second["counters"]) == ({"expired": 0}, {"expired": 12})
+    assert (process.returncode, errors) == (0, "")
