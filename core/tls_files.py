@@ -47,6 +47,12 @@ def client_context(*, certificate: Path, key: Path, trust: Path) -> ssl.SSLConte
     return context
 
 
+def folder_context(folder: Path) -> ssl.SSLContext:
+    """Return `client_context` of what `write_tls_identity` wrote."""
+    pair = folder / IDENTITY_FILE
+    return client_context(certificate=pair, key=pair, trust=folder / TRUST_FILE)
+
+
 def read_tls_identity(folder: Path) -> TlsIdentity:
     """Return what `write_tls_identity` wrote.
 

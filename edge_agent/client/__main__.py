@@ -18,7 +18,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from core.addresses import parse_address
 from core.telemetry import TRACEPARENT, Tracing, TracingSettings, traceparent_of
-from core.tls_files import read_tls_identity
+from core.tls_files import folder_context, read_tls_identity
 from edge_agent.client.device import DeviceClient, NoReply, Protocol, Reply
 
 
@@ -27,7 +27,11 @@ def main() -> int:
     tracing = make_tracing(arguments)
     broker = parse_address(arguments.broker)
     device = DeviceClient(
-        arguments.client, site=arguments.site, broker=(broker.host, broker.port), protocol=Protocol(arguments.protocol)
+        arguments.client,
+        site=arguments.site,
+        broker=(broker.host, broker.port),
+        protocol=Protocol(arguments.protocol),
+        tls=None if arguments.broker_tls is None else folder_context(arguments.broker_tls),
     )
     try:
         with device, arguments.report.open("w") as report:
@@ -48,6 +52,7 @@ def main() -> int:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m edge_agent.client", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--broker", required=True, help="MQTT broker, host:port")
+    parser.add_argument("--broker-tls", type=Path, help="folder of `nanofleet authority certify --role device`")
     parser.add_argument("--protocol", choices=[protocol.value for protocol in Protocol], default="5")
     parser.add_argument("--site", required=True)
     parser.add_argument("--client", required=True, help="this camera's id")

@@ -11,6 +11,11 @@ Every connection is a paho client of its own: paho would send what was unanswere
 deadline has long passed. Here a request goes out once, with the time that is left; if that is in vain, its caller sees
 the deadline pass.
 
+At a broker that asks for certificates a device is called `{device}@{site}`, as its own certificate says, and that name
+stands in the topic of each request:
+
+    with DeviceClient("camera-1", site="berlin", broker=("broker.example", 8883), tls=folder_context(folder)) as device:
+
 Safe to use from several threads; each `ask` blocks its own caller only.
 """
 
@@ -18,6 +23,7 @@ import json
 import logging
 import math
 import socket
+import ssl
 import threading
 import time
 import uuid
@@ -37,6 +43,8 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from core.backoff import Backoff, BackoffPolicy
+from core.broker_names import device_username
+from core.ids import SiteId
 
 _log = logging.getLogger(__name__)
 
@@ -86,15 +94,25 @@ class DeviceCounters:
 
 
 class DeviceClient:
+    """`client_id` is the device's name; with `tls`, what `nanofleet authority certify --role device` was given."""
+
     def __init__(
-        self, client_id: str, *, site: str, broker: tuple[str, int], protocol: Protocol = Protocol.MQTT_5
+        self,
+        client_id: str,
+        *,
+        site: str,
+        broker: tuple[str, int],
+        protocol: Protocol = Protocol.MQTT_5,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
-        self.client_id = client_id
+        self.client_id = client_id if tls is None else device_username(client_id, SiteId(site))
         self.counters = DeviceCounters()
         self._site = site
         self._broker = broker
         self._is_v5 = protocol is Protocol.MQTT_5
-        self._replies_topic = f"nf/v1/{site}/clients/{client_id}/replies"
+        self._tls = tls
+        self._last_error: OSError | None = None
+        self._replies_topic = f"nf/v1/{site}/clients/{self.client_id}/replies"
         self._lock = threading.Lock()
         self._pending: dict[str, Future[Reply]] = {}
         self._answered: OrderedDict[str, None] = OrderedDict()
@@ -121,9 +139,8 @@ class DeviceClient:
         if not self._subscribed.wait(timeout_s):
             self.close()
             host, port = self._broker
-            raise NoReply(
-                f"broker {host}:{port}: expected a subscription within {timeout_s:g} s; is the broker running?"
-            )
+            reason = "is the broker running?" if self._last_error is None else f"the last attempt: {self._last_error}"
+            raise NoReply(f"broker {host}:{port}: expected a subscription within {timeout_s:g} s; {reason}")
 
     def close(self) -> None:
         self._closing.set()
@@ -178,7 +195,9 @@ class DeviceClient:
         properties.MessageExpiryInterval = math.ceil(int(words["deadline-ms"]) / 1000)
         properties.ContentType = "application/json"
         properties.UserProperty = list(words.items())
-        self._mqtt.publish(topic, json.dumps(request), qos=qos, properties=properties)
+        # Where devices are not trusted, the topic says who asks.
+        named = topic if self._tls is None else f"{topic}/{self.client_id}"
+        self._mqtt.publish(named, json.dumps(request), qos=qos, properties=properties)
 
     def _publish_v311(
         self, topic: str, request: Mapping[str, Any], correlation: str, words: Mapping[str, str], qos: int
@@ -191,6 +210,8 @@ class DeviceClient:
     def _make_client(self) -> Client:
         version = MQTTProtocolVersion.MQTTv5 if self._is_v5 else MQTTProtocolVersion.MQTTv311
         client = Client(CallbackAPIVersion.VERSION2, client_id=self.client_id, protocol=version)
+        if self._tls is not None:
+            client.tls_set_context(self._tls)
         client.on_connect = self._on_connect
         client.on_subscribe = self._on_subscribe
         client.on_message = self._on_message
@@ -212,7 +233,8 @@ class DeviceClient:
         client = self._make_client()
         try:
             client.connect(*self._broker, keepalive=KEEPALIVE_S)
-        except OSError:
+        except OSError as error:
+            self._last_error = error
             return False
         self._mqtt = client
         try:

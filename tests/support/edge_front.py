@@ -6,6 +6,7 @@ async with serving(broker, echo_model()) as front, device(broker) as camera:
 """
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from edge_agent.client.device import disable_nagle
 from edge_agent.data_plane import EdgeDataPlane
 from edge_agent.front.mqtt.broker import BrokerState
 from edge_agent.front.mqtt.front import MqttFront
+from edge_agent.front.mqtt.tls import BrokerTls
 from edge_agent.runtime.pool import LoadedModel, ModelPool
 from edge_agent.settings import MqttSettings, RuntimeSettings
 from tests.support.edge_plane import SURE, UNSAMPLED, FakeHeavy
@@ -47,8 +49,10 @@ async def serving(
     settings: Mapping[str, Any] | None = None,
     tracing: Tracing | None = None,
     agent: str = AGENT,
+    tls: BrokerTls | None = None,
+    expected: BrokerState = BrokerState.ONLINE,
 ) -> AsyncIterator[MqttFront]:
-    """Yield a front that is connected to `broker`; it has said goodbye afterwards."""
+    """Yield a front once its connection to `broker` is as `expected`; it has said goodbye afterwards."""
     clock = SystemClock()
     pool = pool or ModelPool(RuntimeSettings(), clock=clock)
     for model in models:
@@ -62,10 +66,11 @@ async def serving(
         plane=plane,
         pool=pool,
         clock=clock,
+        tls=tls,
     )
     task = asyncio.create_task(front.run(), name="front")
     try:
-        await until(front, BrokerState.ONLINE)
+        await until(front, expected)
         yield front
     finally:
         task.cancel()
@@ -104,7 +109,9 @@ class Received:
 class Device:
     """A paho client in a thread of its own, whose messages are awaited in the test's loop."""
 
-    def __init__(self, broker: Mosquitto, *, topic: str, is_v5: bool) -> None:
+    def __init__(
+        self, broker: Mosquitto, *, topic: str, is_v5: bool, tls: ssl.SSLContext | None = None, client_id: str = ""
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._messages: asyncio.Queue[Received] = asyncio.Queue()
         self._subscribed = asyncio.Event()
@@ -112,7 +119,9 @@ class Device:
         self._topic = topic
         self._is_v5 = is_v5
         version = MQTTProtocolVersion.MQTTv5 if is_v5 else MQTTProtocolVersion.MQTTv311
-        self._client = Client(CallbackAPIVersion.VERSION2, protocol=version)
+        self._client = Client(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=version)
+        if tls is not None:
+            self._client.tls_set_context(tls)
         self._client.on_message = self._on_message
         self._client.on_connect = lambda client, *_: client.subscribe(self._topic, qos=1)
         self._client.on_subscribe = self._on_subscribe
@@ -188,10 +197,17 @@ class Device:
 
 
 @asynccontextmanager
-async def device(broker: Mosquitto, *, topic: str = REPLIES, is_v5: bool = True) -> AsyncIterator[Device]:
-    made = Device(broker, topic=topic, is_v5=is_v5)
-    await made.start()
+async def device(
+    broker: Mosquitto,
+    *,
+    topic: str = REPLIES,
+    is_v5: bool = True,
+    tls: ssl.SSLContext | None = None,
+    client_id: str = "",
+) -> AsyncIterator[Device]:
+    made = Device(broker, topic=topic, is_v5=is_v5, tls=tls, client_id=client_id)
     try:
+        await made.start()
         yield made
     finally:
         await made.stop()

@@ -56,11 +56,16 @@ def offline_agent(
     agent_id: str = "gate-1",
     site: str = "berlin",
     environment: Mapping[str, str] | None = None,
+    is_enrolled: bool = False,
 ) -> Iterator[OfflineAgent]:
-    """Yield an agent that is connected to `broker` and serves `models`; it is gone afterwards."""
+    """Yield an agent that is connected to `broker` and serves `models`; it is gone afterwards.
+
+    With `is_enrolled` its identity is in `state_dir` already.
+    """
     put_models(state_dir, agent_id, models)
-    # Nobody listens there: the agent must do without.
-    enrolled(state_dir, controller=Address("127.0.0.1", free_port()), agent_id=agent_id, site=site)
+    if not is_enrolled:
+        # Nobody listens there: the agent must do without.
+        enrolled(state_dir, controller=Address("127.0.0.1", free_port()), agent_id=agent_id, site=site)
     settings = {
         "STATE_DIR": str(state_dir),
         "GRPC_BIND": "127.0.0.1:0",

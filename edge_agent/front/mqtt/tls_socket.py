@@ -19,6 +19,7 @@ class TlsSocket:
         self._raw = shaken
 
     def recv(self, size: int) -> bytes:
+        """Return what is there, and all that OpenSSL holds: about `size` bytes, more by a record at most."""
         pieces = [self._recv_record(size)]
         left = size - len(pieces[0])
         # A record holds 16 KiB at most: without going on, a large request would take a turn of the loop for each.
