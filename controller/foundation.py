@@ -8,6 +8,7 @@ import hashlib
 import os
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 from controller.access.service import Access
 from controller.identity.keys import AuthorityKeys
@@ -54,14 +55,15 @@ async def lay(settings: Settings, stack: AsyncExitStack, *, clock: Clock) -> Fou
     """Open, or make, what stands in `settings.data_dir`; `stack` closes it.
 
     Raises:
-        Conflict: a controller runs on it, or it is that of another trust domain.
+        Conflict: a controller runs on it or on its database, or it is that of another trust domain.
+        InvalidRequest: the database cannot serve us the way it was made.
         Unavailable: a database cannot be opened, or a key that signs online is missing.
     """
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Also one that somebody made before: what agents may run, and what is sent to them, is nobody else's to read.
     settings.data_dir.chmod(0o700)
     stack.enter_context(folder_lock.held(settings.data_dir / "controller.lock", what="controller"))
-    database = await opened(settings.database_url, stack)
+    database = await opened(settings.database_url, stack, password_file=settings.database_password_file)
     identity = Identity(
         SqlIdentityStore(database),
         AuthorityKeys(settings.keys_dir / "authorities"),
@@ -75,9 +77,9 @@ async def lay(settings: Settings, stack: AsyncExitStack, *, clock: Clock) -> Fou
     return Foundation(database, identity, catalogue, Access(SqlAccessStore(database), clock=clock))
 
 
-async def opened(url: str, stack: AsyncExitStack) -> Database:
-    """Open a database at this release's schema."""
-    database = Database(url)
+async def opened(url: str, stack: AsyncExitStack, *, password_file: Path | None = None) -> Database:
+    """Open a database at this release's schema; see `Database`."""
+    database = Database(url, password_file=password_file)
     stack.push_async_callback(database.close)
     await database.migrate()
     return database
