@@ -66,7 +66,8 @@ COMPILE = uv pip compile --generate-hashes --universal --python-version 3.11 --n
 locks: ## Resolve the pinned dependencies again (needs uv)
 	$(COMPILE) pyproject.toml --extra dev --output-file $(LOCKS)/dev.lock
 	$(COMPILE) pyproject.toml --extra agent --output-file $(LOCKS)/agent.lock
-	$(COMPILE) pyproject.toml --extra controller --extra heavy --output-file $(LOCKS)/controller.lock
+	$(COMPILE) pyproject.toml --extra controller --extra heavy --extra postgresql --output-file $(LOCKS)/controller.lock
 	$(COMPILE) pyproject.toml --extra bench --override $(LOCKS)/bench.overrides --no-emit-package torch --output-file $(LOCKS)/bench.lock
+	$(COMPILE) $(LOCKS)/build.in --constraint $(LOCKS)/dev.lock --output-file $(LOCKS)/build.lock
 	$(COMPILE) $(LOCKS)/conformance.in --output-file $(LOCKS)/conformance.lock
 	$(COMPILE) $(LOCKS)/protoc.in --output-file $(LOCKS)/protoc.lock

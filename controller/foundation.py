@@ -9,6 +9,7 @@ import os
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 from controller.access.service import Access
 from controller.audit.service import Audit, Bounds
@@ -58,14 +59,15 @@ async def lay(settings: Settings, stack: AsyncExitStack, *, clock: Clock) -> Fou
     """Open, or make, what stands in `settings.data_dir`; `stack` closes it.
 
     Raises:
-        Conflict: a controller runs on it, or it is that of another trust domain.
+        Conflict: a controller runs on it or on its database, or it is that of another trust domain.
+        InvalidRequest: the database cannot serve us the way it was made.
         Unavailable: a database cannot be opened, or a key that signs online is missing.
     """
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Also one that somebody made before: what agents may run, and what is sent to them, is nobody else's to read.
     settings.data_dir.chmod(0o700)
     stack.enter_context(folder_lock.held(settings.data_dir / "controller.lock", what="controller"))
-    database = await opened(settings.database_url, stack)
+    database = await opened(settings.database_url, stack, password_file=settings.database_password_file)
     identity = Identity(
         SqlIdentityStore(database),
         AuthorityKeys(settings.keys_dir / "authorities"),
@@ -85,9 +87,9 @@ def _audit_bounds(settings: Settings) -> Bounds:
     return Bounds(settings.audit.max_entries, timedelta(days=settings.audit.kept_days))
 
 
-async def opened(url: str, stack: AsyncExitStack) -> Database:
-    """Open a database at this release's schema."""
-    database = Database(url)
+async def opened(url: str, stack: AsyncExitStack, *, password_file: Path | None = None) -> Database:
+    """Open a database at this release's schema; see `Database`."""
+    database = Database(url, password_file=password_file)
     stack.push_async_callback(database.close)
     await database.migrate()
     return database

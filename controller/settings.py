@@ -7,7 +7,8 @@ and who it is) and `NANOFLEET_SIGNING_KEY_*` (keys of the catalogue) are left al
 """
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import SettingsConfigDict
@@ -20,6 +21,7 @@ from core.telemetry import DEFAULT_SAMPLE_RATIO
 
 _FOREIGN = ("NANOFLEET_AGENT_", "NANOFLEET_CONTROLLER", "NANOFLEET_CREDENTIAL", "NANOFLEET_SIGNING_KEY_")
 _GIB = 1 << 30
+_POSTGRESQL = "postgresql+psycopg"
 
 
 def _address(value: object) -> object:
@@ -34,6 +36,21 @@ def _address(value: object) -> object:
 def _address_text(text: str) -> str:
     _address(text)
     return text
+
+
+def _database_url(text: str) -> str:
+    # Nothing of it is repeated: it may hold a password by mistake.
+    if not text.startswith(("sqlite:///", f"{_POSTGRESQL}://")):
+        raise ValueError(f"expected {_POSTGRESQL}://user@host:5432/name or sqlite:///path")
+    parts = urlsplit(text)
+    if parts.password is not None or "password" in parse_qs(parts.query):
+        raise ValueError("expected no password in it; put it into a file and name that in database_password_file")
+    return text
+
+
+def _database_file(fields: dict[str, Any]) -> str:
+    # Without a data_dir that is one, that is what is said to be wrong.
+    return f"sqlite:///{fields.get('data_dir', Path()) / 'controller.sqlite'}"
 
 
 AddressField = Annotated[Address, BeforeValidator(_address)]
@@ -151,6 +168,12 @@ class Settings(ProcessSettings):
         default=Path("nanofleet-data"), validate_default=True
     )
     """Folder of the database and the blobs; made when missing."""
+    database_url: Annotated[str, AfterValidator(_database_url)] = Field(default_factory=_database_file)
+    """Where the records are: the file `controller.sqlite` in `data_dir`, or `postgresql+psycopg://user@host:5432/name`,
+    a database of this controller alone. What libpq knows may follow after a `?`, such as `sslrootcert=/path`. On every
+    host but loopback the server must prove itself (`sslmode=verify-full`), unless another `sslmode` stands there."""
+    database_password_file: Path | None = None
+    """File with the password for a PostgreSQL, read at every connection."""
     grpc_bind: BindAddress = "127.0.0.1:7443"
     """Where agents, gRPC inference clients and OTLP exporters connect; mutual TLS."""
     enrolment_bind: BindAddress = "127.0.0.1:7444"
@@ -179,10 +202,6 @@ class Settings(ProcessSettings):
     """The record of who changed what."""
     logs: LogSettings = LogSettings()
     """What the process says on standard error."""
-
-    @property
-    def database_url(self) -> str:
-        return f"sqlite:///{self.data_dir / 'controller.sqlite'}"
 
     @property
     def blobs_dir(self) -> Path:
@@ -227,6 +246,12 @@ class Settings(ProcessSettings):
                 self.advertised(parse_address(bind))
             except InvalidRequest as error:
                 raise ValueError(str(error)) from error
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_password_for_somebody(self) -> Self:
+        if self.database_password_file is not None and not self.database_url.startswith(_POSTGRESQL):
+            raise ValueError("database_password_file is set, but the database is a file; set database_url or remove it")
         return self
 
     @model_validator(mode="after")

@@ -1,10 +1,12 @@
 """What holds for every test."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 
 from tests.support.mosquitto import MissingProgram, program_path
+from tests.support.postgresql import Postgresql, postgresql_programs, running_postgresql
 from tests.support.wire import require_recording
 
 # Before gRPC is imported: its fork handlers crash about one child in a hundred that starts during a call.
@@ -17,6 +19,14 @@ def pytest_sessionstart() -> None:
         try:
             for program in ("mosquitto", "mosquitto_rr", "g++"):
                 program_path(program)
+            postgresql_programs()
             require_recording()
         except MissingProgram as error:
             pytest.exit(f"continuous integration skips nothing: {error}", returncode=1)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Postgresql]:
+    """One server for all who need one; each makes databases of its own on it."""
+    with running_postgresql() as server:
+        yield server

@@ -1,43 +1,54 @@
 """The one database of the controller, and the threads that may wait for it.
 
 SQLAlchemy is used synchronously, on threads of our own: a use case is a function over a connection, and `run` carries
-it to the single writer thread as one transaction, so that it costs one hop however many statements it holds. SQLite has
-one writer anyway; giving it one thread makes waiting for the lock a queue instead of a race. `read` does the same on a
-few reader threads, whose connections refuse to write.
+it to the single writer thread as one transaction, so that it costs one hop however many statements it holds. One
+thread makes waiting for SQLite's one lock a queue instead of a race, and a controller is alone on a PostgreSQL. `read`
+does the same on a few reader threads, whose connections refuse to write.
 
-SQLite in WAL mode: readers see the last commit while the writer works; `synchronous=FULL` makes a commit survive a
-power cut. The stores of the features (`registry`, `fleet`, `traces`) are the only callers.
+`sqlite` and `postgresql` say how each is connected to. The stores of the features (`registry`, `fleet`, `traces` and
+so on) are the only callers, and the same on both.
 """
 
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 import alembic.command
 import alembic.config
-from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import OperationalError
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError, OperationalError
 
+from controller.storage import postgresql, sqlite
+from controller.storage.postgresql import HeldByAnother
 from core.errors import Overloaded, Unavailable
 
 T = TypeVar("T")
 
-# Chosen: long enough for a checkpoint or a backup that holds the lock, short enough to be noticed.
-BUSY_TIMEOUT_MS = 5000
-# Chosen: SQLite serves thousands of small transactions a second; a longer queue means that it is stuck.
+# Chosen: both kinds serve thousands of small transactions a second; a longer queue means that it is stuck.
 MAX_WAITING = 4096
 READER_THREADS = 2
 
 
 class Database:
-    """Engines and threads over `url`, a file of SQLite: `sqlite:///path`. Call `migrate` before anything else."""
+    """Engines and threads over `url`; nothing is opened before `migrate`, which comes before anything else.
 
-    def __init__(self, url: str) -> None:
-        self._writer = _engine(url, begin="BEGIN IMMEDIATE", connections=1, is_read_only=False)
-        self._reader = _engine(url, begin="BEGIN", connections=READER_THREADS, is_read_only=True)
+    Args:
+        url: `sqlite:///path` or `postgresql+psycopg://user@host:port/name`, with what libpq knows after a `?`.
+        password_file: a file that holds the password for `url`; PostgreSQL only.
+
+    Raises:
+        InvalidRequest: the driver is not installed.
+    """
+
+    def __init__(self, url: str, *, password_file: Path | None = None) -> None:
+        if url.startswith("sqlite:"):
+            self._writer = sqlite.writer(url)
+            self._reader = sqlite.reader(url, connections=READER_THREADS)
+        else:
+            self._writer = postgresql.writer(url, password_file)
+            self._reader = postgresql.reader(url, password_file, connections=READER_THREADS)
         self._writer_thread = ThreadPoolExecutor(1, thread_name_prefix="database-writer")
         self._reader_threads = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="database-reader")
         self._waiting = 0
@@ -54,17 +65,28 @@ class Database:
 
         Raises:
             Overloaded: too many use cases are waiting.
-            Unavailable: the database is locked by another process, full or unreadable.
+            Unavailable: the database is away, locked, full or unreadable, or belongs to another controller by now.
+                Where the connection broke in mid-commit, nobody knows whether it was done.
         """
-        return await self._hop(self._writer_thread, self._writer, use_case)
+        try:
+            return await self._hop(self._writer_thread, self._writer, use_case)
+        except HeldByAnother as error:
+            # It was ours, or we would not have started: the callers cannot help it, and it may be ours again.
+            raise Unavailable(str(error)) from error
 
     async def read(self, query: Callable[[Connection], T]) -> T:
         """Run `query` on a reader thread, over one consistent snapshot; it cannot write. Raises as `run` does."""
         return await self._hop(self._reader_threads, self._reader, query)
 
     async def migrate(self) -> None:
-        """Bring the schema to this release's, in one transaction; nothing happens when it is there already."""
-        await self.run(_upgrade)
+        """Bring the schema to this release's, in one transaction; nothing happens when it is there already.
+
+        Raises:
+            Conflict: another controller runs on it.
+            InvalidRequest: it was made in a way that we cannot use.
+            Unavailable: as `run`.
+        """
+        await self._hop(self._writer_thread, self._writer, _upgrade)
 
     async def close(self) -> None:
         """Finish what is queued, then close every connection."""
@@ -79,8 +101,10 @@ class Database:
         self._waiting += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(threads, _transaction, engine, use_case)
-        except OperationalError as error:
-            raise Unavailable(f"database: {error.orig}; try again later") from error
+        except DBAPIError as error:
+            if isinstance(error, OperationalError) or error.connection_invalidated:
+                raise Unavailable(f"database: {_reason(error)}; try again later") from error
+            raise
         finally:
             self._waiting -= 1
 
@@ -90,29 +114,14 @@ def _transaction(engine: Engine, use_case: Callable[[Connection], T]) -> T:
         return use_case(connection)
 
 
-def _engine(url: str, *, begin: str, connections: int, is_read_only: bool) -> Engine:
-    engine = create_engine(url, pool_size=connections, max_overflow=0)
-
-    @event.listens_for(engine, "connect")
-    def _prepare(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
-        # The driver would begin late, at the first write; we begin ourselves, so that reads are in the transaction too.
-        connection.isolation_level = None
-        cursor = connection.cursor()
-        cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-        cursor.execute("PRAGMA journal_mode = WAL")
-        cursor.execute("PRAGMA synchronous = FULL")
-        cursor.execute("PRAGMA foreign_keys = ON")
-        cursor.execute(f"PRAGMA query_only = {'ON' if is_read_only else 'OFF'}")
-        cursor.close()
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
-
-    return engine
+def _reason(error: DBAPIError) -> str:
+    return " ".join(str(error.orig).split())
 
 
 def _upgrade(connection: Connection) -> None:
+    if connection.dialect.name == "postgresql":
+        # A step may copy a large table.
+        connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
     config = alembic.config.Config()
     config.set_main_option("script_location", "controller.storage:migrations")
     config.attributes["connection"] = connection

@@ -5,14 +5,15 @@ from typing import Any, TypeVar
 
 import orjson
 from sqlalchemy import Connection, RowMapping, select
-from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import IntegrityError
 
 from controller.fleet.model import Agent, Deployment, Target, TargetKind
 from controller.fleet.store import FleetReader, FleetRecords
+from controller.storage import tables
 from controller.storage.database import Database
 from controller.storage.instants import instant_of, microseconds_of
 from controller.storage.tables import agents, deployments, variants
+from controller.storage.upserts import save
 from core.digest import Digest
 from core.errors import UnknownModel
 from core.fleet_state import DesiredState, Position, Problem, ReportedState, Slot, SlotPhase, SlotReport, Transfer
@@ -63,12 +64,11 @@ class _SqlFleetRecords:
         return [_deployment(row) for row in self._connection.execute(_DEPLOYMENTS).mappings()]
 
     def save_agents(self, agents: Iterable[Agent]) -> None:
-        if rows := [_agent_row(agent) for agent in agents]:
-            self._connection.execute(_SAVE_AGENT, rows)
+        save(self._connection, tables.agents, [_agent_row(agent) for agent in agents])
 
     def save_deployment(self, deployment: Deployment) -> None:
         try:
-            self._connection.execute(_SAVE_DEPLOYMENT, _deployment_row(deployment))
+            save(self._connection, deployments, [_deployment_row(deployment)])
         except IntegrityError as error:
             slot = deployment.slot
             raise UnknownModel(
@@ -78,16 +78,6 @@ class _SqlFleetRecords:
 
 # ---- statements -----------------------------------------------------------------------------------------------
 
-_INSERT_AGENT = insert(agents)
-_SAVE_AGENT = _INSERT_AGENT.on_conflict_do_update(
-    index_elements=[agents.c.id],
-    set_={column.name: _INSERT_AGENT.excluded[column.name] for column in agents.c if not column.primary_key},
-)
-_INSERT_DEPLOYMENT = insert(deployments)
-_SAVE_DEPLOYMENT = _INSERT_DEPLOYMENT.on_conflict_do_update(
-    index_elements=[deployments.c.target_kind, deployments.c.target, deployments.c.model],
-    set_={column.name: _INSERT_DEPLOYMENT.excluded[column.name] for column in deployments.c if not column.primary_key},
-)
 _DEPLOYMENTS = (
     select(deployments, variants.c.manifest_digest)
     .join_from(

@@ -4,14 +4,14 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, RowMapping, Select, Table, delete, select
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import Connection, RowMapping, Select, delete, select
 
 from controller.identity.model import AgentIdentity, Authority, AuthorityState, Ban, PublicKey, TokenRecord
 from controller.identity.store import IdentityReader, IdentityRecords
 from controller.storage.database import Database
 from controller.storage.instants import instant_of, microseconds_of
 from controller.storage.tables import authorities, enrolment_tokens, identities
+from controller.storage.upserts import save
 from core.ids import AgentId, SiteId
 
 T = TypeVar("T")
@@ -56,13 +56,13 @@ class _SqlIdentityRecords:
         return [_identity(row) for row in self._rows(select(identities).order_by(identities.c.agent))]
 
     def save_authority(self, authority: Authority) -> None:
-        self._save(authorities, _authority_row(authority))
+        save(self._connection, authorities, [_authority_row(authority)])
 
     def delete_authority(self, sha256: str) -> None:
         self._connection.execute(delete(authorities).where(authorities.c.sha256 == sha256))
 
     def save_token(self, token: TokenRecord) -> None:
-        self._save(enrolment_tokens, _token_row(token))
+        save(self._connection, enrolment_tokens, [_token_row(token)])
 
     def delete_token(self, token_id: str) -> bool:
         return self._connection.execute(delete(enrolment_tokens).where(enrolment_tokens.c.id == token_id)).rowcount > 0
@@ -72,16 +72,10 @@ class _SqlIdentityRecords:
         self._connection.execute(delete(enrolment_tokens).where(enrolment_tokens.c.expires_us < before_us))
 
     def save_identity(self, identity: AgentIdentity) -> None:
-        self._save(identities, _identity_row(identity))
+        save(self._connection, identities, [_identity_row(identity)])
 
     def _rows(self, statement: Select[Any]) -> Sequence[RowMapping]:
         return self._connection.execute(statement).mappings().all()
-
-    def _save(self, table: Table, row: dict[str, Any]) -> None:
-        new = insert(table)
-        changed = {column.name: new.excluded[column.name] for column in table.c if not column.primary_key}
-        statement = new.on_conflict_do_update(index_elements=list(table.primary_key), set_=changed)
-        self._connection.execute(statement, row)
 
 
 # ---- statements -----------------------------------------------------------------------------------------------

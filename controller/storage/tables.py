@@ -17,8 +17,10 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    TypeDecorator,
     UniqueConstraint,
 )
+from sqlalchemy.engine.interfaces import Dialect
 
 # Named constraints, so that migrations can drop them on every database.
 metadata = MetaData(
@@ -30,6 +32,17 @@ metadata = MetaData(
         "pk": "pk_%(table_name)s",
     }
 )
+
+
+class FreeText(TypeDecorator[str]):
+    """What peers, models and people say in their own words, and so with characters that PostgreSQL keeps in no text."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return None if value is None else value.replace("\0", "\N{SYMBOL FOR NULL}")
+
 
 NAME = String(64)
 DIGEST = String(71)
@@ -82,7 +95,7 @@ publications = Table(
     Column("done_ratio", Float, nullable=False),
     Column("version", Integer),
     Column("error_code", String(32)),
-    Column("error_message", Text),
+    Column("error_message", FreeText),
     Column("created_us", BigInteger, nullable=False),
     Column("updated_us", BigInteger, nullable=False),
     CheckConstraint("state IN ('running', 'done', 'failed')", name="state_known"),
@@ -95,8 +108,8 @@ agents = Table(
     metadata,
     Column("id", NAME, primary_key=True),
     Column("site", NAME, nullable=False),
-    Column("software_version", Text, nullable=False),
-    Column("boot_id", Text, nullable=False),
+    Column("software_version", FreeText, nullable=False),
+    Column("boot_id", FreeText, nullable=False),
     Column("tags", Text, nullable=False),
     Column("first_seen_us", BigInteger, nullable=False),
     Column("last_seen_us", BigInteger, nullable=False),
@@ -182,7 +195,7 @@ identities = Table(
     Column("token_id", String(16), nullable=False),
     # Both null or both set.
     Column("banned_us", BigInteger),
-    Column("ban_reason", Text),
+    Column("ban_reason", FreeText),
     # One key, one agent.
     UniqueConstraint("key_sha256"),
 )

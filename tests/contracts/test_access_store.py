@@ -10,24 +10,22 @@ import pytest
 from controller.access.model import BrowserSession, Operator, OperatorRole
 from controller.access.store import AccessStore
 from controller.storage.access import SqlAccessStore
-from controller.storage.database import Database
 from core.errors import Conflict, NotFound, Unauthenticated
 from tests.support.access_store import MemoryAccessStore
+from tests.support.databases import SQL_KINDS, migrated_database
 from tests.support.fleet_values import NOON
 
 ADA = Operator("ada", OperatorRole.ADMIN, "a" * 64, NOON)
 BOB = Operator("bob", OperatorRole.VIEWER, "b" * 64, NOON)
 
 
-@pytest.fixture(params=["memory", "sql"])
+@pytest.fixture(params=["memory", *SQL_KINDS])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[AccessStore]:
     if request.param == "memory":
         yield MemoryAccessStore()
         return
-    database = Database(f"sqlite:///{tmp_path / 'test.sqlite'}")
-    await database.migrate()
-    yield SqlAccessStore(database)
-    await database.close()
+    async with migrated_database(request, tmp_path) as database:
+        yield SqlAccessStore(database)
 
 
 def made_session(operator: Operator = ADA, *, mark: str = "0", after_s: float = 0.0) -> BrowserSession:

@@ -9,23 +9,21 @@ import pytest
 from controller.signing.model import RoleFile, StagedFile
 from controller.signing.store import KEPT_VERSIONS, CatalogueStore
 from controller.storage.catalogue import SqlCatalogueStore
-from controller.storage.database import Database
 from core.errors import Conflict, NotFound
 from tests.support.catalogues import MemoryCatalogueStore
+from tests.support.databases import SQL_KINDS, migrated_database
 
 NOON = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
 STAGED = StagedFile("family-meter", b"draft", NOON)
 
 
-@pytest.fixture(params=["memory", "sql"])
+@pytest.fixture(params=["memory", *SQL_KINDS])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[CatalogueStore]:
     if request.param == "memory":
         yield MemoryCatalogueStore()
         return
-    database = Database(f"sqlite:///{tmp_path / 'test.sqlite'}")
-    await database.migrate()
-    yield SqlCatalogueStore(database)
-    await database.close()
+    async with migrated_database(request, tmp_path) as database:
+        yield SqlCatalogueStore(database)
 
 
 def made(role: str, version: int) -> RoleFile:

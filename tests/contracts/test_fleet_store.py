@@ -13,7 +13,6 @@ from controller.fleet import use_cases
 from controller.fleet.model import WHOLE_FLEET, Deployed, Target
 from controller.fleet.store import FleetRecords, FleetStore
 from controller.registry.model import ModelVersion, PublicationState
-from controller.storage.database import Database
 from controller.storage.fleet import SqlFleetStore
 from controller.storage.registry import SqlRegistryStore
 from core.digest import digest_of
@@ -21,6 +20,7 @@ from core.errors import Conflict, UnknownModel
 from core.fleet_state import Position, Problem, ReportedState, Slot, SlotPhase, SlotReport
 from core.fleet_wire import MAX_SLOTS
 from core.ids import AgentId, ModelName
+from tests.support.databases import SQL_KINDS, migrated_database
 from tests.support.fleet_store import MemoryFleetStore
 from tests.support.fleet_values import (
     CAM,
@@ -51,34 +51,34 @@ MANY = tuple(
 )
 
 
-@pytest.fixture(params=["memory", "sql"])
+@pytest.fixture(params=["memory", *SQL_KINDS])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[FleetStore]:
     """A store without agents, beside a registry that holds VERSIONS."""
-    async with store_beside(VERSIONS, request.param, tmp_path) as made:
+    async with store_beside(VERSIONS, request, tmp_path) as made:
         yield made
 
 
-@pytest.fixture(params=["memory", "sql"])
+@pytest.fixture(params=["memory", *SQL_KINDS])
 async def roomy(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[FleetStore]:
     """A store beside a registry of more models than one agent may have: FILLING and VERSIONS."""
-    async with store_beside((*VERSIONS, *FILLING), request.param, tmp_path) as made:
+    async with store_beside((*VERSIONS, *FILLING), request, tmp_path) as made:
         yield made
 
 
 @asynccontextmanager
-async def store_beside(published: Sequence[ModelVersion], kind: str, folder: Path) -> AsyncIterator[FleetStore]:
-    if kind == "memory":
+async def store_beside(
+    published: Sequence[ModelVersion], request: pytest.FixtureRequest, folder: Path
+) -> AsyncIterator[FleetStore]:
+    if request.param == "memory":
         yield MemoryFleetStore(published=(METER_1, METER_2, CAT_1, *MANY))
         return
-    database = Database(f"sqlite:///{folder / 'test.sqlite'}")
-    await database.migrate()
-    registry = SqlRegistryStore(database)
-    for version in published:
-        publication = made_publication(f"{version.model}-{version.version}", version.model)
-        await registry.add_publication(publication)
-        await registry.record_version(version, replace(publication, state=PublicationState.DONE))
-    yield SqlFleetStore(database)
-    await database.close()
+    async with migrated_database(request, folder) as database:
+        registry = SqlRegistryStore(database)
+        for version in published:
+            publication = made_publication(f"{version.model}-{version.version}", version.model)
+            await registry.add_publication(publication)
+            await registry.record_version(version, replace(publication, state=PublicationState.DONE))
+        yield SqlFleetStore(database)
 
 
 async def test_a_saved_agent_comes_back_whole(store: FleetStore) -> None:

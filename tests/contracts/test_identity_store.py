@@ -9,10 +9,10 @@ import pytest
 
 from controller.identity.model import AgentIdentity, Authority, AuthorityState, Ban, PublicKey, TokenRecord
 from controller.identity.store import IdentityRecords, IdentityStore
-from controller.storage.database import Database
 from controller.storage.identity import SqlIdentityStore
 from core.errors import Forbidden
 from core.ids import AgentId
+from tests.support.databases import SQL_KINDS, migrated_database
 from tests.support.fleet_values import CAM, NOON, NORTH
 from tests.support.identity_store import MemoryIdentityStore
 
@@ -32,15 +32,13 @@ IDENTITY = AgentIdentity(
 )
 
 
-@pytest.fixture(params=["memory", "sql"])
+@pytest.fixture(params=["memory", *SQL_KINDS])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[IdentityStore]:
     if request.param == "memory":
         yield MemoryIdentityStore()
         return
-    database = Database(f"sqlite:///{tmp_path / 'test.sqlite'}")
-    await database.migrate()
-    yield SqlIdentityStore(database)
-    await database.close()
+    async with migrated_database(request, tmp_path) as database:
+        yield SqlIdentityStore(database)
 
 
 async def test_authorities_come_back_whole_the_oldest_first(store: IdentityStore) -> None:

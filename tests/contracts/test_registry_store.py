@@ -9,11 +9,11 @@ import pytest
 
 from controller.registry.model import PublicationState
 from controller.registry.store import RegistryStore
-from controller.storage.database import Database
 from controller.storage.registry import SqlRegistryStore
 from core.errors import Conflict, NotFound, UnknownModel
 from core.fleet_state import Problem
 from core.ids import ModelName, VariantName
+from tests.support.databases import SQL_KINDS, migrated_database
 from tests.support.registry_store import MemoryRegistryStore
 from tests.support.registry_values import NOON, made_publication, made_version
 
@@ -23,15 +23,13 @@ INT8 = VariantName("int8-static")
 FP16 = VariantName("fp16")
 
 
-@pytest.fixture(params=["memory", "sql"])
+@pytest.fixture(params=["memory", *SQL_KINDS])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[RegistryStore]:
     if request.param == "memory":
         yield MemoryRegistryStore()
         return
-    database = Database(f"sqlite:///{tmp_path / 'test.sqlite'}")
-    await database.migrate()
-    yield SqlRegistryStore(database)
-    await database.close()
+    async with migrated_database(request, tmp_path) as database:
+        yield SqlRegistryStore(database)
 
 
 async def record(store: RegistryStore, model: ModelName, version: int, *derived: VariantName) -> None:

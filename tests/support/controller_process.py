@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ class ControllerProcess:
         }
         # In a thread, because the caller's may have a loop that runs.
         with ThreadPoolExecutor(1) as thread:
-            self._prepared = thread.submit(lambda: asyncio.run(_prepare(Settings(data_dir=data_dir)))).result()
+            self._prepared = thread.submit(lambda: asyncio.run(_prepare(_settings(data_dir, environment)))).result()
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -139,6 +140,14 @@ class ControllerProcess:
     def _running(self) -> subprocess.Popen[bytes]:
         assert self.process is not None
         return self.process
+
+
+def _settings(data_dir: Path, environment: Mapping[str, str]) -> Settings:
+    """Return what decides where the process will find what is prepared for it."""
+    url, password_file = (environment.get(f"NANOFLEET_DATABASE_{name}") for name in ("URL", "PASSWORD_FILE"))
+    if url is None or password_file is None:
+        return Settings(data_dir=data_dir)
+    return Settings(data_dir=data_dir, database_url=url, database_password_file=Path(password_file))
 
 
 async def _prepare(settings: Settings) -> _Prepared:

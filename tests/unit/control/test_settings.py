@@ -185,3 +185,32 @@ def test_every_field_says_what_it_means() -> None:
     ]
 
     assert undocumented == []
+
+
+def test_the_database_may_be_a_postgresql_with_its_password_in_a_file(tmp_path: Path) -> None:
+    url = "postgresql+psycopg://nanofleet@db.example/fleet?sslrootcert=/etc/ca.pem"
+
+    settings = load_settings(written(tmp_path, f'database_url = "{url}"\ndatabase_password_file = "/run/secret"\n'))
+
+    assert (settings.database_url, settings.database_password_file) == (url, Path("/run/secret"))
+
+
+@pytest.mark.parametrize(
+    "url", ["mysql://db.example/fleet", "postgresql://db.example/fleet", "sqlite://fleet", "fleet"]
+)
+def test_another_kind_of_database_is_refused(tmp_path: Path, url: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"database_url: .*expected postgresql.psycopg://user@host:5432/name"):
+        load_settings(written(tmp_path, f'database_url = "{url}"\n'))
+
+
+@pytest.mark.parametrize("url", ["nf:s3cret@db.example/fleet", "nf@db.example/fleet?password=s3cret"])
+def test_a_password_in_the_url_is_refused_and_not_repeated(tmp_path: Path, url: str) -> None:
+    with pytest.raises(InvalidRequest, match="database_password_file") as refused:
+        load_settings(written(tmp_path, f'database_url = "postgresql+psycopg://{url}"\n'))
+
+    assert "s3cret" not in str(refused.value)
+
+
+def test_a_password_for_a_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="the database is a file; set database_url"):
+        load_settings(written(tmp_path, 'database_password_file = "/run/secret"\n'))
