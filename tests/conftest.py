@@ -17,7 +17,7 @@ def pytest_sessionstart() -> None:
     """Fail at once where tests that need a program would be skipped though they must not be."""
     if os.environ.get("CI") == "true":
         try:
-            for program in ("mosquitto", "mosquitto_rr", "g++"):
+            for program in ("mosquitto", "mosquitto_rr", "g++", "prometheus", "promtool"):
                 program_path(program)
             postgresql_programs()
             require_recording()

@@ -130,5 +130,6 @@ def program_path(name: str) -> str:
     """
     path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
     if path is None:
-        raise MissingProgram(f"{name} is not installed (Debian: apt install mosquitto mosquitto-clients tcpdump)")
+        packages = "mosquitto mosquitto-clients prometheus tcpdump"
+        raise MissingProgram(f"{name} is not installed (Debian: apt install {packages})")
     return path
