@@ -15,7 +15,7 @@ def pytest_sessionstart() -> None:
     """Fail at once where tests that need a program would be skipped though they must not be."""
     if os.environ.get("CI") == "true":
         try:
-            for program in ("mosquitto", "mosquitto_rr"):
+            for program in ("mosquitto", "mosquitto_rr", "g++"):
                 program_path(program)
             require_recording()
         except MissingProgram as error:

