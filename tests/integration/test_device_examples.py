@@ -50,7 +50,7 @@ async def built_sketch(folder: Path, settings: Mapping[str, str | int]) -> Path:
     program = folder / "sensor"
     # Unused parameters are of the stand-ins for Arduino's libraries.
     options = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", f'-DSKETCH="{sketch}"']
-    sources = ["-I", SUPPORT / "arduino", "-I", folder, SUPPORT / "arduino" / "main.cpp"]
+    sources: list[str | Path] = ["-I", SUPPORT / "arduino", "-I", folder, SUPPORT / "arduino" / "main.cpp"]
     await output_of(program_path("g++"), *options, *sources, "-o", program, "-lmosquitto")
     return program
 

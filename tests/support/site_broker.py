@@ -47,11 +47,11 @@ class SiteBroker(Mosquitto):
         """Have the broker read an access list that shuts a device out; it takes effect a moment later."""
         assert self._process is not None
         self._banned = [*self._banned, device]
-        self._config_text(persistent=False)
+        self._config_text(persistent=False, nodelay=True)
         self._process.send_signal(signal.SIGHUP)
 
-    def _config_text(self, *, persistent: bool) -> str:
-        assert not persistent
+    def _config_text(self, *, persistent: bool, nodelay: bool) -> str:
+        assert nodelay and not persistent
         render(
             self._folder,
             *("--site", self._site, "--listen", f"{self.port} {HOST}", "--user", getpass.getuser()),
