@@ -51,7 +51,8 @@ class SiteBroker(Mosquitto):
         self._process.send_signal(signal.SIGHUP)
 
     def _config_text(self, *, persistent: bool, nodelay: bool) -> str:
-        assert nodelay and not persistent
+        assert nodelay
+        assert not persistent
         render(
             self._folder,
             *("--site", self._site, "--listen", f"{self.port} {HOST}", "--user", getpass.getuser()),
