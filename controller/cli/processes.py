@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from controller.cli import initialise
+from controller.cli import backup, drift, initialise
 
 GRPC_ENVIRONMENT = {
     # Its fork handlers crash about one child process in a hundred that is started while another thread is in a call
@@ -22,6 +22,10 @@ GRPC_ENVIRONMENT = {
 
 controller_app = typer.Typer(help="Set up and run a controller on this machine.", no_args_is_help=True)
 controller_app.command("init")(initialise.init)
+controller_app.command("backup")(backup.backup)
+controller_app.command("restore")(backup.restore)
+controller_app.command("confirm-restore")(backup.confirm_restore)
+controller_app.command("drift")(drift.show_drift)
 
 
 @controller_app.command()
