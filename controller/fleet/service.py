@@ -149,6 +149,9 @@ class Fleet:
                 models than one desired state may hold; or a restore waits to be confirmed.
         """
         self._require_confirmed()
+        if self._restoration is not None:
+            # What agents run decides whether they are moved.
+            await self.flush()
         found = await self._catalogue.variant(model, version, variant)
         now = self._clock.now()
         slot = Slot(model, found.version, variant, found.manifest_digest)

@@ -13,7 +13,7 @@ from datetime import datetime
 
 from controller.fleet.heard import Heard, apply_heard
 from controller.fleet.model import WHOLE_FLEET, Agent, Deployed, Deployment, Target
-from controller.fleet.resolution import resolve
+from controller.fleet.resolution import resolve, winners_of
 from controller.fleet.restoration import Restoration
 from controller.fleet.store import FleetReader, FleetRecords
 from core.digest import Digest
@@ -58,11 +58,16 @@ def deploy(records: FleetRecords, deployment: Deployment, *, now: datetime) -> D
         UnknownModel: the registry does not hold the variant.
         Conflict: an agent, or any that may come, would have more models than one desired state may hold.
     """
-    epoch = _epoch(records.restoration())
+    restoration = records.restoration()
+    epoch = _epoch(restoration)
     records.save_deployment(deployment)
     deployments = records.deployments()
     _require_room(deployment.target, deployments)
-    covered = [agent for agent in records.agents() if deployment.target.covers(agent.agent_id, agent.site)]
+    covered = [
+        agent
+        for agent in records.agents()
+        if deployment.target.covers(agent.agent_id, agent.site) and not _is_held(agent, deployments, restoration)
+    ]
     settled = [_settled(agent, deployments, epoch=epoch, now=now) for agent in covered]
     records.save_agents(after for before, after in zip(covered, settled, strict=True) if after is not before)
     # A more specific deployment of the same model may hide this one from some of them.
@@ -109,6 +114,29 @@ def _highest_told(agents: Iterable[Agent]) -> int:
 
 def _epoch(restoration: Restoration | None) -> int:
     return FIRST_EPOCH if restoration is None else restoration.epoch
+
+
+def _is_held(agent: Agent, deployments: Iterable[Deployment], restoration: Restoration | None) -> bool:
+    """Say whether a restore leaves open what an agent shall run, so that a deployment passes it by.
+
+    One that was not heard of since may be ahead; its next hello tells. One that is ahead moves as a whole, so it waits
+    until every model in which it differs from us was deployed after the restore: nothing is rolled back in passing.
+    """
+    if restoration is None:
+        return False
+    if agent.last_seen_at < restoration.restored_at:
+        return True
+    if not agent.is_ahead:
+        return False
+    winners = winners_of(deployments, agent.agent_id, agent.site)
+    differing = {report.slot.model for report in agent.reported.slots if _wanted(winners, report.slot) != report.slot}
+    decided = {model for model, winner in winners.items() if winner.created_at >= restoration.restored_at}
+    return not differing <= decided
+
+
+def _wanted(winners: Mapping[ModelName, Deployment], slot: Slot) -> Slot | None:
+    winner = winners.get(slot.model)
+    return None if winner is None else winner.slot
 
 
 def _replaced(before: Iterable[Agent], slot: Slot, affected: Collection[AgentId]) -> tuple[Digest, ...]:

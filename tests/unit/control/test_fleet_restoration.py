@@ -8,7 +8,7 @@ import pytest
 from controller.fleet import use_cases
 from core.errors import Conflict
 from core.fleet_state import NO_CATALOGUE, CatalogueVersions, Position
-from tests.support.fleet_values import CAM, METER, NOON, made_hello, made_slot
+from tests.support.fleet_values import CAM, CAT, METER, NOON, made_hello, made_report, made_slot
 from tests.unit.control.test_fleet_service import FIRST, OTHER, SECOND, World, is_idle, taken
 
 YESTERDAY = NOON - timedelta(days=1)
@@ -62,6 +62,44 @@ async def test_after_the_word_an_agent_that_is_ahead_keeps_what_it_runs_until_th
 
         desired = await taken(ahead)
     assert (desired.position, desired.slots) == (Position(2, 1), (made_slot(METER, 2),))
+
+
+async def test_a_deployment_of_another_model_rolls_nothing_back_in_passing() -> None:
+    world = await restored()
+    async with world.online(made_hello(applied=SECOND)) as ahead:
+        world.fleet.reported(ahead, made_report(SECOND, made_slot(METER, 2)))
+        await world.fleet.confirm_restored()
+        await world.deploy(model=CAT)
+        assert is_idle(ahead)
+        await world.deploy(version=1)
+
+        assert (await taken(ahead)).slots == (made_slot(CAT, 1), made_slot(METER, 1))
+
+
+async def test_a_model_that_this_state_never_heard_of_is_not_taken_from_an_agent() -> None:
+    world = await restored()
+    async with world.online(made_hello(applied=SECOND)) as ahead:
+        world.fleet.reported(ahead, made_report(SECOND, made_slot(METER, 1), made_slot(CAT, 1)))
+        await world.fleet.confirm_restored()
+        await world.deploy(version=2)
+
+        assert is_idle(ahead)
+
+
+async def test_an_agent_that_was_away_meanwhile_is_passed_by_until_it_comes() -> None:
+    world = await restored()
+    await world.fleet.confirm_restored()
+    await world.deploy(model=CAT)
+    async with world.online(made_hello(applied=SECOND)) as ahead:
+        assert is_idle(ahead)
+
+
+async def test_an_agent_that_was_away_and_is_not_ahead_gets_all_when_it_comes() -> None:
+    world = await restored()
+    await world.fleet.confirm_restored()
+    await world.deploy(model=CAT)
+    async with world.online(made_hello(applied=FIRST)) as behind:
+        assert (await taken(behind)).slots == (made_slot(CAT, 1), made_slot(METER, 1))
 
 
 async def test_the_epoch_passes_one_that_an_agent_tells_of() -> None:
