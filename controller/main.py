@@ -244,11 +244,15 @@ async def _make_parts(
     await registry.prepare()
     bound = settings.fleet.max_sessions
     fleet = Fleet(SqlFleetStore(database), registry, releases=catalogue, clock=clock, max_sessions=bound)
+    await fleet.prepare()
     identity.on_revoked(fleet.expel)
     identity.on_decided(foundation.audit.decided)
     fleet.on_decided(foundation.audit.decided)
     foundation.access.watched_by(AccessWitness(foundation.audit))
     stack.push_async_callback(foundation.audit.flush)
+    if (restored := fleet.restoration) is not None and restored.is_open:
+        backup_at = restored.backup_at.isoformat(timespec="seconds")
+        foundation.audit.decided("restore.watch", f"epoch {restored.epoch}", f"state of {backup_at}, nothing is pushed")
     director = Director(catalogue, clock=clock)
     transfers = await _transfers(settings.transfer, settings.packs_dir, fleet, blobs, stack, clock=clock)
     fleet.on_deployed(transfers.prepare_ahead)

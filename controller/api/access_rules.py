@@ -71,6 +71,8 @@ RULES: Mapping[str, Mapping[str, Need]] = {
     # It has names, and addresses that requests came from.
     "/api/audit": {"GET": _OPERATOR},
     "/api/audit/verification": {"GET": _OPERATOR},
+    "/api/restoration": {"GET": _VIEWER},
+    "/api/restoration/confirmation": {"POST": _ADMIN},
     "/api/operators": {"GET": _ADMIN, "POST": _ADMIN},
     "/api/operators/{name}": {"DELETE": _ADMIN},
     "/api/operators/{name}/secret": {"POST": _ADMIN},

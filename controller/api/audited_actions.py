@@ -22,6 +22,7 @@ ACTIONS: Mapping[str, Mapping[str, str]] = {
     "/api/certificates": {"POST": "certificate.issue"},
     "/api/signing/signed": {"POST": "signing.publish"},
     "/api/signing/rotations": {"POST": "signing.rotate"},
+    "/api/restoration/confirmation": {"POST": "restore.confirm"},
     "/api/operators": {"POST": "operator.add"},
     "/api/operators/{name}": {"DELETE": "operator.remove"},
     "/api/operators/{name}/secret": {"POST": "operator.rotate"},

@@ -16,11 +16,12 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from controller.access.service import Access
-from controller.api import audit_rest, identity_rest, operator_rest, operators_rest, sign_in
+from controller.api import audit_rest, identity_rest, operator_rest, operators_rest, restoration_rest, sign_in
 from controller.api.access import Guarded
 from controller.api.access_rules import INFERENCE_PREFIX
 from controller.api.audited import Audited
 from controller.api.metrics_http import Measured, metrics_router
+from controller.api.notices import Noticed
 from controller.api.open_inference_http import create_open_inference_app
 from controller.api.operator_views import ProblemView
 from controller.api.problems import exception_handlers, problem_answer
@@ -75,7 +76,7 @@ def create_app(
     operator = create_operator_app(
         registry=registry, fleet=fleet, traces=traces, trust=trust, server_version=server_version, metrics=metrics
     )
-    faces = ByPrefix(INFERENCE_PREFIX, inference, otherwise=Audited(operator, trust.audit))
+    faces = ByPrefix(INFERENCE_PREFIX, inference, otherwise=Noticed(Audited(operator, trust.audit), fleet))
     return Measured(Guarded(faces, trust.access, trust.audit), metrics, clock=clock)
 
 
@@ -106,6 +107,7 @@ def create_operator_app(
     app.include_router(operators_rest.router(trust.access))
     app.include_router(identity_rest.router(trust.identity, trust.destination))
     app.include_router(signing_router(trust.catalogue))
+    app.include_router(restoration_rest.router(fleet, trust.catalogue))
     app.include_router(audit_rest.router(trust.audit))
     app.include_router(sign_in.pages(trust.access))
     app.include_router(metrics_router(metrics or Metrics()))

@@ -119,9 +119,9 @@ def agent_view(seen: AgentView) -> views.AgentView:
         tags=agent.tags,
         first_seen_at=agent.first_seen_at,
         last_seen_at=agent.last_seen_at,
-        desired=_position_view(agent.desired.position),
+        desired=position_view(agent.desired.position),
         desired_slots=tuple(map(slot_view, agent.desired.slots)),
-        applied=_position_view(agent.reported.applied),
+        applied=position_view(agent.reported.applied),
         slots=tuple(map(_slot_report_view, agent.reported.slots)),
         rejection=_reason_view(agent.rejection),
     )
@@ -140,13 +140,13 @@ def deployed_view(deployed: Deployed) -> views.DeployedView:
     return views.DeployedView(
         deployment=deployment_view(deployed.deployment),
         agents=tuple(
-            views.AffectedAgentView(id=agent_id, position=_position_view(desired.position))
+            views.AffectedAgentView(id=agent_id, position=position_view(desired.position))
             for agent_id, desired in sorted(deployed.agents.items())
         ),
     )
 
 
-def _position_view(position: Position) -> views.PositionView:
+def position_view(position: Position) -> views.PositionView:
     return views.PositionView(epoch=position.epoch, generation=position.generation)
 
 

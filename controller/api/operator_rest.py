@@ -54,16 +54,16 @@ def router(*, registry: Registry, fleet: Fleet, traces: Traces, server_version: 
     """Return every endpoint, below /api."""
     # "default" also keeps the framework from documenting a 422 that is never answered.
     api = APIRouter(prefix=PREFIX, responses={"default": _REFUSED}, route_class=BoundedRoute)
-    _health(api, server_version)
+    _health(api, server_version, fleet)
     _Models(registry).add_to(api)
     _Agents(fleet).add_to(api)
     _Traces(traces).add_to(api)
     return api
 
 
-def _health(api: APIRouter, server_version: str) -> None:
+def _health(api: APIRouter, server_version: str, fleet: Fleet) -> None:
     async def health() -> views.HealthView:
-        return views.HealthView(version=server_version)
+        return views.HealthView(version=server_version, is_restored_unconfirmed=fleet.is_watching)
 
     api.add_api_route("/health", health, tags=["health"], summary="Say that the controller answers")
 

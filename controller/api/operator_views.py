@@ -35,6 +35,8 @@ class _View(BaseModel):
 class HealthView(_View):
     status: Literal["ok"] = "ok"
     version: str
+    is_restored_unconfirmed: bool = False
+    """Its state came from a backup and nobody has confirmed that: it pushes nothing."""
 
 
 class ProblemView(_View):

@@ -16,9 +16,11 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from controller.api import access_views, audit_views, identity_views, signing_views
+from controller.api import access_views, audit_views, identity_views, restoration_views, signing_views
 from controller.api import operator_views as views
+from controller.api.notices import NOTICE_HEADER, RESTORED
 from controller.cli.credential import CredentialFile
+from controller.cli.screen import warn
 from core.addresses import is_loopback
 from core.digest import Digest
 from core.errors import NanofleetError
@@ -72,6 +74,7 @@ class ControllerClient:
             InvalidRequest: the credential's trust bundle is none.
         """
         self.url = url
+        self._has_warned = False
         self.credential_file = credential_file
         self.credential = None if credential_file is None else credential_file.credential
         address = httpx.URL(url)
@@ -203,6 +206,14 @@ class ControllerClient:
     def remove_operator(self, name: str) -> None:
         self._send("DELETE", f"/api/operators/{_segment(name)}")
 
+    # ---- after a restore ------------------------------------------------------------------------------------------
+
+    def restoration(self) -> restoration_views.RestorationView:
+        return self._get("/api/restoration", restoration_views.RestorationView)
+
+    def confirm_restore(self) -> restoration_views.ConfirmedView:
+        return self._parsed(self._send("POST", "/api/restoration/confirmation"), restoration_views.ConfirmedView)
+
     # ---- audit ----------------------------------------------------------------------------------------------------
 
     def audit(self, parameters: Parameters) -> audit_views.AuditView:
@@ -279,6 +290,7 @@ class ControllerClient:
             ) from error
         except httpx.TransportError as error:
             raise ControllerAway(f"the controller at {self.url} stopped answering ({error}); see its log") from error
+        self._show_notice(response)
         if response.is_success or response.status_code in accept:
             return response
         if response.status_code == 401:
@@ -286,6 +298,15 @@ class ControllerClient:
             said = _refusal(response) if response.content else "the controller does not know who asks"
             raise Refused(f"{said}; {self._remedy()}")
         raise (Busy if response.status_code in {429, 503} else Refused)(_refusal(response))
+
+    def _show_notice(self, response: httpx.Response) -> None:
+        """Warn, once for a command, that the controller waits for a person."""
+        if response.headers.get(NOTICE_HEADER) == RESTORED and not self._has_warned:
+            self._has_warned = True
+            warn(
+                "this controller was restored from a backup and pushes nothing: see `nanofleet controller drift`, then "
+                "run `nanofleet controller confirm-restore`"
+            )
 
     def _remedy(self) -> str:
         """Say what to do about a controller that does not know us."""

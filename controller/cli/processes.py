@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from controller.cli import initialise
+from controller.cli import backup, drift, initialise
 from controller.cli.examples import examples
 
 GRPC_ENVIRONMENT = {
@@ -29,6 +29,10 @@ controller_app.command(
         "nanofleet controller init --config controller.toml --reset-admin admin",
     ),
 )(initialise.init)
+controller_app.command("backup")(backup.backup)
+controller_app.command("restore")(backup.restore)
+controller_app.command("confirm-restore")(backup.confirm_restore)
+controller_app.command("drift")(drift.show_drift)
 
 
 @controller_app.command(epilog=examples("nanofleet controller run --config controller.toml"))

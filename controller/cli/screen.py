@@ -52,6 +52,12 @@ def progress_console() -> Console:
     return Console(stderr=True)
 
 
+def warn(text: str) -> None:
+    console = progress_console()
+    console.print("[bold yellow]warning:[/]", end=" ")
+    console.print(peer_text(text), highlight=False, soft_wrap=True)
+
+
 def complain(text: str) -> None:
     console = progress_console()
     console.print("[bold red]error:[/]", end=" ")

@@ -13,12 +13,22 @@ from controller.fleet.changes import Changes
 from controller.fleet.greetings import Greetings
 from controller.fleet.heard import Heard, HeardBuffer, apply_heard
 from controller.fleet.model import Agent, AgentView, Deployed, Deployment, Target
+from controller.fleet.restoration import Drift, Restoration, drift_of
 from controller.fleet.sessions import Expelled, Permitted, Session, Sessions, Stopping
 from controller.fleet.store import FleetStore
 from core.clock import Clock
 from core.digest import Digest
-from core.errors import InvalidRequest, UnknownAgent, UnknownModel
-from core.fleet_state import NOWHERE, AgentHello, Position, PushResult, ReportedState, Slot
+from core.errors import Conflict, InvalidRequest, UnknownAgent, UnknownModel
+from core.fleet_state import (
+    NO_CATALOGUE,
+    NOWHERE,
+    AgentHello,
+    CatalogueVersions,
+    Position,
+    PushResult,
+    ReportedState,
+    Slot,
+)
 from core.ids import AgentId, ModelName, VariantName
 from core.logs import peer_text
 
@@ -92,6 +102,9 @@ class Fleet:
         self._pushes_in_doubt = False
         # The last word for each model of each agent.
         self._permitted: dict[AgentId, dict[ModelName, Permitted]] = {}
+        self._restoration: Restoration | None = None
+        # The newest catalogue that any agent holds, as far as it said so.
+        self._seen_catalogue = NO_CATALOGUE
         self._changes = Changes()
         self.pushes = PushCounts()
         self._deployed_listeners: list[DeployedListener] = []
@@ -105,6 +118,16 @@ class Fleet:
         self._sessions.on_split = lambda agent_id: listener(
             "agent.quarantine", agent_id, "two machines use this name, neither is served"
         )
+
+    async def prepare(self) -> None:
+        """Learn whether this state came from a backup; then the fleet is only watched until that is confirmed."""
+        self._restoration = await self._store.read(lambda records: records.restoration())
+        if (found := self._restoration) is not None and found.is_open:
+            _log.warning(
+                "this state came from a backup and nobody has confirmed it: agents keep what they run, and nothing is "
+                "deployed; see `nanofleet controller drift`, then run `nanofleet controller confirm-restore`",
+                extra={"backup": found.backup_at.isoformat(), "epoch": found.epoch},
+            )
 
     async def run(self) -> None:
         """Store what agents said, gathered over FLUSH_INTERVAL_S; for ever."""
@@ -134,8 +157,12 @@ class Fleet:
         Raises:
             UnknownModel: no such model, version or variant.
             Conflict: agents may not install it, because it is not in the signed catalogue; or an agent would have more
-                models than one desired state may hold.
+                models than one desired state may hold; or a restore waits to be confirmed.
         """
+        self._require_confirmed()
+        if self._restoration is not None:
+            # What agents run decides whether they are moved.
+            await self.flush()
         found = await self._catalogue.variant(model, version, variant)
         now = self._clock.now()
         slot = Slot(model, found.version, variant, found.manifest_digest)
@@ -160,6 +187,8 @@ class Fleet:
 
         An agent that is ahead of us is left alone; one that was never asked for anything has nothing to be told.
         """
+        if self.is_watching:
+            return
         ids = self._sessions.agent_ids()
         for agent in await self._store.read(lambda records: records.agents(ids)):
             if not agent.is_ahead and agent.desired.position != NOWHERE:
@@ -213,6 +242,49 @@ class Fleet:
     async def deployments(self) -> Sequence[Deployment]:
         """Return what operators asked for, by target and model."""
         return await self._store.read(lambda records: records.deployments())
+
+    # ---- after a restore -------------------------------------------------------------------------------------
+
+    @property
+    def is_watching(self) -> bool:
+        """Say whether this state came from a backup and nobody has confirmed that yet: nothing is pushed."""
+        return self._restoration is not None and self._restoration.is_open
+
+    @property
+    def restoration(self) -> Restoration | None:
+        """The newest; None: this state never came from a backup."""
+        return self._restoration
+
+    @property
+    def seen_catalogue(self) -> CatalogueVersions:
+        """The newest versions that any agent said it holds since this process began."""
+        return self._seen_catalogue
+
+    async def drift(self) -> Drift:
+        """Return which agents are beyond what this state knows."""
+        await self.flush()
+        return drift_of(self._restoration, await self._store.read(lambda records: records.agents()))
+
+    async def confirm_restored(self) -> Restoration:
+        """Let the fleet be told again what it shall run; agents that are ahead keep theirs until the next deployment.
+
+        Raises:
+            Conflict: no restore waits for that.
+        """
+        await self.flush()
+        now = self._clock.now()
+        self._restoration = await self._store.run(lambda records: use_cases.confirm_restored(records, now=now))
+        self._pushes_in_doubt = True
+        await self.flush()
+        self._changes.announce()
+        return self._restoration
+
+    def _require_confirmed(self) -> None:
+        if self.is_watching:
+            raise Conflict(
+                "deploy: this controller was restored from a backup and only watches: see what agents run with "
+                "`nanofleet controller drift`, then run `nanofleet controller confirm-restore`"
+            )
 
     @property
     def revision(self) -> int:
@@ -289,12 +361,16 @@ class Fleet:
 
     async def _greet(self, session: Session, hello: AgentHello) -> Agent:
         agent = await self._greetings.greet(hello)
+        self._seen_catalogue = CatalogueVersions(
+            max(self._seen_catalogue.root, hello.catalogue.root),
+            max(self._seen_catalogue.timestamp, hello.catalogue.timestamp),
+        )
         if agent.is_ahead:
             _log.warning(
                 "agent is ahead of this database, perhaps an older copy; it keeps what it runs until the next deploy",
                 extra={"agent": hello.agent_id, "applied": hello.applied, "desired": agent.desired.position},
             )
-        elif not agent.is_in_sync:
+        elif not agent.is_in_sync and not self.is_watching:
             session.offer(agent.desired)
         self._changes.announce()
         return agent

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Protocol, TypeVar
 
 from controller.fleet.model import Agent, Deployment
+from controller.fleet.restoration import Restoration
 from core.ids import AgentId
 
 T = TypeVar("T")
@@ -26,12 +27,20 @@ class FleetReader(Protocol):
         """Return all, by target kind, target name and model."""
         ...
 
+    def restoration(self) -> Restoration | None:
+        """Return the newest, that with the highest epoch; None: this state never came from a backup."""
+        ...
+
 
 class FleetRecords(FleetReader, Protocol):
     """What a use case sees and may change."""
 
     def save_agents(self, agents: Iterable[Agent]) -> None:
         """Insert or replace."""
+        ...
+
+    def save_restoration(self, restoration: Restoration) -> None:
+        """Insert, or replace the one of the same epoch."""
         ...
 
     def save_deployment(self, deployment: Deployment) -> None:

@@ -8,11 +8,12 @@ from sqlalchemy import Connection, RowMapping, select
 from sqlalchemy.exc import IntegrityError
 
 from controller.fleet.model import Agent, Deployment, Target, TargetKind
+from controller.fleet.restoration import Restoration
 from controller.fleet.store import FleetReader, FleetRecords
 from controller.storage import tables
 from controller.storage.database import Database
 from controller.storage.instants import instant_of, microseconds_of
-from controller.storage.tables import agents, deployments, variants
+from controller.storage.tables import agents, deployments, restorations, variants
 from controller.storage.upserts import save
 from core.digest import Digest
 from core.errors import UnknownModel
@@ -34,6 +35,11 @@ class SqlFleetStore:
 
     async def read(self, query: Callable[[FleetReader], T]) -> T:
         return await self._database.read(lambda connection: query(_SqlFleetRecords(connection)))
+
+
+def fleet_records(connection: Connection) -> FleetRecords:
+    """Return the view of one transaction."""
+    return _SqlFleetRecords(connection)
 
 
 class _SqlFleetRecords:
@@ -62,6 +68,14 @@ class _SqlFleetRecords:
 
     def deployments(self) -> Sequence[Deployment]:
         return [_deployment(row) for row in self._connection.execute(_DEPLOYMENTS).mappings()]
+
+    def restoration(self) -> Restoration | None:
+        statement = select(restorations).order_by(restorations.c.epoch.desc()).limit(1)
+        row = self._connection.execute(statement).mappings().one_or_none()
+        return None if row is None else _restoration(row)
+
+    def save_restoration(self, restoration: Restoration) -> None:
+        save(self._connection, tables.restorations, [_restoration_row(restoration)])
 
     def save_agents(self, agents: Iterable[Agent]) -> None:
         save(self._connection, tables.agents, [_agent_row(agent) for agent in agents])
@@ -156,6 +170,26 @@ def _deployment_row(deployment: Deployment) -> dict[str, Any]:
         "version": deployment.slot.version,
         "variant": deployment.slot.variant,
         "created_us": microseconds_of(deployment.created_at),
+    }
+
+
+def _restoration(row: RowMapping) -> Restoration:
+    confirmed_us = row["confirmed_us"]
+    return Restoration(
+        restored_at=instant_of(row["restored_us"]),
+        backup_at=instant_of(row["backup_us"]),
+        epoch=row["epoch"],
+        confirmed_at=None if confirmed_us is None else instant_of(confirmed_us),
+    )
+
+
+def _restoration_row(restoration: Restoration) -> dict[str, Any]:
+    confirmed_at = restoration.confirmed_at
+    return {
+        "epoch": restoration.epoch,
+        "restored_us": microseconds_of(restoration.restored_at),
+        "backup_us": microseconds_of(restoration.backup_at),
+        "confirmed_us": None if confirmed_at is None else microseconds_of(confirmed_at),
     }
 
 

@@ -144,6 +144,17 @@ deployments = Table(
     CheckConstraint("target_kind IN ('fleet', 'site', 'agent')", name="target_kind_known"),
 )
 
+# When this state was brought back from a backup; the newest row gives the epoch of all positions.
+restorations = Table(
+    "restorations",
+    metadata,
+    Column("epoch", BigInteger, primary_key=True, autoincrement=False),
+    Column("restored_us", BigInteger, nullable=False),
+    Column("backup_us", BigInteger, nullable=False),
+    # Null until an operator has looked.
+    Column("confirmed_us", BigInteger),
+)
+
 # ---- identity -------------------------------------------------------------------------------------------------
 
 # Certificate authorities by the SHA-256 of their certificate; private keys are files, never here. `next` is trusted and

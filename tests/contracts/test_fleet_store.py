@@ -11,6 +11,7 @@ import pytest
 
 from controller.fleet import use_cases
 from controller.fleet.model import WHOLE_FLEET, Deployed, Target
+from controller.fleet.restoration import Restoration
 from controller.fleet.store import FleetRecords, FleetStore
 from controller.registry.model import ModelVersion, PublicationState
 from controller.storage.fleet import SqlFleetStore
@@ -275,3 +276,20 @@ async def test_an_agent_with_too_many_models_is_greeted_and_keeps_its_last_state
     assert greeted.desired == known.desired
     assert "agent keeps its last desired state" in caplog.text
     assert await roomy.read(lambda records: records.agent(CAM)) == greeted
+
+
+async def test_a_store_that_never_came_from_a_backup_says_so(store: FleetStore) -> None:
+    assert await store.read(lambda records: records.restoration()) is None
+
+
+async def test_the_restoration_of_the_highest_epoch_counts(store: FleetStore) -> None:
+    first, second = Restoration(NOON, NOON, 2), Restoration(NOON, NOON, 3)
+    confirmed = replace(second, confirmed_at=NOON)
+
+    def save(records: FleetRecords) -> None:
+        for each in (second, first, confirmed):
+            records.save_restoration(each)
+
+    await store.run(save)
+
+    assert await store.read(lambda records: records.restoration()) == confirmed

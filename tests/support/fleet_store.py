@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TypeVar
 
 from controller.fleet.model import Agent, Deployment, Target
+from controller.fleet.restoration import Restoration
 from controller.fleet.store import FleetReader, FleetRecords
 from core.errors import UnknownModel
 from core.fleet_state import Slot
@@ -23,6 +24,7 @@ class MemoryFleetStore:
         self._published = published
         self._agents: dict[AgentId, Agent] = {}
         self._deployments: dict[tuple[Target, ModelName], Deployment] = {}
+        self._restorations: dict[int, Restoration] = {}
         self.transactions = 0
         self.fail_next: Exception | None = None
         self.stalled = False
@@ -33,16 +35,21 @@ class MemoryFleetStore:
             error, self.fail_next = self.fail_next, None
             raise error
         self.transactions += 1
-        records = _MemoryFleetRecords(dict(self._agents), dict(self._deployments), self._published)
+        records = self._records()
         result = use_case(records)
-        self._agents, self._deployments = records.by_id, records.by_target
+        self._agents, self._deployments, self._restorations = records.by_id, records.by_target, records.by_epoch
         self.committed.set()
         if self.stalled:
             await asyncio.Event().wait()
         return result
 
     async def read(self, query: Callable[[FleetReader], T]) -> T:
-        return query(_MemoryFleetRecords(dict(self._agents), dict(self._deployments), self._published))
+        return query(self._records())
+
+    def _records(self) -> "_MemoryFleetRecords":
+        return _MemoryFleetRecords(
+            dict(self._agents), dict(self._deployments), dict(self._restorations), self._published
+        )
 
 
 class _MemoryFleetRecords:
@@ -50,10 +57,12 @@ class _MemoryFleetRecords:
         self,
         by_id: dict[AgentId, Agent],
         by_target: dict[tuple[Target, ModelName], Deployment],
+        by_epoch: dict[int, Restoration],
         published: Collection[Slot] | None,
     ) -> None:
         self.by_id = by_id
         self.by_target = by_target
+        self.by_epoch = by_epoch
         self._published = published
 
     def agent(self, agent_id: AgentId) -> Agent | None:
@@ -65,6 +74,12 @@ class _MemoryFleetRecords:
 
     def deployments(self) -> Sequence[Deployment]:
         return sorted(self.by_target.values(), key=lambda each: (each.target.kind, each.target.name, each.slot.model))
+
+    def restoration(self) -> Restoration | None:
+        return self.by_epoch[max(self.by_epoch)] if self.by_epoch else None
+
+    def save_restoration(self, restoration: Restoration) -> None:
+        self.by_epoch[restoration.epoch] = restoration
 
     def save_agents(self, agents: Iterable[Agent]) -> None:
         self.by_id.update({agent.agent_id: agent for agent in agents})

@@ -373,7 +373,9 @@ async def test_recent_traces_are_listed_and_shown(client: httpx.AsyncClient, sid
 
 
 async def test_the_controller_says_that_it_answers(client: httpx.AsyncClient) -> None:
-    assert (await client.get("/api/health")).json() == {"status": "ok", "version": "0.1.0"}
+    assert (await client.get("/api/health")).json() == {
+        "status": "ok", "version": "0.1.0", "is_restored_unconfirmed": False
+    }  # fmt: skip
 
 
 async def test_open_inference_is_served_beside_in_its_own_words(client: httpx.AsyncClient) -> None:

@@ -1,4 +1,4 @@
-"""Who changed what: a chain of entries, and the acts that have not ended."""
+"""Who changed what: a chain of entries, and the acts that have not ended; when the state came from a backup."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -27,6 +27,14 @@ def upgrade() -> None:
         sa.Column("at_us", sa.BigInteger(), nullable=False),
         *_act_columns(),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_audit_open")),
+    )
+    op.create_table(
+        "restorations",
+        sa.Column("epoch", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("restored_us", sa.BigInteger(), nullable=False),
+        sa.Column("backup_us", sa.BigInteger(), nullable=False),
+        sa.Column("confirmed_us", sa.BigInteger(), nullable=True),
+        sa.PrimaryKeyConstraint("epoch", name=op.f("pk_restorations")),
     )
 
 
