@@ -101,7 +101,7 @@ class TelemetrySettings(Section):
     """PEM key of `forward_certificate`."""
     forward_headers: Path | None = None
     """File of `name: value` lines that go with every request, such as credentials; read again when it changes."""
-    forward_spool_bytes: Annotated[int, Field(ge=1 << 20)] = 256 << 20
+    forward_spool_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 36)] = 256 << 20
     """Disk space for spans that the collector has not taken; the oldest go first. Some 300 bytes a span."""
     forward_max_age_s: Seconds = 86_400.0
     """Seconds that spans wait for the collector before they are given up."""

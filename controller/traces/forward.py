@@ -11,7 +11,7 @@ Nothing here ever delays or fails whoever sent the spans.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, assert_never
@@ -27,6 +27,8 @@ from core.logs import peer_text
 _log = logging.getLogger(__name__)
 
 MAX_QUEUED_BYTES = 32 << 20
+# Chosen: many small requests go as one, or each would wait for the one before it; gRPC servers take 4 MiB by default.
+MAX_SENT_BYTES = 1 << 20
 # Chosen: a disk that was full is tried again often enough that memory does not run over, seldom enough to be no load.
 DISK_RETRY_S = 10.0
 # What a power cut may cost, as long as the collector is away.
@@ -90,6 +92,10 @@ class _Queued:
     size_bytes: int
     spans: int
     at_s: float
+
+    @property
+    def payload(self) -> bytes:
+        return self.request.SerializeToString()
 
 
 class Forwarder:
@@ -210,7 +216,7 @@ class Forwarder:
             self._spool = self._open_spool()
         while batch:
             queued = batch[0]
-            self._spool.append(queued.request.SerializeToString(), spans=queued.spans, now_s=queued.at_s)
+            self._spool.append(queued.payload, spans=queued.spans, now_s=queued.at_s)
             batch.popleft()
         now_s = self._clock.monotonic_s()
         if now_s - self._synced_s >= SYNC_S:
@@ -239,67 +245,80 @@ class Forwarder:
         while True:
             self._has_work.clear()
             first = await self._first()
-            if first is None:
-                await self._has_work.wait()
-            else:
+            if first:
                 await self._send(first)
+            else:
+                await self._has_work.wait()
 
-    async def _first(self) -> Taken | _Queued | None:
-        """Return the oldest that waits, wherever it does."""
-        if self._in_hand is not None:
-            return self._in_hand
+    async def _first(self) -> Sequence[Taken | _Queued]:
+        """Return the oldest that wait, wherever they do."""
         async with self._turn:
-            if (taken := await self._taken()) is not None:
-                return taken
-            if self._is_disk_failing and self._queue:
-                self._in_hand = self._queue.popleft()
-                self._queued_bytes -= self._in_hand.size_bytes
-            return self._in_hand
+            # What is in hand is older than all that is in the spool: that was empty then.
+            if self._in_hand is None:
+                if taken := await self._taken():
+                    return taken
+                if self._is_disk_failing and self._queue:
+                    self._in_hand = self._queue.popleft()
+                    self._queued_bytes -= self._in_hand.size_bytes
+            return () if self._in_hand is None else (self._in_hand,)
 
-    async def _taken(self) -> Taken | None:
+    async def _taken(self) -> Sequence[Taken]:
         spool = self._spool
         if spool is None:
-            return None
+            return ()
         try:
-            return await self._on_disk_thread(lambda: spool.take(self._now_s()))
+            return await self._on_disk_thread(lambda: spool.take(self._now_s(), max_bytes=MAX_SENT_BYTES))
         except OSError as error:
             self._note_disk(error)
-            return None
+            return ()
 
-    async def _send(self, first: Taken | _Queued) -> None:
-        if first.at_s < self._now_s() - self._max_age_s:
-            self._shed += first.spans
-            await self._done(first)
-            return
-        payload = first.payload if isinstance(first, Taken) else first.request.SerializeToString()
-        match await self._collector.export(payload):
+    async def _send(self, first: Sequence[Taken | _Queued]) -> bool:
+        """Send what waits as one request; say whether it is dealt with."""
+        if first[0].at_s < self._now_s() - self._max_age_s:
+            self._shed += first[0].spans
+            await self._done(first[:1])
+            return True
+        spans = sum(one.spans for one in first)
+        # A serialised message behind another is both in one: all that a request has is a repeated field.
+        match await self._collector.export(b"".join([one.payload for one in first])):
             case Accepted(rejected):
-                rejected = min(rejected, first.spans)
-                self._forwarded += first.spans - rejected
+                rejected = min(rejected, spans)
+                self._forwarded += spans - rejected
                 self._note_back()
                 if rejected:
                     self._note_refused(rejected, "rejected in part")
                 else:
                     self._is_refused = False
                 await self._done(first)
+                return True
+            case Never() if len(first) > 1:
+                return await self._send_apart(first)
             case Never(reason):
                 self._note_back()
-                self._note_refused(first.spans, reason)
+                self._note_refused(spans, reason)
                 await self._done(first)
+                return True
             case Later(reason, after_s):
                 self._note_away(reason)
                 await asyncio.sleep(max(after_s, self._backoff.next_delay_s()))
+                return False
             case outcome:
                 assert_never(outcome)
 
-    async def _done(self, first: Taken | _Queued) -> None:
-        if isinstance(first, _Queued):
-            self._in_hand = None
+    async def _send_apart(self, first: Sequence[Taken | _Queued]) -> bool:
+        """Send one by one what was refused together: one of them may have spoilt it for the others."""
+        for one in first:
+            if not await self._send((one,)):
+                return False
+        return True
+
+    async def _done(self, first: Sequence[Taken | _Queued]) -> None:
+        self._in_hand = None
+        spool, taken = self._spool, [one for one in first if isinstance(one, Taken)]
+        if spool is None or not taken:
             return
-        spool = self._spool
-        assert spool is not None
         try:
-            await self._on_disk_thread(lambda: spool.done(first))
+            await self._on_disk_thread(lambda: spool.done(*taken))
         except OSError as error:
             # It is sent once more after a restart, which "at least once" allows.
             self._note_disk(error)

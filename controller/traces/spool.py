@@ -3,8 +3,8 @@
     append ─▶ newest segment … oldest segment ─▶ take ─▶ (send) ─▶ done
 
 What was appended is in the page cache when `append` returns, and so outlives the process; a power cut may cost what
-came after the last `sync`. Over the bound the oldest segment goes as a whole. One record is out at a time: `take` gives
-the same one until it is `done`, also after a restart. Blocking, for one thread.
+came after the last `sync`. Over the bound the oldest segment goes as a whole. What was taken is out until it is `done`:
+`take` gives the same records till then, also after a restart. Blocking, for one thread.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import logging
 import os
 import re
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +20,9 @@ from controller.traces.segment import HEAD_BYTES, Found, Segment, Write
 
 _log = logging.getLogger(__name__)
 
-# Chosen: the share of the bound that goes at once when the oldest is shed, and no more than is read at one time.
-SEGMENTS = 8
-MAX_SEGMENT_BYTES = 4 << 20
+# Chosen: of the bound an eighth at most goes at once when the oldest is shed, and each segment is an open file.
+MIN_SEGMENTS, MAX_SEGMENTS = 8, 256
+SEGMENT_BYTES = 4 << 20
 _NAME = re.compile(r"([0-9]{12})\.spool")
 
 
@@ -34,7 +35,7 @@ class SpoolBounds:
 
     @property
     def segment_bytes(self) -> int:
-        return min(MAX_SEGMENT_BYTES, max(1, self.max_bytes // SEGMENTS))
+        return max(1, min(self.max_bytes // MIN_SEGMENTS, max(SEGMENT_BYTES, self.max_bytes // MAX_SEGMENTS)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +68,16 @@ class Spool:
         self._next_number = 1
         # Only a segment of this process is written to: none begins behind the torn end of another.
         self._active: Segment | None = None
-        self._out: Taken | None = None
+        # All of one segment, the oldest that there is, or was until it was shed.
+        self._out: deque[Taken] = deque()
         self._open_left_behind()
 
     @property
     def waiting_bytes(self) -> int:
-        """Of all records that are not done, without their heads."""
-        out = 0 if self._out is None else len(self._out.payload)
-        return out + sum(segment.waiting_bytes for segment in self._segments)
+        """Of all records that are not done, without their heads; may be asked from any thread."""
+        # Copied in one step, while another thread may add to them.
+        out, segments = tuple(self._out), tuple(self._segments)
+        return sum(len(taken.payload) for taken in out) + sum(segment.waiting_bytes for segment in segments)
 
     def append(self, payload: bytes, *, spans: int, now_s: float) -> None:
         """Add a record behind all others; the oldest are shed to make room.
@@ -93,21 +96,28 @@ class Spool:
             segment = self._new_segment()
         segment.append(payload, spans=spans, at_s=now_s)
 
-    def take(self, now_s: float) -> Taken | None:
-        """Return the oldest record that is whole, not too old and not done; None: there is none.
+    def take(self, now_s: float, *, max_bytes: int = 0) -> Sequence[Taken]:
+        """Return the oldest records that are whole, not too old and not done, in order; empty: there is none.
+
+        They have `max_bytes` together, or it is one; when some are out already, these.
 
         Raises:
             OSError: the disk does not even let go of what is done with.
         """
         oldest_s = now_s - self._bounds.max_age_s
-        if self._out is not None:
-            if self._out.at_s >= oldest_s:
-                return self._out
-            self.shed_spans += self._out.spans
-            self.done(self._out)
+        for taken in tuple(self._out):
+            if taken.at_s < oldest_s:
+                self.shed_spans += taken.spans
+                self.done(taken)
+        if not self._out:
+            self._take_more(oldest_s, max_bytes)
+        return tuple(self._out)
+
+    def _take_more(self, oldest_s: float, max_bytes: int) -> None:
+        taken_bytes = 0
         while self._segments:
             segment = self._segments[0]
-            if segment.newest_s < oldest_s and segment.waiting_spans:
+            if segment.newest_s < oldest_s and segment.waiting_spans and not self._out:
                 self._shed_oldest()
                 continue
             try:
@@ -118,25 +128,28 @@ class Spool:
                 self._shed_oldest()
                 continue
             if found is None:
-                if not self._leave(segment):
-                    return None
+                # A segment stays until all that was taken from it is done.
+                if self._out or not self._leave(segment):
+                    return
                 continue
-            self._out = self._pick(segment, found, oldest_s)
-            if self._out is not None:
-                return self._out
-        return None
+            if self._out and taken_bytes + found.head.length > max_bytes:
+                return
+            if (taken := self._pick(segment, found, oldest_s)) is not None:
+                self._out.append(taken)
+                taken_bytes += len(taken.payload)
 
-    def done(self, taken: Taken) -> None:
-        """Note that the record was sent or never can be; it does not come again.
+    def done(self, *taken: Taken) -> None:
+        """Note that these records were sent or never can be; they do not come again.
 
         Raises:
-            OSError: it could not be noted, and comes again after a restart.
+            OSError: it could not be noted, and some come again after a restart.
         """
-        self._out = None
-        for segment in self._segments:
-            if segment.number == taken.segment:
-                segment.mark_done(taken.offset)
-                return
+        for one in taken:
+            self._out.remove(one)
+        here = {segment.number: segment for segment in self._segments}
+        for one in taken:
+            if (segment := here.get(one.segment)) is not None:
+                segment.mark_done(one.offset)
 
     def sync(self) -> None:
         """Make what was appended and still waits safe from a power cut."""
@@ -146,7 +159,7 @@ class Spool:
     def close(self) -> None:
         for segment in self._segments:
             is_over = segment.read_at >= segment.size
-            if is_over and (self._out is None or self._out.segment != segment.number):
+            if is_over and all(taken.segment != segment.number for taken in self._out):
                 segment.remove()
             else:
                 segment.close()
@@ -160,8 +173,13 @@ class Spool:
             self._next_number = number + 1
             try:
                 segment = Segment(self._path(number), number=number, write=self._write)
+            except OSError as error:
+                _warn_unreadable(self._path(number), error)
+                continue
+            try:
                 segment.count()
             except OSError as error:
+                segment.close()
                 _warn_unreadable(self._path(number), error)
                 continue
             self._segments.append(segment)

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from controller.traces.segment import HEAD_BYTES, MAGIC, Head
-from controller.traces.spool import Spool, SpoolBounds
-from tests.support.open_inference_strategies import PATIENT
+from controller.traces.spool import Spool, SpoolBounds, Taken
 
 WIDE = SpoolBounds(max_bytes=1 << 20, max_age_s=3600.0)
 APPENDER = """
@@ -39,9 +38,13 @@ def spooled(folder: Path, *payloads: bytes, bounds: SpoolBounds = WIDE) -> Spool
     return spool
 
 
+def first_of(spool: Spool, now_s: float = 100.0) -> Taken | None:
+    return next(iter(spool.take(now_s)), None)
+
+
 def drained(spool: Spool, now_s: float = 100.0) -> list[bytes]:
     payloads = []
-    while (taken := spool.take(now_s)) is not None:
+    while (taken := first_of(spool, now_s)) is not None:
         payloads.append(taken.payload)
         spool.done(taken)
     return payloads
@@ -61,18 +64,28 @@ def test_records_come_in_order_and_once(tmp_path: Path) -> None:
 
 def test_a_record_is_given_again_until_it_is_done(tmp_path: Path) -> None:
     spool = spooled(tmp_path, b"one", b"two")
-    first = spool.take(100.0)
+    first = first_of(spool)
     assert first is not None
-    assert spool.take(100.0) == first
+    assert first_of(spool) == first
     spool.done(first)
-    second = spool.take(100.0)
+    second = first_of(spool)
     assert second is not None
     assert second.payload == b"two"
 
 
+def test_records_are_taken_together_up_to_a_size_and_done_apart(tmp_path: Path) -> None:
+    spool = spooled(tmp_path, b"a" * 40, b"b" * 40, b"c" * 40)
+    both = spool.take(100.0, max_bytes=100)
+    assert [taken.payload[:1] for taken in both] == [b"a", b"b"]
+    spool.done(both[0])
+    assert spool.take(100.0, max_bytes=100) == both[1:]
+    spool.close()
+    assert [payload[:1] for payload in drained(Spool(tmp_path, WIDE))] == [b"b", b"c"]
+
+
 def test_what_was_not_done_comes_again_after_a_restart(tmp_path: Path) -> None:
     spool = spooled(tmp_path, b"one", b"two", b"three")
-    first = spool.take(100.0)
+    first = first_of(spool)
     assert first is not None
     spool.done(first)
     spool.take(100.0)
@@ -123,7 +136,7 @@ def test_what_is_too_old_is_shed_and_counted(tmp_path: Path) -> None:
 def test_a_record_that_waits_too_long_in_its_takers_hand_is_shed(tmp_path: Path) -> None:
     spool = spooled(tmp_path, b"one")
     spool.take(100.0)
-    assert spool.take(100.0 + WIDE.max_age_s + 1) is None
+    assert spool.take(100.0 + WIDE.max_age_s + 1) == ()
     assert spool.shed_spans == 1
 
 
@@ -199,7 +212,7 @@ def test_every_record_that_was_appended_outlives_a_killed_process(tmp_path: Path
     assert len(numbers) - appended in {0, 1}
 
 
-@PATIENT
+@settings(max_examples=60, deadline=None)
 @given(
     payloads=st.lists(st.binary(max_size=60) | st.just(MAGIC * 12), min_size=1, max_size=12),
     done=st.integers(0, 12),
@@ -211,7 +224,7 @@ def test_any_damaged_byte_costs_one_record_at_most(payloads: list[bytes], done: 
         folder = Path(name)
         spool = spooled(folder, *[b"%02d" % number + payload for number, payload in enumerate(payloads)])
         for _ in range(min(done, len(payloads) - 1)):
-            taken = spool.take(100.0)
+            taken = first_of(spool)
             assert taken is not None
             spool.done(taken)
         first = min(done, len(payloads) - 1)
@@ -266,36 +279,38 @@ class AnyLife(RuleBasedStateMachine):
         self.note_shed(self.spool.shed_spans - before)
 
     def note_shed(self, count: int) -> None:
-        # The one that is out is shed no more.
-        first = 0 if self.spool._out is None else 1
+        # What is out is shed no more.
+        first = len(self.spool._out)
         del self.waiting[first : first + count]
 
-    @rule(is_sent=st.booleans())
-    def take(self, is_sent: bool) -> None:
-        taken = self.spool.take(100.0)
-        assert (None if taken is None else taken.payload) == (self.waiting[0] if self.waiting else None)
-        if taken is not None and is_sent:
-            self.spool.done(taken)
+    @rule(max_bytes=st.integers(0, 2000), sent=st.integers(0, 5))
+    def take(self, max_bytes: int, sent: int) -> None:
+        were_out = len(self.spool._out)
+        taken = self.spool.take(100.0, max_bytes=max_bytes)
+        assert [one.payload for one in taken] == self.waiting[: len(taken)]
+        assert bool(taken) is bool(self.waiting)
+        assert were_out or len(taken) <= 1 or sum(len(one.payload) for one in taken) <= max_bytes
+        for one in taken[:sent]:
+            self.spool.done(one)
             self.waiting.pop(0)
+
+    def forget_what_lived_in_memory(self) -> None:
+        """What was out when its segment was shed is nowhere else."""
+        here = {segment.number for segment in self.spool._segments}
+        del self.waiting[: sum(one.segment not in here for one in self.spool._out)]
 
     @rule()
     def die_and_come_back(self) -> None:
-        out = self.spool._out
+        self.forget_what_lived_in_memory()
         # As a kill leaves it: nothing is ended in order.
-        numbers = {segment.number for segment in self.spool._segments}
         for segment in self.spool._segments:
             segment.close()
-        if out is not None and out.segment not in numbers:
-            # It was out when its segment was shed, and lived in memory only.
-            self.waiting.pop(0)
         self.spool = self.opened()
         self.note_shed(self.spool.shed_spans)
 
     @rule()
     def end_and_come_back(self) -> None:
-        out = self.spool._out
-        if out is not None and out.segment not in {segment.number for segment in self.spool._segments}:
-            self.waiting.pop(0)
+        self.forget_what_lived_in_memory()
         self.spool.close()
         self.spool = self.opened()
 
@@ -321,4 +336,4 @@ class AnyLife(RuleBasedStateMachine):
 
 
 TestAnyLife = AnyLife.TestCase
-TestAnyLife.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+TestAnyLife.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)

@@ -27,19 +27,23 @@ class FakeCollector:
 
     def __init__(self) -> None:
         self.outcome: Accepted | Later | Never = Accepted()
+        self.requests = 0
         self.asked: list[str] = []
         self.taken: list[str] = []
         self._changed = asyncio.Condition()
 
     async def export(self, payload: bytes) -> Accepted | Later | Never:
         request = ExportTraceServiceRequest.FromString(payload)
-        name = request.resource_spans[0].scope_spans[0].spans[0].name
+        # A request of ours has one resource; requests that go together have one each.
+        names = [resource.scope_spans[0].spans[0].name for resource in request.resource_spans]
+        outcome = Never("INVALID_ARGUMENT: poison") if "poison" in names else self.outcome
         async with self._changed:
-            self.asked.append(name)
-            if isinstance(self.outcome, Accepted):
-                self.taken.append(name)
+            self.requests += 1
+            self.asked += names
+            if isinstance(outcome, Accepted):
+                self.taken += names
             self._changed.notify_all()
-        return self.outcome
+        return outcome
 
     async def until(self, is_so: Callable[[], bool]) -> None:
         async with asyncio.timeout(20), self._changed:
@@ -101,13 +105,38 @@ async def test_what_the_collector_has_not_taken_is_sent_by_the_next_process(tmp_
         forwarder.offer(named("two"))
         await collector.until(lambda: len(collector.asked) >= 3)
         assert forwarder.counters.spooled_bytes > 0
-    assert set(collector.asked) == {"one"}
+    assert collector.asked[0] == "one"
+    assert collector.taken == []
 
     collector.outcome = Accepted()
     follower = forwarder_to(collector, tmp_path)
     async with running(follower):
         await settled(follower, lambda: follower.counters.forwarded == 2)
     assert collector.taken == ["one", "two"]
+
+
+async def test_requests_that_wait_go_together(tmp_path: Path) -> None:
+    collector = FakeCollector()
+    forwarder = forwarder_to(collector, tmp_path)
+    for number in range(500):
+        forwarder.offer(named(str(number)))
+    await forwarder.close()
+    follower = forwarder_to(collector, tmp_path)
+    async with running(follower):
+        await settled(follower, lambda: follower.counters.forwarded == 500)
+    assert collector.taken == [str(number) for number in range(500)]
+    assert collector.requests <= 2
+
+
+async def test_a_request_that_is_refused_costs_none_of_those_that_went_with_it(tmp_path: Path) -> None:
+    collector = FakeCollector()
+    forwarder = forwarder_to(collector, tmp_path)
+    for name in ("one", "poison", "two"):
+        forwarder.offer(named(name))
+    async with running(forwarder):
+        await settled(forwarder, lambda: forwarder.counters.forwarded == 2)
+    assert collector.taken == ["one", "two"]
+    assert (forwarder.counters.refused, forwarder.counters.shed) == (1, 0)
 
 
 async def test_what_was_offered_and_never_run_is_stored_at_the_end(tmp_path: Path) -> None:
@@ -128,7 +157,8 @@ async def test_what_is_refused_is_counted_and_not_sent_again(tmp_path: Path, cap
         for name in ("one", "two"):
             forwarder.offer(named(name, spans=3))
         await settled(forwarder, lambda: forwarder.counters.refused == 6)
-    assert collector.asked == ["one", "two"]
+    assert set(collector.asked) == {"one", "two"}
+    assert collector.taken == []
     assert [record.levelname for record in caplog.records if "refused" in record.message] == ["WARNING"]
 
 
