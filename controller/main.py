@@ -26,6 +26,7 @@ from controller.api.agents_grpc import FleetServicer
 from controller.api.artifacts_grpc import ArtifactServicer
 from controller.api.audited import AccessWitness
 from controller.api.catalogue_grpc import CatalogueServicer
+from controller.api.collector_client import CollectorClient, CollectorSettings
 from controller.api.delivery_grpc import DeliveryServicer
 from controller.api.enrolment_grpc import EnrolmentServer, EnrolmentServicer
 from controller.api.grpc_server import GrpcServer
@@ -33,7 +34,7 @@ from controller.api.http_app import TrustFaces, create_app
 from controller.api.http_server import HttpServer
 from controller.api.http_tls import CertificateFiles, ServerCertificate
 from controller.api.identity_rest import Destination
-from controller.api.otlp_grpc import CollectorClient, OtlpServicer
+from controller.api.otlp_grpc import OtlpServicer
 from controller.api.policy import PolicyInterceptor, admitted_agent, require_own_name
 from controller.api.server_credentials import mutual_tls, one_sided_tls
 from controller.compression.workshop import ChildWorkshop
@@ -63,16 +64,16 @@ from controller.traces.exporter import InProcessExporter
 from controller.traces.forward import Forwarder
 from controller.traces.intake import Intake
 from controller.traces.service import Traces
+from controller.traces.spool import Spool, SpoolBounds
 from controller.transfer.builder import ChildBuilder
 from controller.transfer.cuts import TensorCutter
 from controller.transfer.fairness import Admission, FairSender, SendLimits
 from controller.transfer.service import Transfers
 from controller.transfer.shelf import PackShelf
-from core.addresses import Address, is_loopback, parse_address
+from core.addresses import is_loopback, parse_address
 from core.atomic_files import write_atomically
 from core.clock import Clock, SystemClock
 from core.errors import InvalidRequest
-from core.grpc_transport import TransportCredentials, open_channel
 from core.keeping import KeepRule
 from core.logs import configure_logging
 from core.metrics import Registry as Metrics
@@ -257,7 +258,7 @@ async def _make_parts(
     transfers = await _transfers(settings.transfer, settings.packs_dir, fleet, blobs, stack, clock=clock)
     fleet.on_deployed(transfers.prepare_ahead)
 
-    forwarder = _forwarder(settings.telemetry.forward_to, ports, stack)
+    forwarder = _forwarder(settings, ports, stack, clock=clock)
     traces = Traces(SqlTraceStore(trace_database), max_spans=settings.telemetry.max_spans)
     intake = Intake(traces, forwarder)
     stack.push_async_callback(intake.close)
@@ -392,19 +393,29 @@ def _registry(
     )
 
 
-def _forwarder(collector: Address | None, ports: _Ports, stack: AsyncExitStack) -> Forwarder | None:
+def _forwarder(settings: Settings, ports: _Ports, stack: AsyncExitStack, *, clock: Clock) -> Forwarder | None:
+    telemetry = settings.telemetry
+    collector = telemetry.forward_to
     if collector is None:
         return None
-    if not is_loopback(collector.host):
-        raise InvalidRequest(
-            f"telemetry.forward_to: expected a collector on this machine, got {collector}; run one here that passes "
-            "the spans on: it has credentials for others, the controller has none"
-        )
-    if collector.port == ports.grpc.address.port:
+    if is_loopback(collector.host) and collector.port == ports.grpc.address.port:
         raise InvalidRequest(f"telemetry.forward_to: {collector} is this controller itself; name a collector")
-    channel = open_channel(collector, TransportCredentials.local())
-    stack.push_async_callback(channel.close)
-    return Forwarder(CollectorClient(channel))
+    client = CollectorClient(
+        CollectorSettings(
+            collector,
+            telemetry.forward_authority,
+            telemetry.forward_certificate,
+            telemetry.forward_key,
+            telemetry.forward_headers,
+        )
+    )
+    stack.push_async_callback(client.close)
+    bounds = SpoolBounds(telemetry.forward_spool_bytes, telemetry.forward_max_age_s)
+    forwarder = Forwarder(
+        client, partial(Spool, settings.trace_spool_dir, bounds), clock=clock, max_age_s=bounds.max_age_s
+    )
+    stack.push_async_callback(forwarder.close)
+    return forwarder
 
 
 def _tracing(telemetry: TelemetrySettings, intake: Intake) -> Tracing:

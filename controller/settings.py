@@ -109,7 +109,28 @@ class TelemetrySettings(Section):
     max_spans: Annotated[int, Field(ge=100)] = 50_000
     """Spans kept for `GET /api/traces`; the oldest go first."""
     forward_to: AddressField | None = None
-    """`host:port` of an OTLP/gRPC collector that gets every span as well."""
+    """`host:port` of an OTLP/gRPC collector that gets every span as well; in the clear on loopback only, else TLS."""
+    forward_authority: Path | None = None
+    """PEM certificates of who vouches for the collector; the machine's trusted authorities when it is not set."""
+    forward_certificate: Path | None = None
+    """PEM chain that the collector is shown, with `forward_key`."""
+    forward_key: Path | None = None
+    """PEM key of `forward_certificate`."""
+    forward_headers: Path | None = None
+    """File of `name: value` lines that go with every request, such as credentials; read again when it changes."""
+    forward_spool_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 36)] = 256 << 20
+    """Disk space for spans that the collector has not taken; the oldest go first. Some 300 bytes a span."""
+    forward_max_age_s: Seconds = 86_400.0
+    """Seconds that spans wait for the collector before they are given up."""
+
+    @model_validator(mode="after")
+    def _forwards_consistently(self) -> Self:
+        if (self.forward_certificate is None) is not (self.forward_key is None):
+            raise ValueError("expected forward_certificate and forward_key together, got one of them")
+        named = (self.forward_authority, self.forward_certificate, self.forward_headers)
+        if self.forward_to is None and any(path is not None for path in named):
+            raise ValueError("forward_to is not set, and the files are for whom it names; set it or remove them")
+        return self
 
 
 class RegistrySettings(Section):
@@ -210,6 +231,10 @@ class Settings(ProcessSettings):
     @property
     def keys_dir(self) -> Path:
         return self.data_dir / "keys"
+
+    @property
+    def trace_spool_dir(self) -> Path:
+        return self.data_dir / "trace-spool"
 
     @property
     def packs_dir(self) -> Path:

@@ -112,17 +112,23 @@ def test_a_port_in_use_is_named_with_its_setting(tmp_path: Path, variable: str, 
             assert f"{setting}: cannot listen on {bind}" in controller.log
 
 
-@pytest.mark.parametrize("collector", ["192.0.2.1:4317", "127.0.0.1:{own}"])
-def test_a_collector_that_cannot_be_is_refused(tmp_path: Path, collector: str) -> None:
+@pytest.mark.parametrize(
+    "telemetry",
+    [
+        {"FORWARD_TO": "127.0.0.1:{own}"},
+        {"FORWARD_TO": "192.0.2.1:4317", "FORWARD_AUTHORITY": "missing.pem"},
+        {"FORWARD_HEADERS": "headers"},
+    ],
+)
+def test_a_collector_that_cannot_be_is_refused(tmp_path: Path, telemetry: dict[str, str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         own = free.getsockname()[1]
-    environment = {
-        "NANOFLEET_GRPC_BIND": f"127.0.0.1:{own}",
-        "NANOFLEET_TELEMETRY__FORWARD_TO": collector.format(own=own),
-    }
+    environment = {"NANOFLEET_GRPC_BIND": f"127.0.0.1:{own}"}
+    for name, value in telemetry.items():
+        environment[f"NANOFLEET_TELEMETRY__{name}"] = value.format(own=own)
     with ControllerProcess(tmp_path / "controller", **environment) as controller:
         assert controller.exit_code() != 0
-        assert "telemetry.forward_to" in controller.log
+        assert "forward_to" in controller.log or "missing.pem: No such file" in controller.log
 
 
 @pytest.fixture(scope="module")

@@ -150,6 +150,9 @@ def test_a_trust_domain_that_spiffe_does_not_allow_is_refused(tmp_path: Path, do
         '[heavy]\nmode = "url"\nurl = "ftp://x"',
         "[heavy]\nmin_replicas = 3\nmax_replicas = 2",
         '[telemetry]\nforward_to = "collector"',
+        '[telemetry]\nforward_to = "collector:4317"\nforward_key = "key.pem"',
+        '[telemetry]\nforward_authority = "authority.pem"',
+        "[telemetry]\nkeep_per_s = -1",
         "[registry]\npublish_memory_bytes = 1",
     ],
 )
