@@ -12,7 +12,7 @@ BENCH  := build/venvs/bench
 TORCH  := torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench protos locks
+.PHONY: help setup demo test check format bench protos api locks
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,12 +32,13 @@ demo: setup ## Run the whole system once on real digits; writes build/demo.json
 test: setup ## Run every test (Ray, broker and fresh environments included)
 	$(BIN)/python -m pytest
 
-check: setup ## Lint, types, import contracts, generated protos
+check: setup ## Lint, types, import contracts, generated protos and docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m protos.generate --check
+	$(BIN)/python -m controller.api.reference --check
 
 format: setup ## Format the code
 	$(BIN)/ruff check --fix .
@@ -60,6 +61,9 @@ $(BENCH)/installed: $(LOCKS)/bench.lock
 
 protos: setup ## Regenerate the code of protos/**/*.proto
 	$(BIN)/python -m protos.generate
+
+api: setup ## Regenerate docs/api.md from the REST
+	$(BIN)/python -m controller.api.reference
 
 COMPILE = uv pip compile --generate-hashes --universal --python-version 3.11 --no-header --no-annotate --quiet
 

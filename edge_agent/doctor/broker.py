@@ -1,10 +1,13 @@
 """Ask the broker as the agent would: is it there, does it permit what the agent does, does it answer at once.
 
-A connection of its own under another client id, so that a running agent is not thrown out. It subscribes to requests
-for this agent by name and never to those for any agent of the site: those it would take away from the others.
+A connection of its own under another client id, so that a running agent is not thrown out. Where brokers make the
+client id from the certificate there is no other: then only the port is tried beside a running agent. It subscribes to
+requests for this agent by name and never to those for any agent of the site, which it would take away from the others;
+and it acknowledges nothing that comes, so that the agent gets it.
 """
 
 import socket
+import ssl
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -14,9 +17,14 @@ from typing import Any
 
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
+from core.addresses import Address
 from core.doctor import Finding, ok, problem, skipped, warning
 from core.ids import AgentId, SiteId
+from core.machine_checks import port_answers
+from edge_agent.front.mqtt.connection import SESSION_EXPIRY_S
 from edge_agent.front.mqtt.topics import PREFIX, Topics
 from edge_agent.settings import MqttSettings
 
@@ -32,6 +40,14 @@ _PERMISSIONS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class BrokerIdentity:
+    """What is shown to a broker over TLS, whom to believe, and the name that must stand in its certificate."""
+
+    context: ssl.SSLContext
+    server_name: str
+
+
 @dataclass(slots=True)
 class Heard:
     """What the broker answered."""
@@ -43,13 +59,24 @@ class Heard:
     round_trips_s: list[float] = field(default_factory=list)
 
 
-def check_broker(settings: MqttSettings, site: SiteId, agent: AgentId, *, is_running: bool) -> Sequence[Finding]:
+def check_broker(
+    settings: MqttSettings, site: SiteId, agent: AgentId, *, is_running: bool, tls: BrokerIdentity | None = None
+) -> Sequence[Finding]:
     """Return the findings `broker`, `broker permissions` and `broker delay`."""
     if not settings.enabled:
         return (skipped("broker", "switched off in the settings (mqtt.enabled)"),)
     where = f"{settings.host}:{settings.port}"
+    if tls is not None and is_running:
+        return (
+            port_answers("broker", Address(settings.host, settings.port), remedy="start it, or correct mqtt.host"),
+            skipped("broker permissions", "the agent runs, and the broker knows one connection per certificate"),
+        )
     try:
-        heard = ask(settings, site, agent, is_running=is_running)
+        heard = ask(settings, site, agent, is_running=is_running, tls=tls)
+    except ssl.SSLError as error:
+        found = f"{where}: TLS: {error.reason or error}"
+        remedy = "see `openssl s_client`: does its certificate name mqtt.host, and is its authority the one we believe?"
+        return (problem("broker", found, expected="a broker that proves who it is", remedy=remedy),)
     except OSError as error:
         found = f"{where}: {error.strerror or error}"
         remedy = "start the broker (`systemctl start mosquitto`), or set mqtt.host and mqtt.port to where it listens"
@@ -85,13 +112,15 @@ def judge_delay(heard: Heard) -> Finding:
     return ok(check, found)
 
 
-def ask(settings: MqttSettings, site: SiteId, agent: AgentId, *, is_running: bool) -> Heard:
+def ask(
+    settings: MqttSettings, site: SiteId, agent: AgentId, *, is_running: bool, tls: BrokerIdentity | None = None
+) -> Heard:
     """Connect, subscribe, publish and leave.
 
     Raises:
-        OSError: nobody answers there.
+        OSError: nobody answers there, or, as SSLError, does not prove to be the broker.
     """
-    probe = _Probe(settings, f"{agent}-doctor")
+    probe = _Probe(settings, f"{agent}-doctor", tls)
     try:
         if not probe.connect():
             return probe.heard
@@ -109,27 +138,49 @@ def ask(settings: MqttSettings, site: SiteId, agent: AgentId, *, is_running: boo
         probe.leave()
 
 
+class _DialledClient(Client):
+    """Dials itself: without Nagle's algorithm, and with TLS for whatever name the broker's certificate has."""
+
+    dial: Callable[[], socket.socket]
+
+    def _create_socket(self) -> Any:
+        return self.dial()
+
+
 class _Probe:
-    def __init__(self, settings: MqttSettings, client_id: str) -> None:
+    def __init__(self, settings: MqttSettings, client_id: str, tls: BrokerIdentity | None) -> None:
         self.heard = Heard()
         self._settings = settings
         self._is_v5 = settings.protocol == 5
         protocol = MQTTProtocolVersion.MQTTv5 if self._is_v5 else MQTTProtocolVersion.MQTTv311
-        self._client = Client(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=protocol)
-        self._client.connect_timeout = _ANSWER_TIMEOUT_S
+        self._tls = tls
+        self._client = _DialledClient(
+            CallbackAPIVersion.VERSION2, client_id=client_id, protocol=protocol, manual_ack=True
+        )
+        self._client.dial = self._dial
         self._client.on_connect = self._on_connect
         self._client.on_subscribe = self._on_subscribe
         self._client.on_publish = self._on_publish
         self._client.on_message = self._on_message
-        self._client.on_socket_open = _disable_nagle
         self._is_connected: bool | None = None
+        # The connection has ended.
+        self._is_over = False
+        self._connected: socket.socket | None = None
         self._reasons: dict[int, str] = {}
         self._arrived = 0
 
     def connect(self) -> bool:
-        self._client.connect(self._settings.host, self._settings.port, keepalive=self._settings.keepalive_s)
+        host, port, keepalive_s = self._settings.host, self._settings.port, self._settings.keepalive_s
+        if self._is_v5:
+            # A session that is kept for the agent stays as it is.
+            properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho leaves it unannotated
+            properties.SessionExpiryInterval = 0 if self._tls is None else SESSION_EXPIRY_S
+            self._client.connect(host, port, keepalive_s, clean_start=self._tls is None, properties=properties)
+        else:
+            self._client.connect(host, port, keepalive_s)
         if not self._until(lambda: self._is_connected is not None):
-            self.heard.refusal = f"no answer to CONNECT within {_ANSWER_TIMEOUT_S:g} s"
+            hung_up = "it hung up" + ("" if self._tls is None else "; does it take our certificate?")
+            self.heard.refusal = hung_up if self._is_over else f"no answer to CONNECT within {_ANSWER_TIMEOUT_S:g} s"
         return self._is_connected is True
 
     def subscribe(self, topic: str) -> str:
@@ -153,9 +204,10 @@ class _Probe:
             started_s, arrived = time.perf_counter(), self._arrived
             packet_id = self._client.publish(topic, b"{}", qos=1).mid
             if not self._until(partial(self._is_back, packet_id, arrived)):
-                return
+                break
             if kth >= _WARM_UP:
                 self.heard.round_trips_s.append(time.perf_counter() - started_s)
+        self._client.unsubscribe(topic)
 
     def _is_back(self, packet_id: int, arrived_before: int) -> bool:
         return self._arrived > arrived_before and packet_id in self._reasons
@@ -163,6 +215,19 @@ class _Probe:
     def leave(self) -> None:
         self._client.disconnect()
         self._client.loop(_LOOP_S)
+        if self._connected is not None:
+            self._connected.close()
+        # It knows us and we know it; without this its own sockets would stay open until somebody collects garbage.
+        del self._client
+
+    def _dial(self) -> socket.socket:
+        where = (self._settings.host, self._settings.port)
+        connected = socket.create_connection(where, timeout=_ANSWER_TIMEOUT_S)
+        self._connected = connected
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._tls is not None:
+            self._connected = self._tls.context.wrap_socket(connected, server_hostname=self._tls.server_name)
+        return self._connected
 
     def _noted(self, said: dict[str, str], topic: str, packet_id: int) -> str:
         said[topic] = self._reason_of(packet_id)
@@ -176,7 +241,8 @@ class _Probe:
     def _until(self, is_done: Callable[[], bool]) -> bool:
         until_s = time.monotonic() + _ANSWER_TIMEOUT_S
         while not is_done():
-            if time.monotonic() > until_s or self._client.loop(_LOOP_S) is not MQTTErrorCode.MQTT_ERR_SUCCESS:
+            self._is_over = self._is_over or self._client.loop(_LOOP_S) is not MQTTErrorCode.MQTT_ERR_SUCCESS
+            if self._is_over or time.monotonic() > until_s:
                 return is_done()
         return True
 
@@ -192,7 +258,3 @@ class _Probe:
 
     def _on_message(self, _client: Client, _user: Any, _message: Any) -> None:
         self._arrived += 1
-
-
-def _disable_nagle(_client: Client, _user: Any, connection: Any) -> None:
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

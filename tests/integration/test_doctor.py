@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -15,13 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from controller.demo.ports import free_port
 from core.ids import AgentId, SiteId
-from edge_agent.doctor.broker import check_broker
+from edge_agent.doctor.broker import BrokerIdentity, check_broker
 from edge_agent.settings import MqttSettings
 from tests.support.controller_process import ControllerProcess
-from tests.support.mosquitto import running_mosquitto
+from tests.support.enrolment import FakeAuthority, pem_of_key
+from tests.support.https_certificate import TestAuthority
+from tests.support.mosquitto import Mosquitto, running_mosquitto
 
 SITE, AGENT = SiteId("berlin"), AgentId("gate-1")
 TIMEOUT_S = 60.0
@@ -277,6 +281,50 @@ def test_what_answers_at_the_brokers_port_and_is_none_is_found() -> None:
         found = judged(silent.getsockname()[1])["broker"]
     assert found.verdict.value == "problem"
     assert "no answer to CONNECT" in found.found
+
+
+@contextmanager
+def tls_broker(folder: Path, *, server: TestAuthority, clients: FakeAuthority) -> Iterator[int]:
+    """Yield the port of a broker that shows a certificate and asks for one."""
+    pair = server.pair()
+    for name, content in (("chain", pair.chain), ("key", pair.key), ("trust", clients.pem)):
+        (folder / f"{name}.pem").write_bytes(content)
+    broker = Mosquitto(folder)
+    lines = f"certfile {folder}/chain.pem\nkeyfile {folder}/key.pem\ncafile {folder}/trust.pem\n"
+    config = folder / "mosquitto.conf"
+    config.write_text(config.read_text() + lines + "require_certificate true\n")
+    broker.start()
+    try:
+        yield broker.port
+    finally:
+        broker.kill()
+
+
+def shown_to_broker(
+    folder: Path, authority: FakeAuthority, *, believed: TestAuthority, server_name: str = "127.0.0.1"
+) -> BrokerIdentity:
+    key = ec.generate_private_key(ec.SECP256R1())
+    (folder / "own.pem").write_bytes(pem_of_key(key) + authority.certified(key.public_key(), AGENT))
+    context = ssl.create_default_context(cadata=believed.bundle)
+    context.load_cert_chain(folder / "own.pem")
+    return BrokerIdentity(context, server_name)
+
+
+def test_a_broker_over_tls_is_asked_with_the_agents_certificate(tmp_path: Path) -> None:
+    server, fleet = TestAuthority(), FakeAuthority()
+    with tls_broker(tmp_path, server=server, clients=fleet) as port:
+        settings = MqttSettings(port=port)
+        own = shown_to_broker(tmp_path, fleet, believed=server)
+        posing = shown_to_broker(tmp_path, fleet, believed=server, server_name="broker.example")
+        stranger = shown_to_broker(tmp_path, FakeAuthority(), believed=server)
+        alone = check_broker(settings, SITE, AGENT, is_running=False, tls=own)
+        beside = check_broker(settings, SITE, AGENT, is_running=True, tls=own)
+        [unproven] = check_broker(settings, SITE, AGENT, is_running=False, tls=posing)
+        [refused] = check_broker(settings, SITE, AGENT, is_running=False, tls=stranger)
+    assert [finding.verdict.value for finding in alone] == ["ok", "ok", "ok"], alone
+    assert [finding.verdict.value for finding in beside] == ["ok", "skipped"]
+    assert (unproven.verdict.value, "TLS" in unproven.found) == ("problem", True)
+    assert (refused.verdict.value, "does it take our certificate" in refused.found) == ("problem", True), refused
 
 
 # ---- without a controller that runs -----------------------------------------------------------------------------
