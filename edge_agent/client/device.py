@@ -43,8 +43,6 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from core.backoff import Backoff, BackoffPolicy
-from core.broker_names import device_username
-from core.ids import SiteId
 
 _log = logging.getLogger(__name__)
 
@@ -105,7 +103,8 @@ class DeviceClient:
         protocol: Protocol = Protocol.MQTT_5,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        self.client_id = client_id if tls is None else device_username(client_id, SiteId(site))
+        # As `core.broker_names` has it, without the libraries that come with that.
+        self.client_id = client_id if tls is None else f"{client_id}@{site}"
         self.counters = DeviceCounters()
         self._site = site
         self._broker = broker

@@ -16,7 +16,7 @@ from edge_agent.health.state_folder import StateFolder
 from tests.support.edge_front import AGENT, SILENCE_S, TIMEOUT_S, Device, body_of, device, serving, until
 from tests.support.edge_models import make_mlp
 from tests.support.edge_plane import echo_model
-from tests.support.mosquitto import HOST
+from tests.support.mosquitto import HOST, program_path
 from tests.support.offline_agent import offline_agent
 from tests.support.site_broker import Site, SiteBroker, render
 
@@ -260,16 +260,55 @@ def test_a_list_is_not_written_for_names_that_are_none(tmp_path: Path, words: tu
 # ---- a whole agent --------------------------------------------------------------------------------------------
 
 
-async def test_an_agent_process_answers_its_device_over_tls(site: Site, broker: SiteBroker, tmp_path: Path) -> None:
-    state = tmp_path / "agent"
+async def test_an_agent_process_answers_its_device_over_tls_and_is_missed_when_it_dies(
+    site: Site, broker: SiteBroker, tmp_path: Path
+) -> None:
+    state, models = tmp_path / "agent", [make_mlp(tmp_path / "model")]
     await site.agent_folder(AGENT, path=StateFolder(state).identity)
     environment = {"MQTT__TLS__ENABLED": "true", "MQTT__HOST": "localhost"}
 
     def ask() -> int:
-        models = [make_mlp(tmp_path / "model")]
-        with offline_agent(state, models=models, broker=broker, environment=environment, is_enrolled=True):
-            address = ("localhost", broker.port)
-            with DeviceClient(CAMERA, site="berlin", broker=address, tls=site.device(CAMERA)) as camera:
-                return camera.ask(models[0].manifest.model, REQUEST, agent="any").status
+        address = ("localhost", broker.port)
+        with DeviceClient(CAMERA, site="berlin", broker=address, tls=site.device(CAMERA)) as camera:
+            return camera.ask(models[0].manifest.model, REQUEST, agent="any").status
 
-    assert await asyncio.to_thread(ask) == 200
+    with offline_agent(state, models=models, broker=broker, environment=environment, is_enrolled=True) as agent:
+        assert await asyncio.to_thread(ask) == 200
+        async with device(broker, topic=STATUS, tls=site.device("cam-2")) as watcher:
+            assert (await watcher.reply()).body["state"] == "online"
+            agent.process.kill()
+            assert (await watcher.reply()).body["state"] == "offline"
+
+
+async def test_a_stock_client_is_answered_as_the_guide_says(site: Site, broker: SiteBroker) -> None:
+    folder = site.device_folder(CAMERA)
+    command = [
+        *(program_path("mosquitto_rr"), "-V", "5", "-h", broker.host, "-p", str(broker.port), "-W", "10"),
+        *("--cafile", str(folder / "trust.pem"), "--cert", str(folder / "identity.pem")),
+        *("--key", str(folder / "identity.pem"), "-t", REQUESTS, "-e", REPLIES, "-D", "publish", "correlation-data"),
+        *("1", "-D", "publish", "message-expiry-interval", "5", "-D", "publish", "content-type", "application/json"),
+        *("-m", body_of().decode()),
+    ]
+    async with serving(broker, echo_model(), settings=SECURED, tls=await site.agent(AGENT)):
+        process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+        output, _ = await process.communicate()
+
+    assert b'"outputs"' in output
+
+
+async def test_an_agent_on_a_plain_listener_of_its_machine_serves_devices_with_certificates(
+    site: Site, broker: SiteBroker
+) -> None:
+    """As the comment in nanofleet.conf says; the agent must be told not to trust topics without a client."""
+    broker.kill()
+    plain_port = broker.add_plain_listener()
+    broker.start()
+    settings = {"port": plain_port, "require_client_topic": True}
+    async with camera_at(site, broker) as camera:
+        async with serving(broker, echo_model(), settings=settings) as front:
+            camera.send(body_of(), topic="nf/v1/berlin/infer/gate-1/digits", response_topic=REPLIES)
+            assert await answered(camera) == "200"
+            assert front.counters.received == 1
+        camera.send(body_of(), topic=REQUESTS, response_topic=REPLIES, correlation=b"r2", expiry_s=60)
+        async with serving(broker, echo_model(), settings=settings):
+            assert (await camera.reply()).correlation == b"r2"

@@ -152,6 +152,16 @@ async def test_a_handshake_that_is_given_up_leaves_no_socket(site: Site) -> None
     theirs.close()
 
 
+@pytest.mark.parametrize("name", ["", ".example", "a..b", "x" * 64 + ".example", "a\0b"])
+async def test_a_name_that_nobody_can_have_is_an_error(site: Site, name: str) -> None:
+    ours, theirs = socket.socketpair()
+    with pytest.raises(OSError, match="server name"):
+        await shake_hands(ours, site.device("cam-1"), server_name=name)
+    theirs.settimeout(TIMEOUT_S)
+    assert theirs.recv(1) == b""
+    theirs.close()
+
+
 async def test_a_peer_that_speaks_no_tls_is_an_error(site: Site) -> None:
     ours, theirs = socket.socketpair()
     ours.setblocking(False)

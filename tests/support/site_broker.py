@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from controller.demo.ports import free_port
 from controller.identity.authority import CertificateAuthority, key_pem, new_key, public_key_of
 from controller.identity.keys import AuthorityKeys
 from controller.identity.service import Identity
@@ -49,6 +50,20 @@ class SiteBroker(Mosquitto):
         self._banned = [*self._banned, device]
         self._config_text(persistent=False, nodelay=True)
         self._process.send_signal(signal.SIGHUP)
+
+    def add_plain_listener(self) -> int:
+        """Do from the next start on what the comment in nanofleet.conf says; return the port."""
+        port = free_port()
+        text = self._config.read_text()
+        acl = f"acl_file {self._folder}/nanofleet.acl"
+        text = text.replace("# listener 1883 127.0.0.1", f"listener {port} {HOST}").replace(
+            "# allow_anonymous true", "allow_anonymous true"
+        )
+        text = text.replace(f"\nallow_anonymous false\n{acl}\n", "\n")
+        listener = f"listener {self.port} {HOST}\n"
+        text = text.replace(listener, f"{listener}allow_anonymous false\n{acl}\n")
+        self._config.write_text("per_listener_settings true\n" + text)
+        return port
 
     def _config_text(self, *, persistent: bool, nodelay: bool) -> str:
         assert nodelay

@@ -70,8 +70,12 @@ async def shake_hands(connected: socket.socket, context: ssl.SSLContext, *, serv
     Raises:
         OSError: the peer went away, or is not `server_name` as one of our authorities vouches.
     """
-    # Closes the one that it replaces, also when it fails.
-    tls = context.wrap_socket(connected, server_hostname=server_name, do_handshake_on_connect=False)
+    try:
+        _require_name(server_name)
+        tls = context.wrap_socket(connected, server_hostname=server_name, do_handshake_on_connect=False)
+    except BaseException:
+        connected.close()
+        raise
     try:
         while True:
             try:
@@ -85,6 +89,16 @@ async def shake_hands(connected: socket.socket, context: ssl.SSLContext, *, serv
     except BaseException:
         tls.close()
         raise
+
+
+def _require_name(server_name: str) -> None:
+    """Let pass what `wrap_socket` takes: when it raises over a name, it leaves a socket open that nobody holds."""
+    try:
+        is_possible = bool(server_name.encode("idna")) and "\0" not in server_name
+    except UnicodeError:
+        is_possible = False
+    if not is_possible:
+        raise OSError(errno.EINVAL, f"server name {server_name[:80]!r}: expected a DNS name or an address")
 
 
 async def _ready(tls: ssl.SSLSocket, *, to_write: bool) -> None:
