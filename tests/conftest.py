@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from tests.support.booted_hosts import require_hosts
 from tests.support.mosquitto import MissingProgram, program_path
 from tests.support.wire import require_recording
 
@@ -15,8 +16,9 @@ def pytest_sessionstart() -> None:
     """Fail at once where tests that need a program would be skipped though they must not be."""
     if os.environ.get("CI") == "true":
         try:
-            for program in ("mosquitto", "mosquitto_rr"):
+            for program in ("mosquitto", "mosquitto_rr", "systemd-analyze"):
                 program_path(program)
             require_recording()
+            require_hosts()
         except MissingProgram as error:
             pytest.exit(f"continuous integration skips nothing: {error}", returncode=1)

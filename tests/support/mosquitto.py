@@ -124,5 +124,5 @@ def program_path(name: str) -> str:
     """
     path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
     if path is None:
-        raise MissingProgram(f"{name} is not installed (Debian: apt install mosquitto mosquitto-clients tcpdump)")
+        raise MissingProgram(f"{name} is not installed; .ci/run names the Debian packages of every program")
     return path
