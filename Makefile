@@ -71,7 +71,9 @@ locks: ## Resolve the pinned dependencies again (needs uv)
 	$(COMPILE) pyproject.toml --extra dev --output-file $(LOCKS)/dev.lock
 	$(COMPILE) pyproject.toml --extra agent --output-file $(LOCKS)/agent.lock
 	$(COMPILE) pyproject.toml --extra controller --extra heavy --extra postgresql --output-file $(LOCKS)/controller.lock
+	$(COMPILE) pyproject.toml --extra controller --output-file $(LOCKS)/gateway.lock
 	$(COMPILE) pyproject.toml --extra bench --override $(LOCKS)/bench.overrides --no-emit-package torch --output-file $(LOCKS)/bench.lock
 	$(COMPILE) $(LOCKS)/build.in --constraint $(LOCKS)/dev.lock --output-file $(LOCKS)/build.lock
+	$(COMPILE) $(LOCKS)/ansible.in --output-file $(LOCKS)/ansible.lock
 	$(COMPILE) $(LOCKS)/conformance.in --output-file $(LOCKS)/conformance.lock
 	$(COMPILE) $(LOCKS)/protoc.in --output-file $(LOCKS)/protoc.lock

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.booted_hosts import require_hosts
 from tests.support.mosquitto import MissingProgram, program_path
 from tests.support.postgresql import Postgresql, postgresql_programs, running_postgresql
 from tests.support.wire import require_recording
@@ -17,10 +18,11 @@ def pytest_sessionstart() -> None:
     """Fail at once where tests that need a program would be skipped though they must not be."""
     if os.environ.get("CI") == "true":
         try:
-            for program in ("mosquitto", "mosquitto_rr", "g++", "prometheus", "promtool"):
+            for program in ("mosquitto", "mosquitto_rr", "g++", "prometheus", "promtool", "systemd-analyze"):
                 program_path(program)
             postgresql_programs()
             require_recording()
+            require_hosts()
         except MissingProgram as error:
             pytest.exit(f"continuous integration skips nothing: {error}", returncode=1)
 

@@ -130,6 +130,5 @@ def program_path(name: str) -> str:
     """
     path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
     if path is None:
-        packages = "mosquitto mosquitto-clients prometheus tcpdump"
-        raise MissingProgram(f"{name} is not installed (Debian: apt install {packages})")
+        raise MissingProgram(f"{name} is not installed; .ci/run names the Debian packages of every program")
     return path
