@@ -122,6 +122,7 @@ class _Agent:
                 self._tracing,
                 self._disk,
                 clock,
+                counted.usage,
             )
         )
         self._front: MqttFront | None = None
