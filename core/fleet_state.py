@@ -128,6 +128,35 @@ class ReportedState:
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """What became of an agent's requests since its process began; `refused` counts those that came too late as well."""
+
+    answered_edge: int = 0
+    answered_heavy: int = 0
+    refused: int = 0
+    failed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MachineHealth:
+    """How an agent's machine is; `temperature_c` None where it has no sensor, `load` is that of the last minute."""
+
+    rss_bytes: int
+    available_bytes: int
+    temperature_c: float | None
+    load: float
+
+
+@dataclass(frozen=True, slots=True)
+class AgentVitals:
+    """`uptime_s` are the seconds over which `usage` was counted."""
+
+    usage: Usage
+    uptime_s: float
+    health: MachineHealth
+
+
+@dataclass(frozen=True, slots=True)
 class AgentHello:
     """How an agent introduces itself on a new session; `boot_id` is new at every start of its process."""
 

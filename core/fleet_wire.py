@@ -11,8 +11,10 @@ from core.digest import parse_digest
 from core.errors import InvalidName, InvalidRequest
 from core.fleet_state import (
     AgentHello,
+    AgentVitals,
     CatalogueVersions,
     DesiredState,
+    MachineHealth,
     MetadataFile,
     Position,
     Problem,
@@ -23,6 +25,7 @@ from core.fleet_state import (
     SlotPhase,
     SlotReport,
     Transfer,
+    Usage,
 )
 from core.ids import ANY_AGENT, AgentId, ModelName, SiteId, VariantName, checked_name
 from protos.catalogue.v1 import catalogue_pb2
@@ -40,6 +43,9 @@ MAX_ASSIGNMENT_BYTES = 1 << 18
 MAX_TEXT_CHARS = 512
 # What fits into a signed 64-bit column; unsigned ones travel.
 MAX_NUMBER = (1 << 63) - 1
+
+# Derived: an uptime of three centuries; nothing that is measured is larger.
+MAX_MEASURE = 1e10
 
 _PHASE_TO_WIRE = {
     SlotPhase.FETCHING: pb.SLOT_PHASE_FETCHING,
@@ -189,6 +195,39 @@ def decode_reported(message: pb.ReportedState) -> ReportedState:
     )
 
 
+def encode_vitals(vitals: AgentVitals) -> pb.Vitals:
+    usage, health = vitals.usage, vitals.health
+    return pb.Vitals(
+        answered_edge=usage.answered_edge,
+        answered_heavy=usage.answered_heavy,
+        refused=usage.refused,
+        failed=usage.failed,
+        uptime_s=vitals.uptime_s,
+        rss_bytes=health.rss_bytes,
+        available_bytes=health.available_bytes,
+        temperature_c=health.temperature_c,
+        load=health.load,
+    )
+
+
+def decode_vitals(message: pb.Vitals) -> AgentVitals:
+    usage = Usage(
+        _checked_number("answered_edge", message.answered_edge),
+        _checked_number("answered_heavy", message.answered_heavy),
+        _checked_number("refused", message.refused),
+        _checked_number("failed", message.failed),
+    )
+    health = MachineHealth(
+        _checked_number("rss_bytes", message.rss_bytes),
+        _checked_number("available_bytes", message.available_bytes),
+        _checked_measure("temperature_c", message.temperature_c, least=-MAX_MEASURE)
+        if message.HasField("temperature_c")
+        else None,
+        _checked_measure("load", message.load),
+    )
+    return AgentVitals(usage, _checked_measure("uptime_s", message.uptime_s), health)
+
+
 def _encode_slot_report(report: SlotReport) -> pb.SlotReport:
     return pb.SlotReport(
         slot=encode_slot(report.slot),
@@ -259,6 +298,12 @@ def _decode_instant(what: str, instant: Timestamp) -> datetime:
         return instant.ToDatetime(tzinfo=UTC)
     except (ValueError, OverflowError) as error:
         raise InvalidRequest(f"{what}: expected an instant of the years 1 to 9999, got {error}") from error
+
+
+def _checked_measure(what: str, measure: float, *, least: float = 0.0) -> float:
+    if not least <= measure <= MAX_MEASURE:
+        raise InvalidRequest(f"{what}: expected a number of {least:g} to {MAX_MEASURE:g}, got {measure:g}")
+    return measure
 
 
 def _checked_number(what: str, number: int) -> int:

@@ -126,6 +126,7 @@ class _Agent:
                 self._tracing,
                 self._disk,
                 clock,
+                counted.usage,
             )
         )
         self._front: MqttFront | None = None

@@ -17,7 +17,7 @@ from functools import partial
 from core.clock import Clock
 from core.digest import Digest
 from core.errors import Conflict
-from core.fleet_state import AgentHello, PushResult, SignedAssignment
+from core.fleet_state import AgentHello, AgentVitals, PushResult, SignedAssignment, Usage
 from core.fleet_wire import MAX_HELD_MANIFESTS
 from core.grpc_transport import TlsIdentity
 from core.ids import AgentId, SiteId
@@ -26,6 +26,7 @@ from edge_agent.activation.journal import Journal
 from edge_agent.activation.probation import ProbationTerms
 from edge_agent.activation.rebuild import rebuild_if_lost
 from edge_agent.activation.self_test import SelfTester, SelfTestLimits
+from edge_agent.health.machine import machine_health
 from edge_agent.health.state_folder import StateFolder
 from edge_agent.health.status_file import AgentIdentity, PeerView
 from edge_agent.identity.channel import RotatingChannel
@@ -67,6 +68,8 @@ class Surroundings:
     tracing: Tracing
     disk: Executor
     clock: Clock
+    # What became of the requests so far.
+    usage: Callable[[], Usage]
 
 
 class Member:
@@ -74,6 +77,7 @@ class Member:
 
     def __init__(self, around: Surroundings) -> None:
         self._around = around
+        self._began_s = around.clock.monotonic_s()
         folder, clock, enrolled = around.folder, around.clock, around.enrolled
         self._renewal = Renewal(
             IdentityFolder(folder.identity),
@@ -209,7 +213,13 @@ class Member:
         # The store belongs to the disk's thread.
         hello = await asyncio.get_running_loop().run_in_executor(self._around.disk, self._hello)
         limits = SessionLimits(link.handshake_timeout_s, link.write_timeout_s)
-        return Session(self._fleet, self._reconciler, self, hello=hello, limits=limits, on_state=on_state)
+        return Session(
+            self._fleet, self._reconciler, self, hello=hello, limits=limits, on_state=on_state, vitals=self._vitals
+        )
+
+    def _vitals(self) -> AgentVitals:
+        uptime_s = self._around.clock.monotonic_s() - self._began_s
+        return AgentVitals(self._around.usage(), uptime_s, machine_health())
 
     def _hello(self) -> AgentHello:
         process = self._around.process

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from core.clock import Clock
 from core.errors import DeadlineExceeded, InternalError, NanofleetError
+from core.fleet_state import Usage
 from core.metrics import OTHER, STAGE_BUCKETS_S, Counter, Exemplar, Family, Histogram, Registry
 from edge_agent.cascade.policy import Reason, Tier
 
@@ -22,16 +23,6 @@ NO_TIER = "none"
 MAX_MODELS = 512
 # Where the trace id stands in a traceparent (W3C Trace Context, section 3.2).
 _TRACE_ID = slice(3, 35)
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What became of the requests since this process began; the sums that a controller is told."""
-
-    answered_edge: int = 0
-    answered_heavy: int = 0
-    refused: int = 0
-    failed: int = 0
 
 
 class RequestMetrics:

@@ -25,6 +25,7 @@ from core.fleet_wire import (
     decode_hello,
     decode_push_result,
     decode_reported,
+    decode_vitals,
     encode_assignment,
     encode_position,
 )
@@ -203,6 +204,8 @@ class FleetServicer(FleetServiceServicer):
                 self._fleet.push_result(session, decode_push_result(message.result))
             case "reported":
                 self._fleet.reported(session, decode_reported(message.reported))
+            case "vitals":
+                self._fleet.vitals(session, decode_vitals(message.vitals))
             case "hello":
                 raise InvalidRequest("expected Hello once, as the first message, got another")
             case None:

@@ -2,6 +2,7 @@
 
 from controller.api import operator_views as views
 from controller.fleet.model import AgentView, Deployed, Deployment
+from controller.fleet.vitals import SeenVitals
 from controller.registry.model import (
     BundleFile,
     CascadeRequest,
@@ -124,6 +125,32 @@ def agent_view(seen: AgentView) -> views.AgentView:
         applied=position_view(agent.reported.applied),
         slots=tuple(map(_slot_report_view, agent.reported.slots)),
         rejection=_reason_view(agent.rejection),
+        usage=None if seen.vitals is None else _usage_view(seen.vitals),
+        health=None if seen.vitals is None else _health_view(seen.vitals),
+    )
+
+
+def _usage_view(seen: SeenVitals) -> views.UsageView:
+    usage = seen.usage
+    return views.UsageView(
+        answered_edge=usage.answered_edge,
+        answered_heavy=usage.answered_heavy,
+        refused=usage.refused,
+        failed=usage.failed,
+        since=seen.since,
+        requests_per_s=seen.requests_per_s,
+        escalated_ratio=seen.escalated_ratio,
+    )
+
+
+def _health_view(seen: SeenVitals) -> views.AgentHealthView:
+    health = seen.health
+    return views.AgentHealthView(
+        rss_bytes=health.rss_bytes,
+        available_bytes=health.available_bytes,
+        temperature_c=health.temperature_c,
+        load=health.load,
+        reported_at=seen.reported_at,
     )
 
 

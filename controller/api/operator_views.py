@@ -212,6 +212,38 @@ class SlotReportView(_View):
     transfer: TransferView | None = None
 
 
+class UsageView(_View):
+    """What became of an agent's requests since its process began."""
+
+    answered_edge: int
+    """By the agent's own model."""
+    answered_heavy: int
+    """By the heavy tier, because the agent was not sure."""
+    refused: int
+    """Those that came too late included."""
+    failed: int
+    """By a defect."""
+    since: datetime
+    requests_per_s: float
+    """Over the last minute."""
+    escalated_ratio: float | None
+    """Share of the answers of the last minute that the heavy tier gave; null without any."""
+
+
+class AgentHealthView(_View):
+    """How an agent's machine is."""
+
+    rss_bytes: int
+    """Memory of the agent's process."""
+    available_bytes: int
+    """Memory that the machine has left."""
+    temperature_c: float | None
+    """Of its warmest sensor; null where there is none."""
+    load: float
+    """Processes that run or want to, averaged over a minute."""
+    reported_at: datetime
+
+
 class AgentView(_View):
     id: str
     site: str
@@ -229,6 +261,10 @@ class AgentView(_View):
     """What the agent says it runs or is about to."""
     rejection: ReasonView | None = None
     """Why it refused what it was asked last; it keeps running what it had."""
+    usage: UsageView | None = None
+    """null: the agent has not said since the controller started, or is too old to."""
+    health: AgentHealthView | None = None
+    """As `usage`."""
 
 
 class AgentsView(_View):

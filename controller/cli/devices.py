@@ -136,7 +136,24 @@ def _facts(agent: views.AgentView) -> Table:
     table.add_row("last seen", _seen(agent, datetime.now(UTC)))
     table.add_row("desired", _position(agent.desired))
     table.add_row("applied", _position(agent.applied))
+    if agent.usage is not None:
+        table.add_row("requests", _usage(agent.usage))
+    if agent.health is not None:
+        table.add_row("machine", _health(agent.health))
     return table
+
+
+def _usage(usage: views.UsageView) -> str:
+    counts = f"{usage.answered_edge} at the edge, {usage.answered_heavy} by the heavy tier, {usage.refused} refused"
+    escalated = "" if usage.escalated_ratio is None else f", {usage.escalated_ratio:.0%} escalated"
+    since = f"{usage.since.astimezone():%Y-%m-%d %H:%M:%S}"
+    return f"{counts}, {usage.failed} failed since {since}; {usage.requests_per_s:.1f}/s{escalated}"
+
+
+def _health(health: views.AgentHealthView) -> str:
+    warmth = "" if health.temperature_c is None else f", {health.temperature_c:.0f} °C"
+    memory = f"{bytes_text(health.rss_bytes)} taken, {bytes_text(health.available_bytes)} left"
+    return f"{memory}, load {health.load:.2f}{warmth}; {age_text(health.reported_at, now=datetime.now(UTC))}"
 
 
 def _position(position: views.PositionView) -> str:

@@ -6,6 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Self
 
+from controller.fleet.vitals import SeenVitals
 from core.digest import Digest
 from core.errors import InvalidName
 from core.fleet_state import DesiredState, Problem, ReportedState, Slot
@@ -103,6 +104,8 @@ class AgentView:
 
     agent: Agent
     is_online: bool
+    # None: it never said anything of them to this process.
+    vitals: SeenVitals | None = None
 
 
 @dataclass(frozen=True, slots=True)

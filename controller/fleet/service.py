@@ -16,6 +16,7 @@ from controller.fleet.model import Agent, AgentView, Deployed, Deployment, Targe
 from controller.fleet.restoration import Drift, Restoration, drift_of
 from controller.fleet.sessions import Expelled, Permitted, Session, Sessions, Stopping
 from controller.fleet.store import FleetStore
+from controller.fleet.vitals import VitalsBoard
 from core.clock import Clock
 from core.digest import Digest
 from core.errors import Conflict, InvalidRequest, UnknownAgent, UnknownModel
@@ -23,6 +24,7 @@ from core.fleet_state import (
     NO_CATALOGUE,
     NOWHERE,
     AgentHello,
+    AgentVitals,
     CatalogueVersions,
     Position,
     PushResult,
@@ -98,6 +100,7 @@ class Fleet:
         self._sessions = Sessions(max_sessions=max_sessions, clock=clock)
         self._greetings = Greetings(store, clock=clock)
         self._heard = HeardBuffer()
+        self._vitals = VitalsBoard(max_agents=2 * max_sessions, clock=clock)
         self._has_work = asyncio.Event()
         self._pushes_in_doubt = False
         # The last word for each model of each agent.
@@ -326,6 +329,11 @@ class Fleet:
         if self._sessions.is_present(session):
             self._hear(session, Heard(self._clock.now(), reported=reported))
 
+    def vitals(self, session: Session, vitals: AgentVitals) -> None:
+        """Take note of what an agent did and how its machine is; nothing is stored, and nobody woken."""
+        if self._sessions.is_present(session):
+            self._vitals.note(session.agent_id, session.boot_id, vitals)
+
     def push_result(self, session: Session, result: PushResult) -> None:
         """Take note of how an agent took a push."""
         if not self._sessions.is_present(session):
@@ -352,6 +360,7 @@ class Fleet:
         """End the session of an agent whose identity does not count any more; its name may go to another machine."""
         self._sessions.end(agent_id, Expelled(reason))
         self._sessions.forget_boots(agent_id)
+        self._vitals.forget(agent_id)
 
     def end_sessions(self) -> None:
         """Tell every agent to come back later; their streams end by themselves."""
@@ -385,7 +394,8 @@ class Fleet:
         for heard in self._heard.of(agent.agent_id):
             agent = apply_heard(agent, heard)
         is_online = agent.agent_id in self._sessions
-        return AgentView(replace(agent, last_seen_at=self._clock.now()) if is_online else agent, is_online)
+        shown = replace(agent, last_seen_at=self._clock.now()) if is_online else agent
+        return AgentView(shown, is_online, self._vitals.of(agent.agent_id))
 
     async def _push_again(self) -> None:
         """Offer every live session its desired state, after a deployment whose caller left before the pushes."""

@@ -24,6 +24,7 @@ from core.errors import DeadlineExceeded, ErrorCode, InvalidRequest, NanofleetEr
 from core.fleet_state import (
     NOWHERE,
     AgentHello,
+    AgentVitals,
     Problem,
     PushResult,
     ReportedState,
@@ -35,6 +36,7 @@ from core.fleet_wire import (
     encode_hello,
     encode_push_result,
     encode_reported,
+    encode_vitals,
 )
 from core.logs import peer_text
 from core.status import error_from_grpc
@@ -43,6 +45,11 @@ from protos.fleet.v1 import fleet_pb2 as pb
 
 # Chosen: progress bars stay smooth, and a fetch at full speed costs ten small messages a second.
 REPORT_INTERVAL_S = 0.1
+# Chosen: a dashboard that is a quarter of a minute behind is none the worse for it.
+VITALS_INTERVAL_S = 15.0
+# Chosen: what an idle machine does not do by itself.
+NEWS_TEMPERATURE_C = 5.0
+NEWS_SHARE = 0.25
 # Messages being taken or answered at one time; all but the newest are settled, so only a peer that does not read
 # fills it.
 MAX_PENDING_ANSWERS = 16
@@ -151,7 +158,10 @@ class Session:
         hello: AgentHello,
         limits: SessionLimits,
         on_state: Callable[[SessionState], None],
+        vitals: Callable[[], AgentVitals] | None = None,
     ) -> None:
+        """`vitals` None: nothing is said of them."""
+        self._vitals = vitals
         self.state = SessionState.CONNECTING
         self._stub = stub
         self._desk = desk
@@ -200,6 +210,8 @@ class Session:
     async def _converse(self, call: Call, messages: AsyncIterator[pb.ControllerMessage]) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._report_changes(call), name="session report")
+            if self._vitals is not None:
+                tasks.create_task(self._report_vitals(call, self._vitals), name="session vitals")
             while True:
                 message = await self._read(messages)
                 await self._pending_answers.acquire()
@@ -242,6 +254,16 @@ class Session:
                 await asyncio.sleep(REPORT_INTERVAL_S)
             await board.wait_beyond(version)
 
+    async def _report_vitals(self, call: Call, look: Callable[[], AgentVitals]) -> None:
+        """Say at once how it is, then what is news: silence costs nothing, and an idle link should stay so."""
+        said: AgentVitals | None = None
+        while True:
+            vitals = look()
+            if said is None or is_news(vitals, said):
+                await self._write(call, pb.AgentMessage(vitals=encode_vitals(vitals)))
+                said = vitals
+            await asyncio.sleep(VITALS_INTERVAL_S)
+
     async def _write(self, call: Call, message: pb.AgentMessage) -> None:
         try:
             async with self._writing, asyncio.timeout(self._limits.write_timeout_s):
@@ -272,6 +294,22 @@ class Session:
     def _enter(self, state: SessionState) -> None:
         self.state = state
         self._on_state(state)
+
+
+def is_news(vitals: AgentVitals, said: AgentVitals) -> bool:
+    """Say whether anything has changed that somebody would want to know: noise of the machine is not worth a packet."""
+    now, then = vitals.health, said.health
+    warmer_c = abs((now.temperature_c or 0.0) - (then.temperature_c or 0.0))
+    return (
+        vitals.usage != said.usage
+        or warmer_c >= NEWS_TEMPERATURE_C
+        or _has_moved(now.available_bytes, then.available_bytes)
+        or _has_moved(now.rss_bytes, then.rss_bytes)
+    )
+
+
+def _has_moved(now: int, then: int) -> bool:
+    return abs(now - then) > NEWS_SHARE * then
 
 
 async def _end_of(call: Call) -> SessionEnded:

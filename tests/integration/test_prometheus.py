@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -21,6 +22,8 @@ from core.spiffe import Role
 from edge_agent.client.device import DeviceClient
 from tests.support.controller_process import ControllerProcess
 from tests.support.edge_models import INPUT, make_mlp
+from tests.support.fake_agent import Dialler
+from tests.support.fleet_values import CAM, made_hello
 from tests.support.mosquitto import program_path, running_mosquitto
 from tests.support.offline_agent import offline_agent
 from tests.support.prometheus import CONFIGURATION, Prometheus, configured, running_prometheus
@@ -74,6 +77,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         ):
             tensor = {"name": INPUT, "shape": [1, INPUTS], "datatype": "FP32", "data": [0.5] * INPUTS}
             eventually(lambda: all(each["health"] == "up" for each in prometheus.targets()), "targets are up")
+            asyncio.run(hold_session(controller, prometheus))
             # Between scrapes, so that there is a rate.
             for _ in range(3):
                 reply = device.ask("small", {"inputs": [tensor]}, agent=agent.agent_id, properties=TRACED)
@@ -92,6 +96,18 @@ async def check_health(controller: ControllerProcess) -> None:
     address = parse_address(controller.endpoints()["controller_grpc"])
     async with open_channel(address, controller.tls(Role.APPLICATION, "line-7")) as channel:
         await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+
+
+async def hold_session(controller: ControllerProcess, prometheus: Prometheus) -> None:
+    """Be a connected agent until Prometheus has seen it."""
+    address = parse_address(controller.endpoints()["controller_grpc"])
+    dialler = Dialler(address, controller.tls(Role.AGENT, CAM))
+    async with dialler.dial() as agent:
+        await agent.hello(made_hello())
+        seen = partial(eventually, lambda: "nanofleet_sessions" in prometheus.names(), "the session was scraped")
+        await asyncio.to_thread(seen)
+        await agent.leave()
+    await dialler.close()
 
 
 def ask_what_nobody_has(url: str, secret: str) -> None:
@@ -156,3 +172,19 @@ def test_every_metric_that_is_named_in_what_we_ship_is_really_there(scene: Scene
     assert recorded <= {rule["name"] for rule in scene.prometheus.rules()}
     scraped = named - recorded
     eventually(lambda: scraped <= scene.prometheus.names(), f"{scraped - scene.prometheus.names()}")
+
+
+def expressions(dashboard: Path) -> list[str]:
+    """Return the queries of a dashboard, with what Grafana would put in the place of its variables."""
+    panels = json.loads(dashboard.read_text())["panels"]
+    found = [target["expr"] for panel in panels for target in panel.get("targets", ()) if "expr" in target]
+    return [re.sub(r"\$(?:site|model|stage|tier)\b", ".*", each.replace("$__rate_interval", "1m")) for each in found]
+
+
+@pytest.mark.parametrize("dashboard", sorted(DEPLOY.glob("grafana/dashboards/*.json")), ids=lambda path: path.stem)
+def test_every_query_of_a_dashboard_can_be_answered(scene: Scene, dashboard: Path) -> None:
+    asked = expressions(dashboard)
+    assert len(asked) > 5
+    for expression in asked:
+        assert "$" not in expression
+        scene.prometheus.query(expression)

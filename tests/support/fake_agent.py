@@ -8,7 +8,15 @@ import grpc
 import grpc.aio
 
 from core.addresses import Address
-from core.fleet_state import AgentHello, DesiredState, Position, PushResult, ReportedState, SignedAssignment
+from core.fleet_state import (
+    AgentHello,
+    AgentVitals,
+    DesiredState,
+    Position,
+    PushResult,
+    ReportedState,
+    SignedAssignment,
+)
 from core.fleet_wire import (
     decode_assignment,
     decode_desired,
@@ -16,6 +24,7 @@ from core.fleet_wire import (
     encode_hello,
     encode_push_result,
     encode_reported,
+    encode_vitals,
 )
 from core.grpc_transport import TlsIdentity, TransportCredentials, open_channel
 from protos.fleet.v1 import fleet_pb2 as pb
@@ -61,6 +70,9 @@ class FakeAgent:
 
     async def report(self, reported: ReportedState) -> None:
         await self.say(pb.AgentMessage(reported=encode_reported(reported)))
+
+    async def say_vitals(self, vitals: AgentVitals) -> None:
+        await self.say(pb.AgentMessage(vitals=encode_vitals(vitals)))
 
     async def leave(self) -> None:
         """Half-close, as an agent that stops does, and wait for the end."""

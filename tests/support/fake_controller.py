@@ -12,8 +12,23 @@ import grpc
 import grpc.aio
 
 from core.addresses import Address
-from core.fleet_state import AgentHello, DesiredState, Position, PushResult, ReportedState, SignedAssignment
-from core.fleet_wire import decode_hello, decode_push_result, decode_reported, encode_assignment, encode_position
+from core.fleet_state import (
+    AgentHello,
+    AgentVitals,
+    DesiredState,
+    Position,
+    PushResult,
+    ReportedState,
+    SignedAssignment,
+)
+from core.fleet_wire import (
+    decode_hello,
+    decode_push_result,
+    decode_reported,
+    decode_vitals,
+    encode_assignment,
+    encode_position,
+)
 from core.grpc_transport import SERVER_OPTIONS
 from core.ids import AgentId
 from protos.artifacts.v1.artifacts_pb2_grpc import add_DeliveryServiceServicer_to_server
@@ -36,6 +51,7 @@ class FakeFleet(FleetServiceServicer):
         self.hellos: list[AgentHello] = []
         self.results: list[PushResult] = []
         self.reported: list[ReportedState] = []
+        self.vitals: list[AgentVitals] = []
         self._realm = realm
         self._assigned: tuple[Position, SignedAssignment] | None = None
         self._changed = asyncio.Condition()
@@ -91,10 +107,13 @@ class FakeFleet(FleetServiceServicer):
             return self._assigned
 
     async def _hear(self, message: pb.AgentMessage) -> None:
-        if message.WhichOneof("message") == "result":
-            await self._note(self.results, decode_push_result(message.result))
-        else:
-            await self._note(self.reported, decode_reported(message.reported))
+        match message.WhichOneof("message"):
+            case "result":
+                await self._note(self.results, decode_push_result(message.result))
+            case "vitals":
+                await self._note(self.vitals, decode_vitals(message.vitals))
+            case _:
+                await self._note(self.reported, decode_reported(message.reported))
 
     async def _note(self, kept: list, said: object) -> None:  # type: ignore[type-arg]  # a list of what `said` is
         async with self._changed:

@@ -65,22 +65,26 @@ class AgentMessage(google.protobuf.message.Message):
     HELLO_FIELD_NUMBER: builtins.int
     RESULT_FIELD_NUMBER: builtins.int
     REPORTED_FIELD_NUMBER: builtins.int
+    VITALS_FIELD_NUMBER: builtins.int
     @property
     def hello(self) -> Global___Hello: ...
     @property
     def result(self) -> Global___PushResult: ...
     @property
     def reported(self) -> Global___ReportedState: ...
+    @property
+    def vitals(self) -> Global___Vitals: ...
     def __init__(
         self,
         *,
         hello: Global___Hello | None = ...,
         result: Global___PushResult | None = ...,
         reported: Global___ReportedState | None = ...,
+        vitals: Global___Vitals | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["hello", b"hello", "message", b"message", "reported", b"reported", "result", b"result"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["hello", b"hello", "message", b"message", "reported", b"reported", "result", b"result"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["hello", "result", "reported"] | None: ...
+    def HasField(self, field_name: typing.Literal["hello", b"hello", "message", b"message", "reported", b"reported", "result", b"result", "vitals", b"vitals"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["hello", b"hello", "message", b"message", "reported", b"reported", "result", b"result", "vitals", b"vitals"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["hello", "result", "reported", "vitals"] | None: ...
 
 Global___AgentMessage: typing_extensions.TypeAlias = AgentMessage
 
@@ -519,3 +523,55 @@ class Transfer(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["brought_bytes", b"brought_bytes", "difference_chunks", b"difference_chunks", "rate_bytes_per_s", b"rate_bytes_per_s", "raw_chunks", b"raw_chunks", "same_chunks", b"same_chunks", "wire_bytes", b"wire_bytes", "zstd_chunks", b"zstd_chunks"]) -> None: ...
 
 Global___Transfer: typing_extensions.TypeAlias = Transfer
+
+@typing.final
+class Vitals(google.protobuf.message.Message):
+    """What an agent did since its process began, and how its machine is. Said once when a session opens, then at most every
+    15 s and only when there is news: an idle agent says nothing.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ANSWERED_EDGE_FIELD_NUMBER: builtins.int
+    ANSWERED_HEAVY_FIELD_NUMBER: builtins.int
+    REFUSED_FIELD_NUMBER: builtins.int
+    FAILED_FIELD_NUMBER: builtins.int
+    UPTIME_S_FIELD_NUMBER: builtins.int
+    RSS_BYTES_FIELD_NUMBER: builtins.int
+    AVAILABLE_BYTES_FIELD_NUMBER: builtins.int
+    TEMPERATURE_C_FIELD_NUMBER: builtins.int
+    LOAD_FIELD_NUMBER: builtins.int
+    answered_edge: builtins.int
+    """Requests by what became of them: answered by this agent's model, answered by the heavy tier, refused or come too
+    late, failed by a defect. They only grow, and begin at 0 with every boot_id.
+    """
+    answered_heavy: builtins.int
+    refused: builtins.int
+    failed: builtins.int
+    uptime_s: builtins.float
+    """Seconds over which they were counted."""
+    rss_bytes: builtins.int
+    """Memory of the agent's process, and what the machine has left."""
+    available_bytes: builtins.int
+    temperature_c: builtins.float
+    """Of the warmest sensor, in degrees Celsius; absent where there is none."""
+    load: builtins.float
+    """Processes that run or want to, averaged over a minute."""
+    def __init__(
+        self,
+        *,
+        answered_edge: builtins.int = ...,
+        answered_heavy: builtins.int = ...,
+        refused: builtins.int = ...,
+        failed: builtins.int = ...,
+        uptime_s: builtins.float = ...,
+        rss_bytes: builtins.int = ...,
+        available_bytes: builtins.int = ...,
+        temperature_c: builtins.float | None = ...,
+        load: builtins.float = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_temperature_c", b"_temperature_c", "temperature_c", b"temperature_c"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_temperature_c", b"_temperature_c", "answered_edge", b"answered_edge", "answered_heavy", b"answered_heavy", "available_bytes", b"available_bytes", "failed", b"failed", "load", b"load", "refused", b"refused", "rss_bytes", b"rss_bytes", "temperature_c", b"temperature_c", "uptime_s", b"uptime_s"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_temperature_c", b"_temperature_c"]) -> typing.Literal["temperature_c"] | None: ...
+
+Global___Vitals: typing_extensions.TypeAlias = Vitals

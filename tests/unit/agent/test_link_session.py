@@ -1,7 +1,7 @@
 """Session: one connection, its states, and what is said on it."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -12,6 +12,7 @@ from core.errors import ErrorCode, Forbidden, InternalError, Overloaded, Unavail
 from core.fleet_state import (
     NOWHERE,
     AgentHello,
+    AgentVitals,
     MetadataFile,
     Position,
     PushResult,
@@ -22,11 +23,20 @@ from core.fleet_state import (
 )
 from core.fleet_wire import MAX_METADATA_FILES, decode_hello, decode_push_result, decode_reported, encode_assignment
 from core.ids import AgentId, SiteId
-from edge_agent.link.session import MAX_PENDING_ANSWERS, Replaced, Session, SessionEnded, SessionLimits, SessionState
+from edge_agent.link.session import (
+    MAX_PENDING_ANSWERS,
+    Replaced,
+    Session,
+    SessionEnded,
+    SessionLimits,
+    SessionState,
+    is_news,
+)
 from edge_agent.reconcile.board import Board
 from protos.fleet.v1 import fleet_pb2 as pb
 from tests.support.fleet_call import FleetCall
 from tests.support.variants import made_variant
+from tests.support.vitals_values import MIB, made_vitals
 
 HELLO = AgentHello(AgentId("gate-1"), SiteId("berlin"), "1.0", "boot", Position(1, 1), ("arch:x86_64",))
 SIGNED = SignedAssignment(b"payload", b"signature", "key", (MetadataFile("timestamp.json", b"{}"),))
@@ -70,14 +80,14 @@ class FakeIntake:
 class Line:
     """A session between a desk and a test that plays the controller."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, vitals: Callable[[], AgentVitals] | None = None) -> None:
         self.call = FleetCall()
         self.desk = FakeDesk()
         self.intake = FakeIntake()
         self.states: list[SessionState] = []
         limits = SessionLimits(handshake_timeout_s=0.05, write_timeout_s=0.05)
         self.session = Session(
-            self.call, self.desk, self.intake, hello=HELLO, limits=limits, on_state=self.states.append
+            self.call, self.desk, self.intake, hello=HELLO, limits=limits, on_state=self.states.append, vitals=vitals
         )
 
     @asynccontextmanager
@@ -309,3 +319,28 @@ async def test_a_permission_for_no_manifest_is_dropped_and_the_session_stays(lin
         await line.settled()
         assert line.intake.permitted == []
         assert not task.done()
+
+
+async def test_an_open_session_says_vitals_at_once_and_nothing_more_without_news() -> None:
+    line = Line(vitals=made_vitals)
+    async with line.running():
+        line.call.welcome()
+        kinds = [(await line.call.heard.get()).WhichOneof("message") for _ in range(3)]
+        assert sorted(map(str, kinds)) == ["hello", "reported", "vitals"]
+        await line.settled()
+
+
+@pytest.mark.parametrize(
+    ("vitals", "expected"),
+    [
+        (made_vitals(uptime_s=500.0, load=3.0), False),
+        (made_vitals(rss_bytes=81 * MIB, available_bytes=380 * MIB, temperature_c=50.0), False),
+        (made_vitals(1), True),
+        (made_vitals(refused=1), True),
+        (made_vitals(temperature_c=55.0), True),
+        (made_vitals(rss_bytes=101 * MIB), True),
+        (made_vitals(available_bytes=200 * MIB), True),
+    ],
+)
+def test_only_what_somebody_wants_to_know_is_news(vitals: AgentVitals, expected: bool) -> None:
+    assert is_news(vitals, made_vitals()) is expected

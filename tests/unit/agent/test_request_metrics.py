@@ -8,13 +8,14 @@ from core.clock import SystemClock
 from core.deadline import Deadline
 from core.errors import DeadlineExceeded, InvalidTensor, NanofleetError, UnknownModel
 from core.exposition import written
+from core.fleet_state import Usage
 from core.metrics import OTHER, Registry
 from core.open_inference.messages import InferRequest
 from core.open_inference.service import Call
 from core.telemetry import Tracing, TracingSettings
 from edge_agent.cascade.policy import Reason, Tier
 from edge_agent.data_plane import EdgeDataPlane
-from edge_agent.request_metrics import MAX_MODELS, RequestMetrics, Usage
+from edge_agent.request_metrics import MAX_MODELS, RequestMetrics
 from edge_agent.runtime.pool import LoadedModel, ModelPool
 from edge_agent.settings import RuntimeSettings
 from tests.support.edge_plane import (

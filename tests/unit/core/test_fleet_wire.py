@@ -16,7 +16,9 @@ from core.errors import InvalidName, InvalidRequest
 from core.fleet_state import (
     NOWHERE,
     AgentHello,
+    AgentVitals,
     DesiredState,
+    MachineHealth,
     Position,
     Problem,
     PushResult,
@@ -24,6 +26,7 @@ from core.fleet_state import (
     Slot,
     SlotPhase,
     SlotReport,
+    Usage,
 )
 from core.ids import AgentId
 from protos.fleet.v1 import fleet_pb2 as pb
@@ -36,6 +39,10 @@ problems = st.builds(Problem, texts, texts)
 slots = st.builds(Slot, names, st.integers(1, 1 << 31), names, st.binary().map(digest_of))
 reports = st.builds(SlotReport, slots, st.sampled_from(SlotPhase), numbers, numbers, st.none() | problems)
 instants = st.datetimes(timezones=st.just(UTC))
+
+measures = st.floats(0, fleet_wire.MAX_MEASURE)
+usages = st.builds(Usage, numbers, numbers, numbers, numbers)
+machines = st.builds(MachineHealth, numbers, numbers, st.none() | st.floats(-300, 300), measures)
 
 DIGEST = digest_of(b"")
 SLOT = pb.Slot(model="m", version=1, variant="v", manifest_digest=DIGEST)
@@ -165,3 +172,26 @@ def test_random_bytes_are_refused_by_parser_or_decoder(
         decode(message)
     except InvalidRequest:
         return
+
+
+@PATIENT
+@given(st.builds(AgentVitals, usages, measures, machines))
+def test_vitals_survive_the_wire(vitals: AgentVitals) -> None:
+    content = fleet_wire.encode_vitals(vitals).SerializeToString()
+    assert fleet_wire.decode_vitals(pb.Vitals.FromString(content)) == vitals
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        pb.Vitals(answered_edge=1 << 63),
+        pb.Vitals(available_bytes=1 << 63),
+        pb.Vitals(load=float("nan")),
+        pb.Vitals(load=-1.0),
+        pb.Vitals(uptime_s=float("inf")),
+        pb.Vitals(temperature_c=float("-inf")),
+    ],
+)
+def test_vitals_that_nobody_can_have_are_refused(message: pb.Vitals) -> None:
+    with pytest.raises(InvalidRequest):
+        fleet_wire.decode_vitals(message)
