@@ -36,6 +36,8 @@ from controller.api.otlp_grpc import CollectorClient, OtlpServicer
 from controller.api.policy import PolicyInterceptor, admitted_agent, require_own_name
 from controller.api.server_credentials import mutual_tls, one_sided_tls
 from controller.compression.workshop import ChildWorkshop
+from controller.dashboard.pages import Dashboard
+from controller.dashboard.sources import Sources
 from controller.fleet.service import Fleet
 from controller.foundation import Foundation
 from controller.gateway.dispatch import Gateway
@@ -54,6 +56,7 @@ from controller.traces.exporter import InProcessExporter
 from controller.traces.forward import Forwarder
 from controller.traces.intake import Intake
 from controller.traces.service import Traces
+from controller.traces.statistics import Statistics
 from controller.transfer.builder import ChildBuilder
 from controller.transfer.cuts import TensorCutter
 from controller.transfer.fairness import Admission, FairSender, SendLimits
@@ -120,6 +123,7 @@ async def serve(settings: Settings, stopping: asyncio.Event) -> None:
             with _announced(settings.data_dir, ports, heavy=settings.heavy.address):
                 await stopping.wait()
             parts.fleet.end_sessions()
+            parts.dashboard.end()
             ports.http.stop()
             await asyncio.gather(ports.grpc.stop(), ports.enrolment.stop(), serving)
             for task in running:
@@ -155,6 +159,7 @@ class _Parts:
     director: Director
     gateway: Gateway
     intake: Intake
+    dashboard: Dashboard
     app: ASGIApp
     loops: Mapping[str, Callable[[], Awaitable[None]]]
 
@@ -225,18 +230,23 @@ async def _make_parts(
     traces = Traces(SqlTraceStore(trace_database), max_spans=settings.telemetry.max_spans)
     intake = Intake(traces, forwarder)
     stack.push_async_callback(intake.close)
+    statistics = Statistics(traces, max_rows=settings.telemetry.max_spans)
+    stack.push_async_callback(statistics.close)
     tracing = _tracing(settings.telemetry.sample_ratio, intake)
     stack.push_async_callback(_store_the_rest, tracing, traces, fleet)
 
     heavy = await stack.enter_async_context(HeavyClient(settings.heavy.address, clock=clock))
     timeout_s = settings.heavy.request_timeout_s
     gateway = Gateway(registry, heavy, tracing=tracing, clock=clock, default_timeout_s=timeout_s)
+    sources = Sources(fleet, registry, traces, statistics, identity, catalogue, clock)
+    dashboard = Dashboard(sources, foundation.access, version=version(SERVER_NAME))
     app = create_app(
         plane=gateway,
         registry=registry,
         fleet=fleet,
         traces=traces,
         trust=_trust_faces(settings, foundation, ports),
+        pages=dashboard.router(),
         clock=clock,
         server_name=SERVER_NAME,
         server_version=version(SERVER_NAME),
@@ -245,6 +255,7 @@ async def _make_parts(
         "registry": registry.run,
         "fleet": fleet.run,
         "traces": traces.run,
+        "trace-statistics": statistics.run,
         "heavy-probe": heavy.run,
         "identity": identity.run,
         "certificates": partial(_keep_certificates, identity, ports.certificate, settings.heavy_tls_dir),
@@ -260,7 +271,7 @@ async def _make_parts(
         loops["trace-forwarder"] = forwarder.run
     if settings.heavy.mode == "embedded":
         loops["heavy"] = _local_heavy(settings, identity, ports, heavy, clock=clock).run
-    return _Parts(blobs, fleet, transfers, director, gateway, intake, app, loops)
+    return _Parts(blobs, fleet, transfers, director, gateway, intake, dashboard, app, loops)
 
 
 async def _transfers(

@@ -2,6 +2,7 @@
 
     /v2…      controller.api.open_inference_http      errors: {"error": text}
     the rest  controller.api.operator_rest (/api/…)   errors: application/problem+json
+              the pages of controller.dashboard       errors: a page
 
 Each face is an application of its own, so that none answers in the other's words. Pure ASGI: no layer here buffers
 bodies or moves a request to another task.
@@ -12,7 +13,7 @@ In front of all of them stands `controller.api.access`: who asks, and whether th
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from controller.access.service import Access
@@ -52,6 +53,7 @@ def create_app(
     fleet: Fleet,
     traces: Traces,
     trust: TrustFaces,
+    pages: APIRouter,
     clock: Clock,
     server_name: str,
     server_version: str,
@@ -62,13 +64,13 @@ def create_app(
         plane, server_name=server_name, server_version=server_version, clock=clock, limits=limits
     )
     operator = create_operator_app(
-        registry=registry, fleet=fleet, traces=traces, trust=trust, server_version=server_version
+        registry=registry, fleet=fleet, traces=traces, trust=trust, pages=pages, server_version=server_version
     )
     return Guarded(ByPrefix(INFERENCE_PREFIX, inference, otherwise=operator), trust.access)
 
 
 def create_operator_app(
-    *, registry: Registry, fleet: Fleet, traces: Traces, trust: TrustFaces, server_version: str
+    *, registry: Registry, fleet: Fleet, traces: Traces, trust: TrustFaces, pages: APIRouter, server_version: str
 ) -> FastAPI:
     app = OperatorApp(
         title=TITLE,
@@ -89,6 +91,7 @@ def create_operator_app(
     app.include_router(identity_rest.router(trust.identity, trust.destination))
     app.include_router(signing_router(trust.catalogue))
     app.include_router(sign_in.pages(trust.access))
+    app.include_router(pages)
     return app
 
 

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 from controller.access.model import OperatorRole
 from controller.access.service import Access
 from controller.api.http_app import create_app
+from controller.dashboard.pages import Dashboard
 from core.clock import SystemClock
 from tests.support.access_store import MemoryAccessStore
 from tests.support.fleet_values import HeldClock
@@ -51,6 +52,7 @@ async def guarded_side(folder: Path) -> AsyncIterator[GuardedSide]:
             fleet=side.fleet,
             traces=side.traces,
             trust=faces_of(access),
+            pages=Dashboard(side.sources, access, version="0.1.0").router(),
             clock=SystemClock(),
             server_name="nanofleet",
             server_version="0.1.0",
