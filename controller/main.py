@@ -256,6 +256,7 @@ async def _make_parts(
         "fleet": fleet.run,
         "traces": traces.run,
         "trace-statistics": statistics.run,
+        "dashboard": dashboard.run,
         "heavy-probe": heavy.run,
         "identity": identity.run,
         "certificates": partial(_keep_certificates, identity, ports.certificate, settings.heavy_tls_dir),

@@ -25,6 +25,8 @@ DEFAULT_STAGE = Stage(TierName.EDGE, WHOLE)
 # Chosen: bars of 7 to 12 pixels on an ordinary screen, 60 s each in an hour.
 TIME_BARS = 60
 BARS_PER_DECADE = 8
+# A map begins with its first span, so that a system that just started shows more than one bar; a second each then.
+MIN_SHOWN_US = TIME_BARS * 1_000_000
 _MIN_EXPONENT, _MAX_EXPONENT = 0, 9
 
 
@@ -143,7 +145,7 @@ def figures_of(columns: SpanColumns, which: Which, stage: Stage) -> dict[str, An
     bar of time, null where nothing was.
     """
     selected = columns.select(which).of(stage)
-    edges_us = np.linspace(which.from_us, which.until_us, TIME_BARS + 1).astype(np.int64)
+    edges_us = _time_edges(selected.start_us, which)
     if len(selected.duration_us) == 0:
         return {"count": 0, "time_edges": edges_us.tolist(), "duration_edges": [], "counts": [], "percentiles": {}}
     durations = _duration_edges(selected.duration_us)
@@ -155,6 +157,13 @@ def figures_of(columns: SpanColumns, which: Which, stage: Stage) -> dict[str, An
         "counts": counts.astype(int).tolist(),
         "percentiles": _series(selected, edges_us),
     }
+
+
+def _time_edges(start_us: npt.NDArray[np.int64], which: Which) -> npt.NDArray[np.int64]:
+    """Return the edges of bars from the first span, but at least MIN_SHOWN_US, to the end of what was asked for."""
+    first_us = int(start_us.min()) if len(start_us) else which.from_us
+    from_us = max(which.from_us, min(first_us, which.until_us - MIN_SHOWN_US))
+    return np.linspace(from_us, which.until_us, TIME_BARS + 1).astype(np.int64)
 
 
 def _duration_edges(duration_us: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

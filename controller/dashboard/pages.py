@@ -35,7 +35,7 @@ from controller.dashboard.overview import alerts_of
 from controller.dashboard.remembered import Remembered
 from controller.dashboard.render import Renderer
 from controller.dashboard.sources import Sources
-from controller.dashboard.waterfall import waterfall_of
+from controller.dashboard.waterfall import tiers_of, waterfall_of
 from controller.identity.model import AgentIdentity
 from controller.traces.columns import SpanColumns, Which
 from controller.traces.stages import STAGES, TierName
@@ -43,11 +43,11 @@ from core.errors import InvalidRequest, NanofleetError, UnknownAgent
 from core.ids import AgentId, ModelName
 from core.status import STATUS
 
-# Chosen: a fleet whose agents all report is looked at once a second, however many people look.
-SNAPSHOT_S = 1.0
-# Identities and presence that nobody announced are seen within it.
-SNAPSHOT_AT_LEAST_S = 15.0
-MAX_TRACES = 100
+# Chosen: while agents report all the time, the fleet is looked at this often, however many people look.
+SNAPSHOT_PAUSE_S = 1.0
+# Chosen: what nobody announces, such as a ban that was lifted from a device that is away, is seen within it.
+SNAPSHOT_MAX_AGE_S = 30.0
+MAX_TRACES = 50
 
 Word = Annotated[str, Query(max_length=256)]
 Microseconds = Annotated[int | None, Query(ge=0, le=1 << 53)]
@@ -55,21 +55,26 @@ Handler: TypeAlias = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class Dashboard:
-    """Every page; `router` has them, `end` ends what is streamed."""
+    """Every page; `router` has them. Keep `run` running in a task of the owner."""
 
     def __init__(self, sources: Sources, access: Access, *, version: str) -> None:
         self._sources = sources
         self._assets = Assets()
         self._renderer = Renderer(self._assets, clock=sources.clock, version=version)
         fleet, traces = sources.fleet, sources.traces
-        self._events = Events(access, fleet=lambda: fleet.revision, traces=lambda: traces.revision)
         self._fleet = Remembered(
             self._snapshot,
             version=lambda: fleet.revision,
             clock=sources.clock,
-            at_most_every_s=SNAPSHOT_S,
-            at_least_every_s=SNAPSHOT_AT_LEAST_S,
+            pause_s=SNAPSHOT_PAUSE_S,
+            max_age_s=SNAPSHOT_MAX_AGE_S,
         )
+        # Open pages are told when what they will be shown has changed, not before.
+        self._events = Events(access, fleet=self._fleet.look, traces=lambda: traces.revision)
+
+    async def run(self) -> None:
+        """Keep what the pages show of the fleet up to date while somebody looks, for ever."""
+        await self._fleet.run()
 
     def end(self) -> None:
         """End what is streamed: the controller stops."""
@@ -143,7 +148,7 @@ class Dashboard:
 
     async def _snapshot(self) -> FleetSnapshot:
         views, identities = await asyncio.gather(self._sources.fleet.agents(), self._sources.identities.identities())
-        return snapshot_of(views, identities)
+        return await asyncio.to_thread(snapshot_of, views, identities)
 
     # ---- models --------------------------------------------------------------------------------------------------
 
@@ -231,6 +236,7 @@ class Dashboard:
             tiers=list(TierName),
             stages=STAGES,
             stage_word=latency.stage_word,
+            tiers_of=tiers_of,
             limit=MAX_TRACES,
         )
 

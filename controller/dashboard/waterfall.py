@@ -12,7 +12,7 @@ A way is the time between a span and its parent in another process, by the clock
 by more than the way took, the row is left out rather than drawn backwards.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from controller.traces.model import SpanRecord
@@ -59,6 +59,12 @@ class Waterfall:
 class _Node:
     span: SpanRecord
     depth: int
+
+
+def tiers_of(services: Iterable[str]) -> list[str]:
+    """Return the tiers of services along the way of a request, those that are not ours last and by their own name."""
+    found = {tier_of(service) or service for service in services}
+    return [tier for tier in TierName if tier in found] + sorted(found - set(TierName))
 
 
 def waterfall_of(spans: Sequence[SpanRecord]) -> Waterfall:

@@ -140,7 +140,7 @@ async def operator_side(folder: Path) -> AsyncIterator[OperatorSide]:
             server_name="nanofleet",
             server_version="0.1.0",
         )
-        for loop in (registry.run, fleet.run, traces.run):
+        for loop in (registry.run, fleet.run, traces.run, dashboard.run):
             stack.push_async_callback(_cancelled, asyncio.create_task(loop()))
         yield OperatorSide(app, access, secret, trust, plane, registry, fleet, traces, sources)
 

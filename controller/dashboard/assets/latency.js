@@ -41,9 +41,16 @@ function layout(yTitle, more) {
     dragmode: false,
     showlegend: false,
     ...more,
-    xaxis: { ...axis, type: "date", fixedrange: true, showgrid: false, range: range() },
+    xaxis: { ...axis, type: "date", fixedrange: true, showgrid: false, range: range(), ...timeTicks() },
     yaxis: { ...axis, type: "log", fixedrange: true, title: { text: yTitle, standoff: 8 }, ...durationTicks(), ...more?.yaxis },
   };
+}
+
+/** Labels of time as short as the time that is shown allows. */
+function timeTicks() {
+  const spanS = (figures.time_edges.at(-1) - figures.time_edges[0]) / 1e6;
+  const tickformat = spanS < 600 ? "%H:%M:%S" : spanS < 90000 ? "%H:%M" : "%d %b";
+  return { tickformat, tickangle: 0, nticks: heat.clientWidth < 480 ? 4 : 9 };
 }
 
 function range() {

@@ -1,5 +1,6 @@
 """What the dashboard works out before anything is drawn: percentiles, traffic, waterfalls, lists, alerts, texts."""
 
+import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -11,7 +12,7 @@ from controller.dashboard.overview import alerts_of
 from controller.dashboard.remembered import Remembered
 from controller.dashboard.texts import ago_text, digest_text, duration_text, percent_text, size_text
 from controller.dashboard.traffic import WINDOW_S, traffic_of
-from controller.dashboard.waterfall import waterfall_of
+from controller.dashboard.waterfall import tiers_of, waterfall_of
 from controller.fleet.model import Agent, AgentView
 from controller.identity.model import AgentIdentity, Ban, PublicKey
 from controller.signing.model import RoleStatus, SigningStatus, StagedStatus
@@ -67,11 +68,21 @@ def test_every_span_stands_in_one_cell_of_the_heat_map() -> None:
 
 
 def test_the_series_has_a_value_where_something_was_and_none_elsewhere() -> None:
-    figures = figures_of(columns_of(100, 300, first_us=5, step_us=0), Which(0, 60), EDGE)
+    figures = figures_of(columns_of(100, 300, first_us=5, step_us=0), Which(0, 60_000_000), EDGE)
 
     p50 = figures["percentiles"]["p50"]
     assert [value for value in p50 if value is not None] == [200.0]
     assert len(p50) == 60
+
+
+def test_a_map_begins_with_its_first_span_but_shows_at_least_a_minute() -> None:
+    hour_us = 3_600_000_000
+    late = figures_of(columns_of(1, first_us=hour_us - 15), Which(0, hour_us), EDGE)
+    early = figures_of(columns_of(1, first_us=hour_us // 2 - 10), Which(0, hour_us), EDGE)
+
+    assert late["time_edges"][0] == hour_us - 60_000_000
+    assert early["time_edges"][0] == hour_us // 2
+    assert late["time_edges"][-1] == early["time_edges"][-1] == hour_us
 
 
 def test_a_stage_without_spans_has_no_figures() -> None:
@@ -146,6 +157,12 @@ def test_spans_that_are_each_other_s_parents_are_shown() -> None:
     ring = [replace(one, parent_span_id=two.span_id), replace(two, parent_span_id=one.span_id)]
 
     assert {row.name for row in waterfall_of(ring).rows} == {"one", "two"}
+
+
+def test_tiers_stand_along_the_way() -> None:
+    services = ["somebody", "nanofleet-heavy", "nanofleet-agent", "nanofleet-device"]
+
+    assert tiers_of(services) == ["device", "edge", "heavy", "somebody"]
 
 
 def test_a_long_trace_is_cut() -> None:
@@ -264,24 +281,42 @@ def test_the_catalogue_warns_before_it_ends_and_while_signatures_are_missing() -
 # ---- the rest -------------------------------------------------------------------------------------------------
 
 
-async def test_what_is_remembered_is_made_again_when_it_changed_but_not_too_often() -> None:
-    clock, made = HeldClock(), []
-    version = 1
+async def test_who_asks_gets_what_was_made_last_and_the_next_is_made_behind_the_scenes() -> None:
+    clock, version, made = HeldClock(), 1, 0
+
+    async def make() -> str:
+        nonlocal made
+        made += 1
+        return f"{made} of version {version}"
+
+    kept = Remembered(make, version=lambda: version, clock=clock, pause_s=0, max_age_s=30)
+    assert [await kept.get(), await kept.get()] == ["1 of version 1"] * 2
+    version = 2
+    assert await kept.get() == "1 of version 1"
+
+    running = asyncio.create_task(kept.run())
+    seen = kept.look()
+    while kept.look() == seen:
+        await asyncio.sleep(0)
+    assert await kept.get() == "2 of version 2"
+    running.cancel()
+
+
+async def test_what_nobody_announced_is_seen_when_it_is_old_enough() -> None:
+    clock, made = HeldClock(), 0
 
     async def make() -> int:
-        made.append(version)
-        return len(made)
+        nonlocal made
+        made += 1
+        return made
 
-    kept = Remembered(make, version=lambda: version, clock=clock, at_most_every_s=1, at_least_every_s=10)
-    assert [await kept.get(), await kept.get()] == [1, 1]
-    version = 2
+    kept = Remembered(make, version=lambda: 1, clock=clock, pause_s=0, max_age_s=30)
+    assert await kept.get() == 1
+    clock.advance(29)
     assert await kept.get() == 1
     clock.advance(1)
-    assert await kept.get() == 2
-    clock.advance(5)
-    assert await kept.get() == 2
-    clock.advance(5)
-    assert await kept.get() == 3
+    first, second = await asyncio.gather(kept.get(), kept.get())
+    assert (first, second) == (2, 2)
 
 
 def test_numbers_are_told_with_three_digits() -> None:
