@@ -384,7 +384,7 @@ async def test_open_inference_is_served_beside_in_its_own_words(client: httpx.As
     assert (await client.get("/v2/nowhere")).json().keys() == {"error"}
 
 
-@pytest.mark.parametrize("path", ["/", "/v3", "/v2x", "/api", "/api/health/", "/docs", "/redoc", "/openapi.json"])
+@pytest.mark.parametrize("path", ["/v3", "/v2x", "/api", "/api/health/", "/docs", "/redoc", "/openapi.json"])
 async def test_everything_else_is_a_problem(client: httpx.AsyncClient, path: str) -> None:
     assert_problem(await client.get(path), 404, "not_found", path)
 
