@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.browser.conftest import System
 from tests.support.browser import visiting
@@ -208,3 +208,50 @@ def test_an_open_page_says_that_its_session_is_over(operator: Page, system: Syst
     expect(operator.locator("#ended")).to_contain_text("Your session is over", timeout=25_000)
     operator.get_by_role("link", name="Sign in again").click()
     operator.wait_for_url(re.compile(r"/sign-in\?next=%2Fdevices"))
+
+
+# What GET /api/audit may answer, and what the page makes of it.
+ENTRY = {
+    "id": 7,
+    "at": "2026-03-01T12:00:00.5+00:00",
+    "operator": "eve",
+    "role": "admin",
+    "action": "agent.ban",
+    "target": "gate-1",
+    "outcome": "refused",
+    "detail": "<b>found</b>",
+}
+
+
+def test_the_audit_log_is_read_page_by_page_and_shown_without_markup(operator: Page) -> None:
+    def answer(route: Route) -> None:
+        is_first = "before=" not in route.request.url
+        entry = {**ENTRY, "id": 7 if is_first else 3}
+        route.fulfill(json={"entries": [entry], "next": 7 if is_first else None})
+
+    operator.route("**/api/audit?*", answer)
+    operator.goto("/audit")
+    expect(operator.locator("#audit tbody tr")).to_have_count(1)
+    expect(operator.locator("#audit tbody")).to_contain_text("<b>found</b>")
+    operator.get_by_role("button", name="Show earlier ones").click()
+
+    expect(operator.locator("#audit tbody tr")).to_have_count(2)
+    expect(operator.locator("#more")).to_be_hidden()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (200, {"entries": [], "next": None}, "Nothing was changed yet"),
+        (403, {"detail": "expected the role operator"}, "expected the role operator"),
+        (404, {}, "keeps no audit log"),
+        (500, {}, "could not be read"),
+    ],
+)
+def test_the_audit_page_says_what_is_the_matter(
+    operator: Page, status: int, body: dict[str, object], words: str
+) -> None:
+    operator.route("**/api/audit?*", lambda route: route.fulfill(status=status, json=body))
+    operator.goto("/audit")
+
+    expect(operator.locator("#audit")).to_contain_text(words)

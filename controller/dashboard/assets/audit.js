@@ -22,7 +22,7 @@ function rowOf(entry) {
   const when = document.createElement("time");
   when.dateTime = entry.at;
   when.textContent = entry.at.replace("T", " ").slice(0, 19);
-  const cells = [when, `${entry.operator} (${entry.role})`, entry.action, entry.target, entry.outcome];
+  const cells = [when, `${entry.operator} (${entry.role})`, entry.action, entry.target, outcomeOf(entry)];
   for (const content of cells) {
     const cell = document.createElement("td");
     cell.append(content ?? "–");
@@ -38,6 +38,18 @@ function rowOf(entry) {
   return row;
 }
 
+function outcomeOf(entry) {
+  const word = document.createElement("span");
+  word.className = `state ${{ ok: "ok", failed: "bad" }[entry.outcome] ?? "warn"}`;
+  word.textContent = entry.code ? `${entry.outcome}: ${entry.code}` : entry.outcome;
+  return word;
+}
+
+async function reasonOf(answer) {
+  const problem = await answer.json().catch(() => ({}));
+  return problem.detail ?? "Ask an admin for a credential with the role operator.";
+}
+
 async function read() {
   const words = new URLSearchParams({ limit: "50" });
   if (next !== null) words.set("before", next);
@@ -45,6 +57,7 @@ async function read() {
   if (answer.status === 404) {
     return show("This controller keeps no audit log", "Update the controller; until then its own log says which operator asked for which change.");
   }
+  if (answer.status === 403) return show("Your role may not read this", await reasonOf(answer));
   if (answer.status === 401) return show("Your session is over", "Load this page again to sign in.");
   if (!answer.ok) return show("The log could not be read", `It was refused with ${answer.status}. Load the page again; if it stays so, see the controller's log.`);
   const log = await answer.json();
