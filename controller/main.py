@@ -38,6 +38,8 @@ from controller.api.otlp_grpc import OtlpServicer
 from controller.api.policy import PolicyInterceptor, admitted_agent, require_own_name
 from controller.api.server_credentials import mutual_tls, one_sided_tls
 from controller.compression.workshop import ChildWorkshop
+from controller.dashboard.pages import Dashboard
+from controller.dashboard.sources import Sources
 from controller.fleet.service import Fleet
 from controller.foundation import Foundation
 from controller.gateway.dispatch import Gateway
@@ -65,6 +67,7 @@ from controller.traces.forward import Forwarder
 from controller.traces.intake import Intake
 from controller.traces.service import Traces
 from controller.traces.spool import Spool, SpoolBounds
+from controller.traces.statistics import Statistics
 from controller.transfer.builder import ChildBuilder
 from controller.transfer.cuts import TensorCutter
 from controller.transfer.fairness import Admission, FairSender, SendLimits
@@ -141,6 +144,7 @@ async def serve(settings: Settings, stopping: asyncio.Event) -> None:
                 await stopping.wait()
             notices.say(STOPPING)
             parts.fleet.end_sessions()
+            parts.dashboard.end()
             ports.http.stop()
             await asyncio.gather(ports.grpc.stop(), ports.enrolment.stop(), serving)
             for task in running:
@@ -176,6 +180,7 @@ class _Parts:
     director: Director
     gateway: Gateway
     intake: Intake
+    dashboard: Dashboard
     app: ASGIApp
     loops: Mapping[str, Callable[[], Awaitable[None]]]
 
@@ -263,6 +268,8 @@ async def _make_parts(
     intake = Intake(traces, forwarder)
     stack.push_async_callback(intake.close)
     tracing = _tracing(settings.telemetry, intake)
+    statistics = Statistics(traces, max_rows=settings.telemetry.max_spans)
+    stack.push_async_callback(statistics.close)
     stack.push_async_callback(_store_the_rest, tracing, traces, fleet)
 
     heavy = await stack.enter_async_context(HeavyClient(settings.heavy.address, clock=clock))
@@ -274,12 +281,15 @@ async def _make_parts(
     register_spans(metrics, traces, forwarder)
     register_heavy(metrics, heavy)
     register_stores(metrics, (("fleet", database), ("traces", trace_database)), catalogue)
+    sources = Sources(fleet, registry, traces, statistics, identity, catalogue, clock)
+    dashboard = Dashboard(sources, foundation.access, version=version(SERVER_NAME))
     app = create_app(
         plane=gateway,
         registry=registry,
         fleet=fleet,
         traces=traces,
         trust=_trust_faces(settings, foundation, ports),
+        pages=dashboard.router(),
         clock=clock,
         server_name=SERVER_NAME,
         server_version=version(SERVER_NAME),
@@ -289,6 +299,8 @@ async def _make_parts(
         "registry": registry.run,
         "fleet": fleet.run,
         "traces": traces.run,
+        "trace-statistics": statistics.run,
+        "dashboard": dashboard.run,
         "heavy-probe": heavy.run,
         "identity": identity.run,
         "certificates": partial(_keep_certificates, identity, ports.certificate, settings.heavy_tls_dir),
@@ -305,7 +317,7 @@ async def _make_parts(
         loops["trace-forwarder"] = forwarder.run
     if settings.heavy.mode == "embedded":
         loops["heavy"] = _local_heavy(settings, identity, ports, heavy, clock=clock).run
-    return _Parts(blobs, fleet, transfers, director, gateway, intake, app, loops)
+    return _Parts(blobs, fleet, transfers, director, gateway, intake, dashboard, app, loops)
 
 
 async def _transfers(

@@ -8,14 +8,14 @@ name: sites, models, roles and words of our own are the only labels.
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from controller.fleet.model import AgentView
 from controller.fleet.service import Fleet
 from controller.heavy.client import HeavyClient
 from controller.signing.service import Catalogue
 from controller.storage.database import Database
-from controller.traces.forward import Forwarder
+from controller.traces.forward import ForwardCounters, Forwarder
 from controller.traces.service import Traces
 from controller.transfer.service import Transfers
 from core.breaker import BreakerState
@@ -64,7 +64,8 @@ def register_transfers(registry: Registry, transfers: Transfers) -> None:
 
 
 def register_spans(registry: Registry, traces: Traces, forwarder: Forwarder | None) -> None:
-    """Add what became of spans; `dropped` is about those that should have gone on to a collector."""
+    """Add what became of spans; `forwarded` and `dropped` are about those that should go on to a collector."""
+    counters = _counters_of(forwarder)
     registry.tally(
         "nanofleet_spans",
         "Spans by what became of them here.",
@@ -72,9 +73,21 @@ def register_spans(registry: Registry, traces: Traces, forwarder: Forwarder | No
         lambda: [
             (("taken",), traces.taken_count),
             (("refused",), traces.refused_count),
-            (("dropped",), 0 if forwarder is None else forwarder.dropped_count),
+            (("forwarded",), counters().forwarded),
+            (("dropped",), counters().shed + counters().refused),
         ],
     )
+    registry.gauge(
+        "nanofleet_span_spool_bytes",
+        "Bytes of spans on disk that wait for the collector.",
+        (),
+        lambda: [((), float(counters().spooled_bytes))],
+    )
+
+
+def _counters_of(forwarder: Forwarder | None) -> Callable[[], ForwardCounters]:
+    """Return what reads the counters of a forwarder; without one, nothing was ever forwarded."""
+    return ForwardCounters if forwarder is None else lambda: forwarder.counters
 
 
 def register_heavy(registry: Registry, heavy: HeavyClient) -> None:

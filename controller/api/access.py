@@ -7,24 +7,25 @@
 
 What the table does not name is not served, so a route that somebody forgot to enter is closed, not open. The face finds
 the caller by `caller_of`. Answers that refuse have the shape of the face: {"error": …} below /v2, problem details
-elsewhere. Pure ASGI: bodies stream through untouched.
+elsewhere; a page that nobody is signed in for leads to /sign-in and back. Pure ASGI: bodies stream through untouched.
 
 Since every request needs a credential of its own, the name in Host does not matter: a page that points its host name at
 this machine ("DNS rebinding") has no cookie of ours under that name.
 """
 
 import logging
+from urllib.parse import quote, urlencode
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from controller.access.attempts import REFILL_S
 from controller.access.model import Caller, OperatorRole
 from controller.access.service import Access
 from controller.api.access_cookies import CSRF_HEADER, SAFE_METHODS, check_csrf_token, check_own_page, session_token
-from controller.api.access_rules import Nobody, is_inference, methods_of, need
+from controller.api.access_rules import Nobody, is_inference, is_page, methods_of, need
 from controller.api.audited import actor_of
 from controller.api.audited_actions import Asked, asked_by
 from controller.api.problems import open_inference_answer, problem_answer
@@ -35,6 +36,7 @@ from core.status import STATUS
 
 _log = logging.getLogger(__name__)
 
+SIGN_IN_PATH = "/sign-in"
 CHALLENGE = 'Bearer realm="nanofleet"'
 # For pages; what a page needs beyond that it says itself.
 _PAGE_HEADERS = {
@@ -70,7 +72,8 @@ class Guarded:
         try:
             admitted = await self._admitted(scope)
         except NanofleetError as error:
-            await _refusal(scope, error)(scope, receive, send)
+            answer = _to_sign_in(scope) if _wants_sign_in(scope, error) else _refusal(scope, error)
+            await answer(scope, receive, send)
             return
         await self._app(admitted, receive, send)
 
@@ -165,6 +168,22 @@ def _unknown(method: str, path: str) -> NanofleetError:
     if allowed := methods_of(path):
         return _MethodNotAllowed(method, allowed)
     return NotFound(f"{peer_text(path)}: nothing is served here; see /api/openapi.json for what is")
+
+
+def _wants_sign_in(scope: Scope, error: NanofleetError) -> bool:
+    return (
+        isinstance(error, Unauthenticated)
+        and is_page(scope["method"], scope["path"])
+        and "authorization" not in Headers(scope=scope)
+    )
+
+
+def _to_sign_in(scope: Scope) -> Response:
+    """Lead a browser to the page to sign in on, which leads back to where it wanted to go."""
+    wanted = quote(scope["path"])
+    if query := scope.get("query_string", b"").decode("latin-1"):
+        wanted += f"?{query}"
+    return RedirectResponse(f"{SIGN_IN_PATH}?{urlencode({'next': wanted})}", 303)
 
 
 def _refusal(scope: Scope, error: NanofleetError) -> Response:

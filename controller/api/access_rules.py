@@ -36,11 +36,25 @@ RULES: Mapping[str, Mapping[str, Need]] = {
     "/metrics": {"GET": _VIEWER},
     "/v2/health/live": {"GET": _OPEN, "HEAD": _OPEN},
     "/v2/health/ready": {"GET": _OPEN, "HEAD": _OPEN},
+    # Public code; the page to sign in on is made of it.
+    "/assets/{name}": {"GET": _OPEN},
     # These ask for the secret themselves, or for the session's CSRF token in a form.
     "/sign-in": {"GET": _OPEN, "POST": _OPEN},
     "/sign-out": {"POST": _OPEN},
     "/api/sessions": {"POST": _OPEN},
     "/api/sessions/current": {"DELETE": _VIEWER},
+    # Pages.
+    "/": {"GET": _VIEWER},
+    "/latency": {"GET": _VIEWER},
+    "/traces": {"GET": _VIEWER},
+    "/traces/{trace_id}": {"GET": _VIEWER},
+    "/devices": {"GET": _VIEWER},
+    "/devices/{agent_id}": {"GET": _VIEWER},
+    "/models": {"GET": _VIEWER},
+    "/models/{name}": {"GET": _VIEWER},
+    "/audit": {"GET": _VIEWER},
+    "/dashboard/events": {"GET": _VIEWER},
+    "/dashboard/latency": {"GET": _VIEWER},
     "/api/me": {"GET": _VIEWER},
     "/api/openapi.json": {"GET": _VIEWER, "HEAD": _VIEWER},
     "/api/blobs/{digest}": {"HEAD": _VIEWER, "PUT": _OPERATOR},
@@ -107,6 +121,12 @@ def route_of(path: str) -> str:
 def methods_of(path: str) -> frozenset[str]:
     """Return what may be asked of `path` below /api; none: it does not exist."""
     return frozenset(method for methods in _rules_of(path) for method in methods)
+
+
+def is_page(method: str, path: str) -> bool:
+    """Say whether a person's browser asks for a page, which may lead to where one signs in."""
+    for_programs = is_inference(path) or path.startswith(("/api/", "/dashboard/"))
+    return method == "GET" and not for_programs and need(method, path) is _VIEWER
 
 
 def is_inference(path: str) -> bool:

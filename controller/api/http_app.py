@@ -2,6 +2,7 @@
 
     /v2…      controller.api.open_inference_http      errors: {"error": text}
     the rest  controller.api.operator_rest (/api/…)   errors: application/problem+json
+              the pages of controller.dashboard       errors: a page
 
 Each face is an application of its own, so that none answers in the other's words. Pure ASGI: no layer here buffers
 bodies or moves a request to another task.
@@ -12,7 +13,7 @@ In front of all of them stands `controller.api.access`: who asks, and whether th
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from controller.access.service import Access
@@ -58,6 +59,7 @@ def create_app(
     fleet: Fleet,
     traces: Traces,
     trust: TrustFaces,
+    pages: APIRouter,
     clock: Clock,
     server_name: str,
     server_version: str,
@@ -74,7 +76,13 @@ def create_app(
         plane, server_name=server_name, server_version=server_version, clock=clock, limits=limits
     )
     operator = create_operator_app(
-        registry=registry, fleet=fleet, traces=traces, trust=trust, server_version=server_version, metrics=metrics
+        registry=registry,
+        fleet=fleet,
+        traces=traces,
+        trust=trust,
+        pages=pages,
+        server_version=server_version,
+        metrics=metrics,
     )
     faces = ByPrefix(INFERENCE_PREFIX, inference, otherwise=Noticed(Audited(operator, trust.audit), fleet))
     return Measured(Guarded(faces, trust.access, trust.audit), metrics, clock=clock)
@@ -86,6 +94,7 @@ def create_operator_app(
     fleet: Fleet,
     traces: Traces,
     trust: TrustFaces,
+    pages: APIRouter,
     server_version: str,
     metrics: Metrics | None = None,
 ) -> FastAPI:
@@ -111,6 +120,7 @@ def create_operator_app(
     app.include_router(audit_rest.router(trust.audit))
     app.include_router(sign_in.pages(trust.access))
     app.include_router(metrics_router(metrics or Metrics()))
+    app.include_router(pages)
     return app
 
 

@@ -9,11 +9,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from fastapi import APIRouter
+
 from controller.access.model import OperatorRole
 from controller.access.service import Access
 from controller.api.access_rules import need
 from controller.api.http_app import TrustFaces, create_operator_app
 from controller.api.identity_rest import Destination
+from controller.audit.service import Audit
 from controller.fleet.service import Fleet
 from controller.identity.service import Identity
 from controller.registry.service import Registry
@@ -37,13 +40,18 @@ Times are ISO 8601 in UTC. With `wait_s` a request waits for a change (long poll
 def document() -> Mapping[str, Any]:
     """Return the OpenAPI description; nothing is asked of the features behind it."""
     nobody = TrustFaces(
-        cast("Access", None), cast("Identity", None), cast("Catalogue", None), cast("Destination", None)
+        cast("Access", None),
+        cast("Audit", None),
+        cast("Identity", None),
+        cast("Catalogue", None),
+        cast("Destination", None),
     )
     app = create_operator_app(
         registry=cast("Registry", None),
         fleet=cast("Fleet", None),
         traces=cast("Traces", None),
         trust=nobody,
+        pages=APIRouter(),
         server_version="0",
     )
     return app.openapi()

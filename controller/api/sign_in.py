@@ -1,17 +1,15 @@
-"""The page on which a person signs in with a browser: a form, no scripts.
+"""The page on which a person signs in with a browser: a form that needs no scripts.
 
     GET  /sign-in    the form, or who is signed in
-    POST /sign-in    secret ─▶ session cookie ─▶ back to GET
+    POST /sign-in    secret ─▶ session cookie ─▶ the page that was asked for first (`next`), or the overview
     POST /sign-out   the session ends ─▶ back to GET
 
 `controller.api.operators_rest` has the same for programs in the page.
 """
 
-import base64
-import hashlib
 from html import escape
 from string import Template
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote, urlsplit
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -19,7 +17,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from controller.access.model import Caller
 from controller.access.service import Access
-from controller.api.access import source_of
+from controller.api.access import SIGN_IN_PATH, source_of
 from controller.api.access_cookies import (
     check_csrf_token,
     check_own_page,
@@ -31,34 +29,38 @@ from controller.api.http_bodies import read_body
 from core.errors import Forbidden, InvalidRequest, NanofleetError, Overloaded, Unauthenticated
 from core.status import STATUS
 
-PATH = "/sign-in"
+PATH = SIGN_IN_PATH
 SIGN_OUT_PATH = "/sign-out"
 _MAX_FORM_BYTES = 4096
 _MAX_FIELDS = 4
+# Chosen: far above any address of ours.
+_MAX_NEXT_CHARS = 1024
+HOME = "/"
 
-_STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:24rem;margin:15vh auto;padding:0 1rem;color-scheme:light dark}"
-    "input,button{font:inherit;width:100%;box-sizing:border-box;padding:.5rem;margin:.5rem 0}"
-)
 _PAGE = Template(
-    '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>nanofleet</title>'
-    f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>'
-    "<body><main><h1>nanofleet</h1>$content</main></body></html>"
+    '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Sign in · nanofleet</title>'
+    '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    '<link rel="icon" href="/assets/mark.svg" type="image/svg+xml">'
+    '<link rel="stylesheet" href="/assets/dashboard.css"><script src="/assets/theme.js"></script></head>'
+    '<body class="sign-in"><main><h1 class="brand"><img src="/assets/mark.svg" alt="" width="26" height="26">nanofleet'
+    "</h1>$content</main></body></html>"
 )
 _FORM = Template(
-    '<p role="status">$message</p>'
-    f'<form method="post" action="{PATH}"><label for="secret">Secret of your credential</label>'
-    '<input id="secret" name="secret" type="password" autocomplete="current-password" required autofocus>'
+    '<p role="status"$tone>$message</p>'
+    f'<form method="post" action="{PATH}"><label for="secret">Secret of your credential'
+    '<input id="secret" name="secret" type="password" autocomplete="current-password" required autofocus></label>'
+    '<input type="hidden" name="next" value="$next">'
     "<button>Sign in</button></form>"
+    '<p class="muted">An admin makes one: <code>nanofleet operators add</code></p>'
 )
 _SIGNED_IN = Template(
-    '<p role="status">Signed in as <strong>$name</strong> ($role).</p>'
+    '<p role="status">Signed in as <strong>$name</strong> ($role).</p><p><a href="$next">Go on</a></p>'
     f'<form method="post" action="{SIGN_OUT_PATH}"><input type="hidden" name="csrf_token" value="$csrf_token">'
     "<button>Sign out</button></form>"
 )
 _POLICY = (
     "default-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
-    f"style-src 'sha256-{base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()}'"
+    "img-src 'self'; script-src 'self'; style-src 'self'"
 )
 
 
@@ -78,20 +80,23 @@ class _SignIn:
 
     async def show(self, request: Request) -> Response:
         caller = await self._signed_in(request)
+        wanted = own_path(request.query_params.get("next", HOME))
         if caller is None or caller.session is None:
-            return _page(_FORM.substitute(message=""))
+            return _form_page(wanted)
         operator, csrf_token = caller.operator, caller.session.csrf_token
-        fields = {"name": operator.name, "role": operator.role.value, "csrf_token": csrf_token}
+        fields = {"name": operator.name, "role": operator.role.value, "csrf_token": csrf_token, "next": wanted}
         return _page(_SIGNED_IN.substitute({name: escape(text) for name, text in fields.items()}))
 
     async def sign_in(self, request: Request) -> Response:
+        wanted = HOME
         try:
             check_own_page(request.scope, is_proof_needed=False)
-            secret = (await _form(request)).get("secret", "").strip()
-            done = await self._access.sign_in(secret, source=source_of(request.scope))
+            form = await _form(request)
+            wanted = own_path(form.get("next", HOME))
+            done = await self._access.sign_in(form.get("secret", "").strip(), source=source_of(request.scope))
         except (InvalidRequest, Forbidden, Unauthenticated, Overloaded) as error:
-            return _refused(error)
-        response = RedirectResponse(PATH, 303)
+            return _refused(error, wanted)
+        response = RedirectResponse(wanted, 303)
         set_session(response, request.scope, done.token)
         return response
 
@@ -129,8 +134,31 @@ async def _form(request: Request) -> dict[str, str]:
     return {name: values[0] for name, values in fields.items()}
 
 
-def _refused(error: NanofleetError) -> Response:
-    return _page(_FORM.substitute(message=escape(str(error))), status=STATUS[error.code].http)
+def own_path(text: str) -> str:
+    """Return `text` when it is the path of a page of this controller, otherwise HOME.
+
+    Browsers take `//host` and `/\\host` for another site, and drop tabs and line ends before they look.
+    """
+    is_own = (
+        len(text) <= _MAX_NEXT_CHARS
+        and text.isascii()
+        and text.isprintable()
+        and text.startswith("/")
+        and not text.startswith(("//", "/\\"))
+    )
+    if not is_own:
+        return HOME
+    parts = urlsplit(text)
+    return quote(parts.path, safe="/%:@!$&'()*+,;=~") + (f"?{parts.query}" if parts.query else "")
+
+
+def _refused(error: NanofleetError, wanted: str = HOME) -> Response:
+    return _form_page(wanted, message=str(error), status=STATUS[error.code].http)
+
+
+def _form_page(wanted: str, *, message: str = "", status: int = 200) -> Response:
+    tone = ' class="notice bad"' if message else ""
+    return _page(_FORM.substitute(message=escape(message), next=escape(wanted), tone=tone), status=status)
 
 
 def _page(content: str, *, status: int = 200) -> Response:

@@ -5,16 +5,16 @@ cheap, and a span that comes late simply joins.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import orjson
-from sqlalchemy import ColumnElement, Connection, RowMapping, case, delete, func, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, case, delete, func, select
 from sqlalchemy.dialects.sqlite import insert
 
 from controller.storage.database import Database
 from controller.storage.tables import spans
-from controller.traces.model import SpanKind, SpanRecord, TraceFilter, TraceSummary, span_names_about
+from controller.traces.model import SpanKind, SpanLine, SpanRecord, TraceFilter, TraceSummary, span_names_about
 
 
 class SqlTraceStore:
@@ -36,6 +36,41 @@ class SqlTraceStore:
             lambda connection: [_record(row) for row in connection.execute(statement).mappings()]
         )
 
+    async def summaries(self, trace_ids: Collection[str]) -> Sequence[TraceSummary]:
+        return await self._database.read(
+            lambda connection: _summaries(connection, _SUMMARY.where(spans.c.trace_id.in_(trace_ids)))
+        )
+
+    async def lines_after(self, row: int, *, limit: int) -> Sequence[SpanLine]:
+        statement = _LINES.where(spans.c.row > row).limit(limit)
+        return await self._database.read(
+            lambda connection: [_line(found) for found in connection.execute(statement).mappings()]
+        )
+
+
+_LINES = select(
+    spans.c.row,
+    spans.c.trace_id,
+    spans.c.service,
+    spans.c.name,
+    spans.c.start_us,
+    spans.c.duration_us,
+    spans.c.is_error,
+    spans.c.attributes,
+).order_by(spans.c.row)
+_START_US = func.min(spans.c.start_us).label("start_us")
+_SUMMARY = (
+    select(
+        spans.c.trace_id,
+        _START_US,
+        (func.max(spans.c.start_us + spans.c.duration_us) - func.min(spans.c.start_us)).label("duration_us"),
+        func.count().label("span_count"),
+        func.max(spans.c.is_error).label("has_error"),
+    )
+    .group_by(spans.c.trace_id)
+    .order_by(_START_US.desc(), spans.c.trace_id)
+)
+
 
 def _add(connection: Connection, records: Sequence[SpanRecord], max_spans: int) -> None:
     connection.execute(insert(spans).on_conflict_do_nothing(), [_row(record) for record in records])
@@ -45,23 +80,15 @@ def _add(connection: Connection, records: Sequence[SpanRecord], max_spans: int) 
 
 
 def _recent(connection: Connection, wanted: TraceFilter) -> Sequence[TraceSummary]:
-    start_us = func.min(spans.c.start_us).label("start_us")
-    statement = (
-        select(
-            spans.c.trace_id,
-            start_us,
-            (func.max(spans.c.start_us + spans.c.duration_us) - func.min(spans.c.start_us)).label("duration_us"),
-            func.count().label("span_count"),
-            func.max(spans.c.is_error).label("has_error"),
-        )
-        .group_by(spans.c.trace_id)
-        .order_by(start_us.desc(), spans.c.trace_id)
-        .limit(wanted.limit)
-    )
+    statement = _SUMMARY.limit(wanted.limit)
     if wanted.service is not None:
         statement = statement.having(_any(spans.c.service == wanted.service))
     if wanted.model is not None:
         statement = statement.having(_any(spans.c.name.in_(span_names_about(wanted.model))))
+    return _summaries(connection, statement)
+
+
+def _summaries(connection: Connection, statement: Select[Any]) -> Sequence[TraceSummary]:
     rows = connection.execute(statement).mappings().all()
     members = _members(connection, [row["trace_id"] for row in rows])
     return [_summary(row, members[row["trace_id"]]) for row in rows]
@@ -113,6 +140,22 @@ def _record(row: RowMapping) -> SpanRecord:
         duration_us=row["duration_us"],
         is_error=bool(row["is_error"]),
         attributes=orjson.loads(row["attributes"]),
+    )
+
+
+def _line(row: RowMapping) -> SpanLine:
+    attributes = orjson.loads(row["attributes"])
+    site, is_escalated = attributes.get("nanofleet.site"), attributes.get("nanofleet.escalated")
+    return SpanLine(
+        row["row"],
+        row["trace_id"],
+        row["service"],
+        row["name"],
+        row["start_us"],
+        row["duration_us"],
+        bool(row["is_error"]),
+        site if isinstance(site, str) else None,
+        is_escalated if isinstance(is_escalated, bool) else None,
     )
 
 

@@ -59,6 +59,22 @@ class TraceFilter:
     model: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class SpanLine:
+    """What statistics need of one stored span; `row` grows with every span that is stored."""
+
+    row: int
+    trace_id: str
+    service: str
+    name: str
+    start_us: int
+    duration_us: int
+    is_error: bool
+    # None: the span does not say.
+    site: str | None = None
+    is_escalated: bool | None = None
+
+
 def span_names_about(model: str) -> tuple[str, ...]:
     """Return the names of the spans that carry a request for `model`: device, agent, and gateway or replica."""
     return f"ask {model}", f"process {model}", f"infer {model}"

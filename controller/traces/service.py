@@ -7,10 +7,10 @@ is refused, which the exporter is told, and counted.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import islice
 
-from controller.traces.model import SpanRecord, TraceFilter, TraceSummary
+from controller.traces.model import SpanLine, SpanRecord, TraceFilter, TraceSummary
 from controller.traces.store import TraceStore
 from core.errors import NotFound
 
@@ -32,6 +32,8 @@ class Traces:
         self._queue: deque[SpanRecord] = deque()
         self._has_work = asyncio.Event()
         self.taken_count = self.refused_count = 0
+        # Grows with every batch that is stored, for those who look again only when there is something new to see.
+        self.revision = 0
 
     def take_in(self, spans: Sequence[SpanRecord]) -> int:
         """Queue `spans` for the store; return how many at the end of them had no room."""
@@ -56,6 +58,7 @@ class Traces:
             await self._store.add(batch, max_spans=self._max_spans)
             for _ in batch:
                 self._queue.popleft()
+            self.revision += 1
         self._has_work.clear()
 
     async def recent(self, wanted: TraceFilter) -> Sequence[TraceSummary]:
@@ -72,6 +75,18 @@ class Traces:
         if not spans:
             raise NotFound(f"trace {trace_id[:80]!r}: not among the recent spans; see `nanofleet traces`")
         return spans
+
+    async def summaries(self, trace_ids: Collection[str]) -> Sequence[TraceSummary]:
+        """Return those of these traces that are here still, the one that started last first."""
+        return await self._store.summaries(trace_ids)
+
+    async def lines_after(self, row: int, *, limit: int) -> Sequence[SpanLine]:
+        """Return the next `limit` spans that were stored after row number `row`, in that order; 0 begins."""
+        return await self._store.lines_after(row, limit=limit)
+
+    @property
+    def max_spans(self) -> int:
+        return self._max_spans
 
     def _count_refused(self, refused: int) -> None:
         if not refused:

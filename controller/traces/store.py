@@ -1,9 +1,9 @@
 """The port from the traces to a database; `controller.storage.traces` implements it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
-from controller.traces.model import SpanRecord, TraceFilter, TraceSummary
+from controller.traces.model import SpanLine, SpanRecord, TraceFilter, TraceSummary
 
 
 class TraceStore(Protocol):
@@ -17,4 +17,12 @@ class TraceStore(Protocol):
 
     async def trace(self, trace_id: str) -> Sequence[SpanRecord]:
         """Return every span of one trace by start; empty when there is none."""
+        ...
+
+    async def summaries(self, trace_ids: Collection[str]) -> Sequence[TraceSummary]:
+        """Return those of these traces that are here, the one that started last first."""
+        ...
+
+    async def lines_after(self, row: int, *, limit: int) -> Sequence[SpanLine]:
+        """Return the next `limit` spans that were stored after row number `row`, in that order; 0 begins."""
         ...

@@ -141,3 +141,45 @@ async def test_parents_in_a_ring_still_make_a_summary(store: TraceStore) -> None
     (summary,) = await store.recent(TraceFilter())
 
     assert summary.root_name == "first"
+
+
+async def test_lines_come_in_the_order_of_their_rows_from_where_one_was(store: TraceStore) -> None:
+    attributes: dict[str, AttributeValue] = {"nanofleet.site": "north", "nanofleet.escalated": True}
+    first, second = made_span(1, "process m", attributes=attributes), made_span(1, "compute", is_error=True)
+    third = made_span(2, start_us=1)
+    await store.add([first, second, third], max_spans=MANY)
+
+    lines = list(await store.lines_after(0, limit=2))
+
+    assert [(line.trace_id, line.name, line.is_error) for line in lines] == [
+        (first.trace_id, "process m", False),
+        (second.trace_id, "compute", True),
+    ]
+    assert [(line.site, line.is_escalated) for line in lines] == [("north", True), (None, None)]
+    assert [line.trace_id for line in await store.lines_after(lines[-1].row, limit=9)] == [third.trace_id]
+
+
+async def test_lines_of_rows_that_left_are_not_there_and_later_ones_are(store: TraceStore) -> None:
+    spans = [made_span(number) for number in range(1, 6)]
+    await store.add(spans, max_spans=MANY)
+    (first,) = await store.lines_after(0, limit=1)
+    await store.add([made_span(6)], max_spans=2)
+
+    assert [line.trace_id for line in await store.lines_after(first.row, limit=9)] == [f"{5:032x}", f"{6:032x}"]
+
+
+async def test_an_attribute_of_the_wrong_kind_says_nothing(store: TraceStore) -> None:
+    attributes: dict[str, AttributeValue] = {"nanofleet.site": 3, "nanofleet.escalated": "yes"}
+    await store.add([made_span(1, attributes=attributes)], max_spans=MANY)
+
+    (line,) = await store.lines_after(0, limit=1)
+
+    assert (line.site, line.is_escalated) == (None, None)
+
+
+async def test_summaries_are_of_those_asked_for_that_are_here(store: TraceStore) -> None:
+    await store.add([made_span(number, start_us=number) for number in range(1, 5)], max_spans=MANY)
+
+    found = await store.summaries([f"{number:032x}" for number in (1, 3, 9)])
+
+    assert [summary.trace_id for summary in found] == [f"{3:032x}", f"{1:032x}"]

@@ -12,6 +12,7 @@ from controller.access.model import OperatorRole
 from controller.access.service import Access
 from controller.api.audited import AccessWitness
 from controller.api.http_app import create_app
+from controller.dashboard.pages import Dashboard
 from core.clock import SystemClock
 from tests.support.access_store import MemoryAccessStore
 from tests.support.fleet_values import HeldClock
@@ -53,6 +54,7 @@ async def guarded_side(folder: Path) -> AsyncIterator[GuardedSide]:
             fleet=side.fleet,
             traces=side.traces,
             trust=faces_of(access, side.trust.audit),
+            pages=Dashboard(side.sources, access, version="0.1.0").router(),
             clock=SystemClock(),
             server_name="nanofleet",
             server_version="0.1.0",

@@ -8,7 +8,7 @@ clients that block.
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,10 +26,14 @@ from controller.api.identity_rest import Destination
 from controller.audit.service import Audit, Bounds
 from controller.cli.credential import Credential, write_credential
 from controller.compression.model import CascadeFit, Dataset, Evaluated, EvaluationTask, Inspected, ModelBundle
+from controller.dashboard.pages import Dashboard
+from controller.dashboard.sources import Sources
 from controller.fleet.service import Fleet
+from controller.identity.model import AgentIdentity
 from controller.identity.service import Identity
 from controller.registry.blobs import BlobStore
 from controller.registry.service import Registry
+from controller.signing.model import SigningStatus
 from controller.signing.service import Catalogue
 from controller.storage.access import SqlAccessStore
 from controller.storage.audit import SqlAuditStore
@@ -38,10 +42,12 @@ from controller.storage.fleet import SqlFleetStore
 from controller.storage.registry import SqlRegistryStore
 from controller.storage.traces import SqlTraceStore
 from controller.traces.service import Traces
+from controller.traces.statistics import Statistics
 from controller.transfer.cuts import TensorCutter
 from core.addresses import Address
 from core.clock import Clock, SystemClock
-from core.errors import InvalidModel
+from core.digest import Digest
+from core.errors import InvalidModel, UnknownAgent
 from core.fleet_state import (
     NOWHERE,
     AgentHello,
@@ -96,6 +102,7 @@ class OperatorSide:
     registry: Registry
     fleet: Fleet
     traces: Traces
+    sources: Sources
 
 
 @asynccontextmanager
@@ -125,9 +132,14 @@ async def operator_side(folder: Path, *, version: str = "0.1.0") -> AsyncIterato
         audit = await audit_over(database, clock)
         access.watched_by(AccessWitness(audit))
         trust = faces_of(access, audit)
+        statistics = Statistics(traces, max_rows=1000)
+        stack.push_async_callback(statistics.close)
+        sources = Sources(fleet, registry, traces, statistics, NoIdentities(), NoSigning(), clock)
+        dashboard = Dashboard(sources, access, version="0.1.0")
         app = create_app(
             plane=plane,
             trust=trust,
+            pages=dashboard.router(),
             registry=registry,
             fleet=fleet,
             traces=traces,
@@ -135,9 +147,29 @@ async def operator_side(folder: Path, *, version: str = "0.1.0") -> AsyncIterato
             server_name="nanofleet",
             server_version=version,
         )
-        for loop in (registry.run, fleet.run, traces.run):
+        for loop in (registry.run, fleet.run, traces.run, dashboard.run):
             stack.push_async_callback(_cancelled, asyncio.create_task(loop()))
-        yield OperatorSide(app, access, secret, trust, plane, registry, fleet, traces)
+        yield OperatorSide(app, access, secret, trust, plane, registry, fleet, traces, sources)
+
+
+class NoIdentities:
+    """Nobody was ever enrolled."""
+
+    async def identities(self) -> Sequence[AgentIdentity]:
+        return ()
+
+    async def identity(self, agent: AgentId) -> AgentIdentity:
+        raise UnknownAgent(f"agent {agent}: never enrolled here")
+
+
+class NoSigning:
+    """A catalogue that lists nothing."""
+
+    def is_released(self, _manifest_digest: Digest) -> bool:
+        return False
+
+    async def status(self) -> SigningStatus:
+        return SigningStatus((), (), ())
 
 
 async def audit_over(database: Database, clock: Clock) -> Audit:

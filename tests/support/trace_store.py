@@ -1,9 +1,17 @@
 """The trace store in memory, and spans made up for tests."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import count
 
-from controller.traces.model import AttributeValue, SpanKind, SpanRecord, TraceFilter, TraceSummary, span_names_about
+from controller.traces.model import (
+    AttributeValue,
+    SpanKind,
+    SpanLine,
+    SpanRecord,
+    TraceFilter,
+    TraceSummary,
+    span_names_about,
+)
 
 _numbers = count(1)
 
@@ -13,6 +21,7 @@ class MemoryTraceStore:
 
     def __init__(self) -> None:
         self._spans: dict[tuple[str, str], SpanRecord] = {}
+        self._rows: dict[tuple[str, str], int] = {}
         self.fail_next: Exception | None = None
 
     async def add(self, spans: Sequence[SpanRecord], *, max_spans: int) -> None:
@@ -20,7 +29,9 @@ class MemoryTraceStore:
             error, self.fail_next = self.fail_next, None
             raise error
         for span in spans:
-            self._spans.setdefault((span.trace_id, span.span_id), span)
+            key = span.trace_id, span.span_id
+            self._spans.setdefault(key, span)
+            self._rows.setdefault(key, len(self._rows) + 1)
         for oldest in list(self._spans)[: max(0, len(self._spans) - max_spans)]:
             del self._spans[oldest]
 
@@ -38,6 +49,14 @@ class MemoryTraceStore:
     async def trace(self, trace_id: str) -> Sequence[SpanRecord]:
         return sorted((span for span in self._all() if span.trace_id == trace_id), key=lambda span: span.start_us)
 
+    async def summaries(self, trace_ids: Collection[str]) -> Sequence[TraceSummary]:
+        found = [_summary(spans) for spans in [await self.trace(trace_id) for trace_id in trace_ids] if spans]
+        return sorted(found, key=lambda summary: (-summary.start_us, summary.trace_id))
+
+    async def lines_after(self, row: int, *, limit: int) -> Sequence[SpanLine]:
+        later = [(self._rows[key], span) for key, span in self._spans.items() if self._rows[key] > row]
+        return [_line(number, span) for number, span in later[:limit]]
+
     def _all(self) -> Sequence[SpanRecord]:
         return list(self._spans.values())
 
@@ -53,6 +72,21 @@ def _summary(spans: Sequence[SpanRecord]) -> TraceSummary:
         services=tuple(sorted({span.service for span in spans})),
         span_count=len(spans),
         has_error=any(span.is_error for span in spans),
+    )
+
+
+def _line(row: int, span: SpanRecord) -> SpanLine:
+    site, is_escalated = span.attributes.get("nanofleet.site"), span.attributes.get("nanofleet.escalated")
+    return SpanLine(
+        row,
+        span.trace_id,
+        span.service,
+        span.name,
+        span.start_us,
+        span.duration_us,
+        span.is_error,
+        site if isinstance(site, str) else None,
+        is_escalated if isinstance(is_escalated, bool) else None,
     )
 
 

@@ -51,7 +51,9 @@ def assert_refused(response: httpx.Response, status: int, *words: str) -> None:
 # ---- no credential ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["/api/models", "/api/openapi.json", "/api/operators", "/api/nothing", "/", "/api/me"])
+@pytest.mark.parametrize(
+    "path", ["/api/models", "/api/openapi.json", "/api/operators", "/api/nothing", "/nothing", "/api/me"]
+)
 async def test_without_a_credential_nothing_is_told_but_where_to_get_one(guarded: GuardedSide, path: str) -> None:
     response = await guarded.browser().get(path)
 

@@ -11,6 +11,7 @@ from controller.access.model import OperatorRole
 from controller.api.access_rules import RULES, Nobody, methods_of, need, route_of
 from controller.api.http_app import create_operator_app
 from controller.api.open_inference_http import routes as inference_routes
+from controller.dashboard.pages import Dashboard
 from core.clock import SystemClock
 from tests.support.echo_plane import EchoPlane
 from tests.support.operator_side import operator_side
@@ -33,7 +34,12 @@ def entered() -> set[tuple[str, str]]:
 async def test_every_route_of_the_operator_has_a_rule_and_every_rule_a_route(tmp_path: Path) -> None:
     async with operator_side(tmp_path) as side:
         app = create_operator_app(
-            registry=side.registry, fleet=side.fleet, traces=side.traces, trust=side.trust, server_version="0"
+            registry=side.registry,
+            fleet=side.fleet,
+            traces=side.traces,
+            trust=side.trust,
+            pages=Dashboard(side.sources, side.access, version="0").router(),
+            server_version="0",
         )
         served = set(endpoints(app.routes))
 
@@ -54,7 +60,8 @@ def test_only_health_and_signing_in_or_out_is_open() -> None:
     opened = {path for path, methods in RULES.items() if Nobody.OPEN in methods.values()}
 
     assert opened == {
-        "/api/health", "/v2/health/live", "/v2/health/ready", "/sign-in", "/sign-out", "/api/sessions"
+        "/api/health", "/v2/health/live", "/v2/health/ready", "/sign-in", "/sign-out", "/api/sessions",
+        "/assets/{name}",
     }  # fmt: skip
 
 

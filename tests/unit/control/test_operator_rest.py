@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
+from fastapi import APIRouter
 
 from controller.api.http_app import create_operator_app
 from controller.registry.model import Publication
@@ -196,7 +197,9 @@ async def test_too_many_waiting_publications_are_refused_with_a_time_to_come_aga
             raise Overloaded("publish: 16 publications are waiting; try again later")
 
     full: Any = FullRegistry()
-    app = create_operator_app(registry=full, fleet=side.fleet, traces=side.traces, trust=side.trust, server_version="0")
+    app = create_operator_app(
+        registry=full, fleet=side.fleet, traces=side.traces, trust=side.trust, pages=APIRouter(), server_version="0"
+    )
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://127.0.0.1") as client:
         body = {"file": {"path": "model.onnx", "digest": digest_of(MODEL)}}
         response = await client.post("/api/models/digits/versions", json=body)
@@ -383,7 +386,7 @@ async def test_open_inference_is_served_beside_in_its_own_words(client: httpx.As
     assert (await client.get("/v2/nowhere")).json().keys() == {"error"}
 
 
-@pytest.mark.parametrize("path", ["/", "/v3", "/v2x", "/api", "/api/health/", "/docs", "/redoc", "/openapi.json"])
+@pytest.mark.parametrize("path", ["/v3", "/v2x", "/api", "/api/health/", "/docs", "/redoc", "/openapi.json"])
 async def test_everything_else_is_a_problem(client: httpx.AsyncClient, path: str) -> None:
     assert_problem(await client.get(path), 404, "not_found", path)
 
@@ -399,7 +402,7 @@ async def test_a_defect_shows_nothing_of_its_inside(side: OperatorSide) -> None:
 
     broken: Any = BrokenTraces()
     app = create_operator_app(
-        registry=side.registry, fleet=side.fleet, traces=broken, trust=side.trust, server_version="0"
+        registry=side.registry, fleet=side.fleet, traces=broken, trust=side.trust, pages=APIRouter(), server_version="0"
     )
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:

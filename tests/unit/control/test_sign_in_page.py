@@ -1,10 +1,11 @@
-"""The page on which a person signs in: a form that works without scripts."""
+"""The page on which a person signs in: a form that works without scripts, and leads back to what was asked for."""
 
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
+import pytest
 import pytest_asyncio
 
 from controller.access.model import OperatorRole
@@ -23,7 +24,7 @@ async def signed_in(guarded: GuardedSide) -> httpx.AsyncClient:
     browser = guarded.browser()
     form = {"secret": f" {guarded.secrets[OperatorRole.VIEWER]}\n"}
     response = await browser.post("/sign-in", data=form, headers=HERE)
-    assert (response.status_code, response.headers["location"]) == (303, "/sign-in")
+    assert (response.status_code, response.headers["location"]) == (303, "/")
     return browser
 
 
@@ -34,14 +35,15 @@ async def test_the_form_leads_to_a_page_that_says_who_is_signed_in(guarded: Guar
     assert (await browser.get("/api/me")).json()["name"] == "the-viewer"
 
 
-async def test_the_page_runs_no_script_stands_in_no_frame_and_stays_in_no_cache(guarded: GuardedSide) -> None:
+async def test_the_page_runs_only_our_files_stands_in_no_frame_and_stays_in_no_cache(guarded: GuardedSide) -> None:
     response = await guarded.browser().get("/sign-in")
     policy = response.headers["content-security-policy"]
 
     assert "default-src 'none'" in policy
     assert "frame-ancestors 'none'" in policy
     assert "form-action 'self'" in policy
-    assert "script" not in policy
+    assert "script-src 'self'" in policy
+    assert "unsafe" not in policy
     assert response.headers["cache-control"] == "no-store"
     assert response.headers["x-content-type-options"] == "nosniff"
     assert response.headers["x-frame-options"] == "DENY"
@@ -91,3 +93,52 @@ async def test_nobody_else_can_press_the_button(guarded: GuardedSide) -> None:
     assert (await browser.post("/sign-out", data={"csrf_token": "x"}, headers=HERE)).status_code == 403
     assert (await browser.post("/sign-out", data={"csrf_token": "x"})).status_code == 403
     assert (await browser.get("/api/me")).status_code == 200
+
+
+async def test_who_asked_for_a_page_gets_there_after_signing_in(guarded: GuardedSide) -> None:
+    browser = guarded.browser()
+    asked = await browser.get("/devices?state=online&q=a%20b")
+    assert (asked.status_code, asked.headers["location"]) == (
+        303,
+        "/sign-in?next=%2Fdevices%3Fstate%3Donline%26q%3Da%2520b",
+    )
+
+    form = await browser.get(asked.headers["location"])
+    found = re.search(r'name="next" value="([^"]+)"', form.text)
+    assert found is not None
+    fields = {"secret": guarded.secrets[OperatorRole.VIEWER], "next": found[1].replace("&amp;", "&")}
+    response = await browser.post("/sign-in", data=fields, headers=HERE)
+
+    assert (response.status_code, response.headers["location"]) == (303, "/devices?state=online&q=a%20b")
+    assert (await browser.get(response.headers["location"])).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        "https://evil.example/",
+        "//evil.example/",
+        "/\\evil.example",
+        "/\t/evil.example",
+        "javascript:alert(1)",
+        "evil",
+        "",
+        "/" + "a" * 2000,
+        "/\u00e9",
+        "/a\r\nset-cookie: a=b",
+    ],
+)
+async def test_nobody_is_led_elsewhere(guarded: GuardedSide, elsewhere: str) -> None:
+    fields = {"secret": guarded.secrets[OperatorRole.VIEWER], "next": elsewhere}
+    response = await guarded.browser().post("/sign-in", data=fields, headers=HERE)
+
+    assert (response.status_code, response.headers["location"]) == (303, "/")
+
+
+async def test_programs_are_told_and_not_led_anywhere(guarded: GuardedSide) -> None:
+    wrong = {"authorization": "Bearer nfo1.wrong"}
+
+    assert (await guarded.browser().get("/devices", headers=wrong)).status_code == 401
+    assert (await guarded.browser().get("/api/agents")).status_code == 401
+    assert (await guarded.browser().get("/dashboard/latency")).status_code == 401
+    assert (await guarded.browser().get("/nothing")).status_code == 401
