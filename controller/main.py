@@ -407,25 +407,16 @@ def _registry(
 
 def _forwarder(settings: Settings, ports: _Ports, stack: AsyncExitStack, *, clock: Clock) -> Forwarder | None:
     telemetry = settings.telemetry
-    collector = telemetry.forward_to
+    collector = CollectorSettings.of(telemetry)
     if collector is None:
         return None
-    if is_loopback(collector.host) and collector.port == ports.grpc.address.port:
-        raise InvalidRequest(f"telemetry.forward_to: {collector} is this controller itself; name a collector")
-    client = CollectorClient(
-        CollectorSettings(
-            collector,
-            telemetry.forward_authority,
-            telemetry.forward_certificate,
-            telemetry.forward_key,
-            telemetry.forward_headers,
-        )
-    )
+    if is_loopback(collector.address.host) and collector.address.port == ports.grpc.address.port:
+        raise InvalidRequest(f"telemetry.forward_to: {collector.address} is this controller itself; name a collector")
+    client = CollectorClient(collector)
     stack.push_async_callback(client.close)
     bounds = SpoolBounds(telemetry.forward_spool_bytes, telemetry.forward_max_age_s)
-    forwarder = Forwarder(
-        client, partial(Spool, settings.trace_spool_dir, bounds), clock=clock, max_age_s=bounds.max_age_s
-    )
+    spool = partial(Spool, settings.trace_spool_dir, bounds)
+    forwarder = Forwarder(client, spool, clock=clock, max_age_s=bounds.max_age_s)
     stack.push_async_callback(forwarder.close)
     return forwarder
 

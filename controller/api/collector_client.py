@@ -11,6 +11,7 @@ import re
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import grpc
 import grpc.aio
@@ -19,6 +20,7 @@ from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
+from controller.settings import TelemetrySettings
 from controller.traces.forward import Accepted, Later, Never
 from core.addresses import Address, is_loopback
 from core.errors import InvalidRequest
@@ -57,6 +59,19 @@ class CollectorSettings:
     certificate: Path | None = None
     key: Path | None = None
     headers: Path | None = None
+
+    @classmethod
+    def of(cls, telemetry: TelemetrySettings) -> Self | None:
+        """Return what the settings of the controller say; None: nothing is forwarded."""
+        if telemetry.forward_to is None:
+            return None
+        return cls(
+            telemetry.forward_to,
+            telemetry.forward_authority,
+            telemetry.forward_certificate,
+            telemetry.forward_key,
+            telemetry.forward_headers,
+        )
 
     @property
     def speaks_tls(self) -> bool:
