@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from controller.api.reference import TARGET, document, render
+from controller.cli.doctor.controller_checks import TESTED_RAY
 from tests.support.command_tree import fault_of
 
 ROOT = Path(__file__).parents[2]
@@ -87,3 +88,8 @@ def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
 
 def test_the_api_reference_is_fresh() -> None:
     assert (ROOT / TARGET).read_text(encoding="utf-8") == render(document()), "run `make api`"
+
+
+def test_the_doctor_expects_the_version_of_ray_that_the_tests_run_with() -> None:
+    lock = (ROOT / "deploy" / "requirements" / "controller.lock").read_text(encoding="utf-8")
+    assert re.search(r"^ray==(\d+\.\d+)\.", lock, re.MULTILINE)[1] == TESTED_RAY  # type: ignore[index]  # it is there
