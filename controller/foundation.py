@@ -12,7 +12,9 @@ from datetime import timedelta
 from pathlib import Path
 
 from controller.access.service import Access
+from controller.api.audited import AccessWitness
 from controller.audit.service import Audit, Bounds
+from controller.fleet.service import Fleet
 from controller.identity.keys import AuthorityKeys
 from controller.identity.service import Identity
 from controller.settings import Settings
@@ -81,6 +83,18 @@ async def lay(settings: Settings, stack: AsyncExitStack, *, clock: Clock) -> Fou
     audit = Audit(SqlAuditStore(database), clock=clock, bounds=_audit_bounds(settings))
     await audit.prepare()
     return Foundation(database, identity, catalogue, Access(SqlAccessStore(database), clock=clock), audit)
+
+
+def record_decisions(foundation: Foundation, fleet: Fleet, stack: AsyncExitStack) -> None:
+    """Have sign-ins, and what the controller decides by itself, written down; `stack` writes the last of it."""
+    audit = foundation.audit
+    foundation.identity.on_decided(audit.decided)
+    fleet.on_decided(audit.decided)
+    foundation.access.watched_by(AccessWitness(audit))
+    stack.push_async_callback(audit.flush)
+    if (restored := fleet.restoration) is not None and restored.is_open:
+        backup_at = restored.backup_at.isoformat(timespec="seconds")
+        audit.decided("restore.watch", f"epoch {restored.epoch}", f"state of {backup_at}, nothing is pushed")
 
 
 def _audit_bounds(settings: Settings) -> Bounds:

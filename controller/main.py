@@ -24,7 +24,6 @@ from controller import foundation as foundations
 from controller.api import open_files
 from controller.api.agents_grpc import FleetServicer
 from controller.api.artifacts_grpc import ArtifactServicer
-from controller.api.audited import AccessWitness
 from controller.api.catalogue_grpc import CatalogueServicer
 from controller.api.collector_client import CollectorClient, CollectorSettings
 from controller.api.delivery_grpc import DeliveryServicer
@@ -252,13 +251,7 @@ async def _make_parts(
     fleet = Fleet(SqlFleetStore(database), registry, releases=catalogue, clock=clock, max_sessions=bound)
     await fleet.prepare()
     identity.on_revoked(fleet.expel)
-    identity.on_decided(foundation.audit.decided)
-    fleet.on_decided(foundation.audit.decided)
-    foundation.access.watched_by(AccessWitness(foundation.audit))
-    stack.push_async_callback(foundation.audit.flush)
-    if (restored := fleet.restoration) is not None and restored.is_open:
-        backup_at = restored.backup_at.isoformat(timespec="seconds")
-        foundation.audit.decided("restore.watch", f"epoch {restored.epoch}", f"state of {backup_at}, nothing is pushed")
+    foundations.record_decisions(foundation, fleet, stack)
     director = Director(catalogue, clock=clock)
     transfers = await _transfers(settings.transfer, settings.packs_dir, fleet, blobs, stack, clock=clock)
     fleet.on_deployed(transfers.prepare_ahead)

@@ -11,7 +11,7 @@ from controller.fleet.model import WHOLE_FLEET, Target
 from controller.fleet.service import MAX_PLAUSIBLE, Fleet
 from controller.fleet.sessions import Replaced, Session, Stopping
 from controller.fleet.store import FleetRecords
-from core.errors import Conflict, InvalidRequest, Overloaded, Unavailable, UnknownAgent, UnknownModel
+from core.errors import Conflict, InvalidRequest, Overloaded, Quarantined, Unavailable, UnknownAgent, UnknownModel
 from core.fleet_state import NOWHERE, AgentHello, DesiredState, Position, Problem, PushResult
 from core.fleet_wire import MAX_SLOTS
 from core.ids import AgentId, ModelName
@@ -486,3 +486,15 @@ async def test_the_loop_stores_what_was_heard(world: World) -> None:
     stored = await world.store.read(lambda records: records.agent(CAM))
     assert stored is not None
     assert stored.reported == made_report(NOWHERE, made_slot())
+
+
+async def test_two_machines_under_one_name_are_reported_once(world: World) -> None:
+    reported: list[tuple[str, str]] = []
+    world.fleet.on_decided(lambda action, target, _detail: reported.append((action, target)))
+    for boot_id in ("boot-1", "boot-2"):
+        await world.visit(made_hello(boot_id=boot_id))
+    for _ in range(2):
+        with pytest.raises(Quarantined):
+            await world.visit(made_hello(boot_id="boot-1"))
+
+    assert reported == [("agent.quarantine", CAM)]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from controller.audit.model import Act, Actor, Filter
 from controller.foundation import Foundation, lay
 from controller.settings import Settings
 from controller.signing.model import KeyRole
@@ -39,3 +40,15 @@ async def test_a_token_from_before_a_rotation_still_gets_the_root_that_it_names(
 async def test_a_root_that_was_never_published_is_not_found(foundation: Foundation, digest: bytes) -> None:
     with pytest.raises(NotFound, match="make another token"):
         await foundation.trust_root(digest)
+
+
+async def test_a_change_that_a_crash_cut_off_stands_in_the_record_after_the_next_start(tmp_path: Path) -> None:
+    settings, clock = Settings(data_dir=tmp_path), SystemClock()
+    async with AsyncExitStack() as stack:
+        laid = await lay(settings, stack, clock=clock)
+        await laid.audit.begin(Act(Actor("ada", "admin"), "agent.ban", "gate-1"))
+    async with AsyncExitStack() as stack:
+        laid = await lay(settings, stack, clock=clock)
+        (entry,) = (await laid.audit.entries(Filter(10))).entries
+
+    assert (entry.act.action, entry.act.target, entry.result.code) == ("agent.ban", "gate-1", "interrupted")

@@ -390,3 +390,28 @@ async def test_agents_and_controllers_are_not_certified_by_hand(side: Side) -> N
             side.identity.certify(role, "x", made_csr(new_key()))
 
     assert side.identity.certify(Role.APPLICATION, "shop", made_csr(new_key())).pem
+
+
+# ---- what the audit record is told ----------------------------------------------------------------------------
+
+
+async def test_what_is_decided_without_an_operator_is_reported(side: Side) -> None:
+    reported: list[tuple[str, str]] = []
+    side.identity.on_decided(lambda action, target, _detail: reported.append((action, target)))
+    await side.enrol(new_key())
+    first = side.identity.authorities()[0].sha256
+    side.clock.advance((AUTHORITY_LIFETIME / 2).total_seconds() + 1)
+    await side.identity.tidy()
+    second = side.identity.authorities()[1].sha256
+    side.clock.advance(PREPARED_FOR.total_seconds() + 1)
+    await side.identity.tidy()
+
+    assert reported == [("agent.enrol", CAM), ("authority.prepare", first), ("authority.activate", second)]
+
+
+async def test_what_an_operator_rotates_is_not_reported_as_our_own_decision(side: Side) -> None:
+    reported: list[str] = []
+    side.identity.on_decided(lambda action, _target, _detail: reported.append(action))
+    await side.identity.rotate()
+
+    assert reported == []
