@@ -8,16 +8,20 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from controller.gateway.dispatch import Gateway
+from controller.gateway.gateway_metrics import GatewayMetrics
 from controller.registry.model import ORIGINAL, Model, ModelVersion, Variant
 from core.deadline import Deadline
 from core.digest import Digest
 from core.errors import HeavyUnavailable, InvalidTensor, NanofleetError, UnknownModel
+from core.exposition import written
 from core.ids import ModelName, VariantName
+from core.metrics import Registry
 from core.open_inference.messages import InferRequest, InferResponse, RequestedOutput
 from core.open_inference.service import Call
 from core.telemetry import Tracing, TracingSettings
 from core.tensors import Array, Datatype, Tensor
 from tests.support.clocks import HeldClock
+from tests.support.exposed import numbers
 from tests.support.registry_values import NOON, made_version
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
@@ -79,9 +83,18 @@ class World:
     def __init__(self, *, sample_ratio: float = 0.0) -> None:
         self.models, self.heavy, self.exporter = Models(), Heavy(), InMemorySpanExporter()
         self.tracing = Tracing("test", TracingSettings(sample_ratio=sample_ratio), exporter=self.exporter)
+        self.registry, clock = Registry(), HeldClock(monotonic_s=100.0)
         self.gateway = Gateway(
-            self.models, self.heavy, tracing=self.tracing, clock=HeldClock(monotonic_s=100.0), default_timeout_s=30.0
+            self.models,
+            self.heavy,
+            tracing=self.tracing,
+            clock=clock,
+            default_timeout_s=30.0,
+            metrics=GatewayMetrics(self.registry, clock=clock),
         )
+
+    def exposition(self) -> bytes:
+        return written(self.registry.families(), is_open_metrics=True)
 
     def spans(self) -> dict[str, ReadableSpan]:
         self.tracing.shutdown()
@@ -242,3 +255,45 @@ async def test_a_failed_request_is_an_error_on_both_spans() -> None:
         assert span.status.status_code is StatusCode.ERROR
         assert span.attributes is not None
         assert span.attributes["error.type"] == "unavailable"
+
+
+# ---- metrics --------------------------------------------------------------------------------------------------------
+
+
+def requests_of(world: World, **labels: str) -> float:
+    return numbers(world.exposition())["nanofleet_gateway_requests_total", frozenset(labels.items())]
+
+
+async def test_an_answer_is_counted_with_what_the_tier_took() -> None:
+    world = World()
+    await world.gateway.infer(request(), Call())
+
+    assert requests_of(world, model=LARGE, status="ok") == 1
+    stage = {"model": str(LARGE), "stage": "heavy", "tier": "heavy"}
+    shown = numbers(world.exposition())
+    assert shown["nanofleet_stage_duration_seconds_count", frozenset(stage.items())] == 1
+
+
+async def test_a_refusal_is_counted_by_its_code() -> None:
+    world = World()
+    world.heavy.refuse_with = HeavyUnavailable("away")
+    with pytest.raises(HeavyUnavailable):
+        await world.gateway.infer(request(), Call())
+
+    assert requests_of(world, model=LARGE, status="unavailable") == 1
+
+
+async def test_a_name_that_a_caller_made_up_becomes_no_label() -> None:
+    world = World()
+    with pytest.raises(UnknownModel):
+        await world.gateway.infer(request(model="other"), Call())
+
+    assert requests_of(world, model="", status="not_found") == 1
+
+
+@pytest.mark.parametrize(("traceparent", "expected"), [(SAMPLED, True), (UNSAMPLED, False), (None, False)])
+async def test_only_a_recorded_trace_stands_at_its_bucket(traceparent: str | None, expected: bool) -> None:
+    world = World()
+    await world.gateway.infer(request(), Call(traceparent=traceparent))
+
+    assert (TRACE_ID.encode() in world.exposition()) is expected
