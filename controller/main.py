@@ -46,13 +46,7 @@ from controller.gateway.gateway_metrics import GatewayMetrics
 from controller.heavy.client import HeavyClient
 from controller.heavy.local import LocalHeavy
 from controller.identity.service import Identity
-from controller.metrics import (
-    register_fleet,
-    register_heavy,
-    register_spans,
-    register_stores,
-    register_transfers,
-)
+from controller.metrics import Watched, register_controller
 from controller.registry.blobs import BlobStore
 from controller.registry.service import Registry
 from controller.settings import Settings, TelemetrySettings, TransferSettings
@@ -269,11 +263,9 @@ async def _make_parts(
     timeout_s = settings.heavy.request_timeout_s
     counted = GatewayMetrics(metrics, clock=clock)
     gateway = Gateway(registry, heavy, tracing=tracing, clock=clock, default_timeout_s=timeout_s, metrics=counted)
-    register_fleet(metrics, fleet, clock=clock)
-    register_transfers(metrics, transfers)
-    register_spans(metrics, traces, forwarder)
-    register_heavy(metrics, heavy)
-    register_stores(metrics, (("fleet", database), ("traces", trace_database)), catalogue)
+    databases = {"fleet": database, "traces": trace_database}
+    watched = Watched(fleet, transfers, traces, forwarder, heavy, catalogue, databases)
+    register_controller(metrics, watched, clock=clock)
     sources = Sources(fleet, registry, traces, statistics, identity, catalogue, clock)
     dashboard = Dashboard(sources, foundation.access, version=version(SERVER_NAME))
     app = create_app(

@@ -8,7 +8,8 @@ name: sites, models, roles and words of our own are the only labels.
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 from controller.fleet.model import AgentView
 from controller.fleet.service import Fleet
@@ -28,8 +29,26 @@ CENSUS_SHARE = 20
 CENSUS_AGE_S = 5.0
 
 
-def register_fleet(registry: Registry, fleet: Fleet, *, clock: Clock) -> None:
-    """Add what says how the agents are."""
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """The parts that are asked at a scrape; databases by name."""
+
+    fleet: Fleet
+    transfers: Transfers
+    traces: Traces
+    forwarder: Forwarder | None
+    heavy: HeavyClient
+    catalogue: Catalogue
+    databases: Mapping[str, Database]
+
+
+def register_controller(registry: Registry, watched: Watched, *, clock: Clock) -> None:
+    _register_fleet(registry, watched.fleet, clock)
+    _register_flows(registry, watched)
+    _register_parts(registry, watched)
+
+
+def _register_fleet(registry: Registry, fleet: Fleet, clock: Clock) -> None:
     census = _Census(fleet, clock)
     registry.before_scrape(census.refresh)
     registry.gauge("nanofleet_sessions", "Agents connected, by site.", ("site",), lambda: _pairs(fleet.sites()))
@@ -46,51 +65,47 @@ def register_fleet(registry: Registry, fleet: Fleet, *, clock: Clock) -> None:
         "nanofleet_pushes",
         "Assignments sent to agents, and how these took them.",
         ("outcome",),
-        lambda: [
-            (("sent",), fleet.pushes.sent),
-            (("applied",), fleet.pushes.applied),
-            (("rejected",), fleet.pushes.rejected),
-        ],
+        lambda: _pairs(asdict(fleet.pushes)),
     )
 
 
-def register_transfers(registry: Registry, transfers: Transfers) -> None:
+def _register_flows(registry: Registry, watched: Watched) -> None:
     registry.tally(
         "nanofleet_sent_bytes",
         "Bytes of encoded chunks sent to agents.",
         ("codec",),
-        lambda: _pairs({codec.value: count for codec, count in transfers.sent_bytes.items()}),
+        lambda: _pairs({codec.value: count for codec, count in watched.transfers.sent_bytes.items()}),
     )
-
-
-def register_spans(registry: Registry, traces: Traces, forwarder: Forwarder | None) -> None:
-    """Add what became of spans; `forwarded` and `dropped` are about those that should go on to a collector."""
-    counters = _counters_of(forwarder)
     registry.tally(
         "nanofleet_spans",
-        "Spans by what became of them here.",
+        "Spans by what became of them here; dropped are those that should have gone on to a collector.",
         ("outcome",),
-        lambda: [
-            (("taken",), traces.taken_count),
-            (("refused",), traces.refused_count),
-            (("forwarded",), counters().forwarded),
-            (("dropped",), counters().shed + counters().refused),
-        ],
+        lambda: _pairs(_spans(watched)),
     )
     registry.gauge(
         "nanofleet_span_spool_bytes",
         "Bytes of spans on disk that wait for the collector.",
         (),
-        lambda: [((), float(counters().spooled_bytes))],
+        lambda: [((), float(_forwarded(watched).spooled_bytes))],
     )
 
 
-def _counters_of(forwarder: Forwarder | None) -> Callable[[], ForwardCounters]:
-    """Return what reads the counters of a forwarder; without one, nothing was ever forwarded."""
-    return ForwardCounters if forwarder is None else lambda: forwarder.counters
+def _forwarded(watched: Watched) -> ForwardCounters:
+    return ForwardCounters() if watched.forwarder is None else watched.forwarder.counters
 
 
-def register_heavy(registry: Registry, heavy: HeavyClient) -> None:
+def _spans(watched: Watched) -> Mapping[str, int]:
+    counters = _forwarded(watched)
+    return {
+        "taken": watched.traces.taken_count,
+        "refused": watched.traces.refused_count,
+        "forwarded": counters.forwarded,
+        "dropped": counters.shed + counters.refused,
+    }
+
+
+def _register_parts(registry: Registry, watched: Watched) -> None:
+    heavy, catalogue = watched.heavy, watched.catalogue
     registry.gauge(
         "nanofleet_heavy_breaker_state",
         "1 for the state of the breaker in front of the heavy tier.",
@@ -98,14 +113,11 @@ def register_heavy(registry: Registry, heavy: HeavyClient) -> None:
         lambda: [((state.value,), float(state is heavy.breaker_state)) for state in BreakerState],
     )
     registry.gauge("nanofleet_heavy_ready", "1 when the heavy tier answers.", (), lambda: [((), float(heavy.is_ready))])
-
-
-def register_stores(registry: Registry, databases: Sequence[tuple[str, Database]], catalogue: Catalogue) -> None:
     registry.gauge(
         "nanofleet_database_waiting",
         "Use cases that wait for a database.",
         ("database",),
-        lambda: [((name,), database.waiting) for name, database in databases],
+        lambda: _pairs({name: database.waiting for name, database in watched.databases.items()}),
     )
     registry.gauge(
         "nanofleet_catalogue_expiry_timestamp_seconds",
@@ -153,5 +165,5 @@ def _phases(agents: Sequence[AgentView]) -> Counter[str]:
     return counts
 
 
-def _pairs(counts: "dict[str, int] | Counter[str]") -> Iterable[Reading]:
+def _pairs(counts: Mapping[str, int]) -> Iterable[Reading]:
     return [((word,), count) for word, count in sorted(counts.items())]

@@ -17,7 +17,7 @@ from core.metrics import CALL_BUCKETS_S, Registry
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-_CODES = {code.value[0]: code.name for code in grpc.StatusCode}
+_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
 class MeasuredCalls(grpc.aio.ServerInterceptor):
@@ -88,14 +88,14 @@ class MeasuredCalls(grpc.aio.ServerInterceptor):
 
 
 def _code(context: Context, error: BaseException | None) -> str:
-    # gRPC keeps a number, its stubs promise a member; before anything is set it is 0, whatever was raised.
-    set_code: object = context.code()
-    number = set_code.value[0] if isinstance(set_code, grpc.StatusCode) else set_code
-    name = _CODES.get(number, "UNKNOWN") if isinstance(number, int) else "UNKNOWN"
-    if error is None or name != "OK":
-        return name
+    """Return the status of a call as gRPC will tell its peer."""
+    # gRPC keeps a number or a member, whichever was set, and None or 0 until then: OK, unless something was raised.
+    kept: object = context.code()
+    number = kept.value[0] if isinstance(kept, grpc.StatusCode) else kept or 0
+    if number or error is None:
+        return _NAMES.get(number, "UNKNOWN") if isinstance(number, int) else "UNKNOWN"
     # The peer left, or a servicer failed by a defect, which gRPC answers with UNKNOWN.
-    return "CANCELLED" if not isinstance(error, Exception) else "UNKNOWN"
+    return "UNKNOWN" if isinstance(error, Exception) else "CANCELLED"
 
 
 def _word(is_streaming: bool) -> str:

@@ -9,17 +9,21 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from controller.gateway.dispatch import Gateway
+from controller.gateway.gateway_metrics import GatewayMetrics
 from controller.registry.model import ORIGINAL, Model, ModelVersion, Variant
 from core.deadline import Deadline
 from core.digest import Digest
 from core.errors import HeavyUnavailable, InvalidTensor, UnknownModel
+from core.exposition import written
 from core.ids import ModelName, VariantName
 from core.keeping import KEEP_BURST, KEEP_NOTHING, KeepRule
+from core.metrics import Registry
 from core.open_inference.messages import InferRequest, InferResponse, RequestedOutput
 from core.open_inference.service import Call
 from core.telemetry import Tracing, TracingSettings
 from core.tensors import Array, Datatype, Tensor
 from tests.support.clocks import HeldClock
+from tests.support.exposed import numbers
 from tests.support.registry_values import NOON, made_version
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
@@ -86,7 +90,18 @@ class World:
         self.models, self.heavy, self.exporter = Models(), Heavy(self.clock), InMemorySpanExporter()
         settings = TracingSettings(sample_ratio=sample_ratio, keep=keep)
         self.tracing = Tracing("test", settings, exporter=self.exporter)
-        self.gateway = Gateway(self.models, self.heavy, tracing=self.tracing, clock=self.clock, default_timeout_s=30.0)
+        self.registry = Registry()
+        self.gateway = Gateway(
+            self.models,
+            self.heavy,
+            tracing=self.tracing,
+            clock=self.clock,
+            default_timeout_s=30.0,
+            metrics=GatewayMetrics(self.registry, clock=self.clock),
+        )
+
+    def exposition(self) -> bytes:
+        return written(self.registry.families(), is_open_metrics=True)
 
     def spans(self) -> dict[str, ReadableSpan]:
         self.tracing.shutdown()
@@ -314,3 +329,45 @@ async def test_errors_beyond_the_rate_are_not_kept() -> None:
             await world.gateway.infer(request(), Call())
     world.tracing.shutdown()
     assert len(world.exporter.get_finished_spans()) == 2 * KEEP_BURST
+
+
+# ---- metrics --------------------------------------------------------------------------------------------------------
+
+
+def requests_of(world: World, **labels: str) -> float:
+    return numbers(world.exposition())["nanofleet_gateway_requests_total", frozenset(labels.items())]
+
+
+async def test_an_answer_is_counted_with_what_the_tier_took() -> None:
+    world = World()
+    await world.gateway.infer(request(), Call())
+
+    assert requests_of(world, model=LARGE, status="ok") == 1
+    stage = {"model": str(LARGE), "stage": "heavy", "tier": "heavy"}
+    shown = numbers(world.exposition())
+    assert shown["nanofleet_stage_duration_seconds_count", frozenset(stage.items())] == 1
+
+
+async def test_a_refusal_is_counted_by_its_code() -> None:
+    world = World()
+    world.heavy.refuse_with = HeavyUnavailable("away")
+    with pytest.raises(HeavyUnavailable):
+        await world.gateway.infer(request(), Call())
+
+    assert requests_of(world, model=LARGE, status="unavailable") == 1
+
+
+async def test_a_name_that_a_caller_made_up_becomes_no_label() -> None:
+    world = World()
+    with pytest.raises(UnknownModel):
+        await world.gateway.infer(request(model="other"), Call())
+
+    assert requests_of(world, model="", status="not_found") == 1
+
+
+@pytest.mark.parametrize(("traceparent", "expected"), [(SAMPLED, True), (UNSAMPLED, False), (None, False)])
+async def test_only_a_recorded_trace_stands_at_its_bucket(traceparent: str | None, expected: bool) -> None:
+    world = World()
+    await world.gateway.infer(request(), Call(traceparent=traceparent))
+
+    assert (TRACE_ID.encode() in world.exposition()) is expected
