@@ -161,11 +161,6 @@ class SpanColumns:
     def sites(self) -> list[str]:
         return sorted(self._sites.names)
 
-    @property
-    def span_us(self) -> tuple[int, int] | None:
-        """When the first and the last span here began; None: there is none."""
-        return (int(self._start_us.min()), int(self._start_us.max())) if len(self) else None
-
     def select(self, which: Which) -> Selected:
         mask = self._mask(which)
         return Selected(

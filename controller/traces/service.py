@@ -84,10 +84,6 @@ class Traces:
         """Return the next `limit` spans that were stored after row number `row`, in that order; 0 begins."""
         return await self._store.lines_after(row, limit=limit)
 
-    @property
-    def max_spans(self) -> int:
-        return self._max_spans
-
     def _count_refused(self, refused: int) -> None:
         if not refused:
             return
