@@ -69,7 +69,7 @@ def test_an_exemplar_stands_at_the_bucket_of_its_value() -> None:
     assert exemplars["0.1"] is None
     assert exemplars["1.0"] is not None
     assert (exemplars["1.0"].labels, exemplars["1.0"].value) == ({"trace_id": TRACE_ID}, 0.5)
-    assert exemplars["1.0"].timestamp == 1_800_000_000.25
+    assert float(exemplars["1.0"].timestamp or 0) == 1_800_000_000.25
 
 
 def test_the_text_format_has_no_exemplars_and_no_end() -> None:
