@@ -5,6 +5,7 @@ import os
 import pytest
 
 from tests.support.mosquitto import MissingProgram, program_path
+from tests.support.sensor_tools import require_sensor_tools
 from tests.support.wire import require_recording
 
 # Before gRPC is imported: its fork handlers crash about one child in a hundred that starts during a call.
@@ -15,8 +16,9 @@ def pytest_sessionstart() -> None:
     """Fail at once where tests that need a program would be skipped though they must not be."""
     if os.environ.get("CI") == "true":
         try:
-            for program in ("mosquitto", "mosquitto_rr", "g++"):
+            for program in ("mosquitto", "mosquitto_rr"):
                 program_path(program)
             require_recording()
+            require_sensor_tools()
         except MissingProgram as error:
             pytest.exit(f"continuous integration skips nothing: {error}", returncode=1)
