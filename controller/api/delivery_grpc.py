@@ -83,7 +83,6 @@ class DeliveryServicer:
             async with self._transfers.turn(agent_id, sent, on_wait=on_wait):
                 admitted()
                 await self._write(sent, context)
-                self._transfers.note_sent(sent)
 
     async def _write(self, reply: "pb.FetchChunksReply | Sent", context: Context) -> None:
         timeout_s = self._send_timeout_s

@@ -18,7 +18,7 @@ import os
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -195,15 +195,15 @@ class Transfers:
         """Return what an agent is told whose transfer ends for the sake of others."""
         return Grant(not_before=self._admission.later())
 
-    def turn(
+    @asynccontextmanager
+    async def turn(
         self, agent_id: AgentId, sent: Sent, *, on_wait: Callable[[], Awaitable[None]]
-    ) -> AbstractAsyncContextManager[None]:
+    ) -> AsyncIterator[None]:
         """Wait for the turn of a chunk among those of all agents, calling `on_wait` now and then; send it inside."""
-        return self._sender.turn(agent_id, len(sent.encoded.data), on_wait=on_wait)
-
-    def note_sent(self, sent: Sent) -> None:
-        """Count a chunk that an agent took."""
-        self.sent_bytes[sent.encoded.codec] += len(sent.encoded.data)
+        size_bytes = len(sent.encoded.data)
+        async with self._sender.turn(agent_id, size_bytes, on_wait=on_wait):
+            yield
+        self.sent_bytes[sent.encoded.codec] += size_bytes
 
     async def _chunks(self, wanted: Sequence[ChunkRef], forms: "_Forms") -> AsyncGenerator[Sent, None]:
         # One for all: new memory for every chunk costs more than reading it (measured: 0.4 ms of processor time for 1
