@@ -29,10 +29,14 @@ controller_app.command(
         "nanofleet controller init --config controller.toml --reset-admin admin",
     ),
 )(initialise.init)
-controller_app.command("backup")(backup.backup)
-controller_app.command("restore")(backup.restore)
-controller_app.command("confirm-restore")(backup.confirm_restore)
-controller_app.command("drift")(drift.show_drift)
+controller_app.command("backup", epilog=examples("nanofleet controller backup /mnt/backup/monday"))(backup.backup)
+controller_app.command("restore", epilog=examples("nanofleet controller restore /mnt/backup/monday --replace"))(
+    backup.restore
+)
+controller_app.command("confirm-restore", epilog=examples("nanofleet controller confirm-restore"))(
+    backup.confirm_restore
+)
+controller_app.command("drift", epilog=examples("nanofleet controller drift"))(drift.show_drift)
 
 
 @controller_app.command(epilog=examples("nanofleet controller run --config controller.toml"))

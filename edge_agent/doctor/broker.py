@@ -124,7 +124,8 @@ def ask(
     try:
         if not probe.connect():
             return probe.heard
-        topics, back = Topics(site, agent), f"{PREFIX}/{site}/clients/{agent}-doctor/replies"
+        topics = Topics(site, agent, requires_client=settings.requires_client, shared_by=settings.share_group)
+        back = f"{PREFIX}/{site}/clients/{agent}-doctor/replies"
         own = [topic for topic, _ in topics.filters(is_v5=settings.protocol == 5) if not topic.startswith("$share")]
         for topic in own:
             probe.subscribe(topic)

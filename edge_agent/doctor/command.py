@@ -24,7 +24,8 @@ from core.machine_checks import (
     port_answers,
     port_is_free,
 )
-from edge_agent.doctor.broker import check_broker
+from core.tls_files import client_context
+from edge_agent.doctor.broker import BrokerIdentity, check_broker
 from edge_agent.health.state_folder import StateFolder
 from edge_agent.health.status_file import read_status
 from edge_agent.identity.folder import Identity, IdentityFolder
@@ -169,7 +170,8 @@ def _broker(
     settings: AgentSettings, identity: Identity | NanofleetError, *, is_running: bool
 ) -> Finding | Sequence[Finding]:
     if isinstance(identity, Identity):
-        return check_broker(settings.mqtt, identity.site, identity.agent_id, is_running=is_running)
+        tls = _broker_identity(settings) if settings.mqtt.tls.enabled else None
+        return check_broker(settings.mqtt, identity.site, identity.agent_id, is_running=is_running, tls=tls)
     if not settings.mqtt.enabled:
         return skipped("broker", "switched off in the settings (mqtt.enabled)")
     where = Address(settings.mqtt.host, settings.mqtt.port)
@@ -178,6 +180,12 @@ def _broker(
         port_answers("broker", where, remedy=remedy),
         skipped("broker permissions", "not enrolled, so its topics are not known"),
     )
+
+
+def _broker_identity(settings: AgentSettings) -> BrokerIdentity:
+    own, wanted = IdentityFolder(StateFolder(settings.state_dir).identity).files(), settings.mqtt.tls
+    context = client_context(certificate=own.certificate, key=own.key, trust=wanted.ca_file or own.trust)
+    return BrokerIdentity(context, wanted.server_name or settings.mqtt.host)
 
 
 def _local_port(bind: str | None, *, is_running: bool) -> Finding:

@@ -11,8 +11,8 @@ from controller.audit.chain import linked
 from controller.audit.model import OK, Act, Actor, Entry, Filter, OpenAct, Outcome, Result
 from controller.audit.store import AuditRecords, AuditStore
 from controller.storage.audit import SqlAuditStore
-from controller.storage.database import Database
 from tests.support.audit_store import MemoryAuditStore
+from tests.support.databases import SQL_KINDS, migrated_database
 from tests.support.fleet_values import NOON
 
 ADA, BOB = Actor("ada", "admin", "192.0.2.1"), Actor("bob", "viewer", "2001:db8::1")
@@ -24,15 +24,13 @@ ACTS = (
 )
 
 
-@pytest.fixture(params=["memory", "sql"])
+@pytest.fixture(params=["memory", *SQL_KINDS])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[AuditStore]:
     if request.param == "memory":
         yield MemoryAuditStore()
         return
-    database = Database(f"sqlite:///{tmp_path / 'test.sqlite'}")
-    await database.migrate()
-    yield SqlAuditStore(database)
-    await database.close()
+    async with migrated_database(request, tmp_path) as database:
+        yield SqlAuditStore(database)
 
 
 async def fill(store: AuditStore) -> list[Entry]:

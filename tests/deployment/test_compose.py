@@ -11,7 +11,6 @@ import yaml
 
 from controller.settings import Settings, load_settings
 from core.addresses import parse_address
-from edge_agent.settings import MqttSettings
 from edge_agent.settings import load_settings as load_agent_settings
 from tests.support.dockerfile import read_dockerfile
 
@@ -106,7 +105,6 @@ def test_the_controller_finds_the_database_and_its_password(compose: dict[str, A
     assert on_it == {"database", "controller"}
 
 
-@pytest.mark.skipif("tls" not in MqttSettings.model_fields, reason="this agent reaches no broker beyond its machine")
 def test_the_agent_takes_its_settings_and_finds_the_broker(
     monkeypatch: pytest.MonkeyPatch, compose: dict[str, Any]
 ) -> None:

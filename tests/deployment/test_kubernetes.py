@@ -17,7 +17,6 @@ from controller.api.access_rules import RULES
 from controller.heavy.arguments import ApplicationArguments
 from controller.settings import Settings, load_settings
 from core.addresses import parse_address
-from edge_agent.settings import MqttSettings
 from edge_agent.settings import load_settings as load_agent_settings
 from tests.support.dockerfile import read_dockerfile
 
@@ -332,7 +331,6 @@ def test_the_version_of_ray_is_that_of_the_image() -> None:
     assert only("base", kind="RayService")["spec"]["rayClusterConfig"]["rayVersion"] == pinned[1]
 
 
-@pytest.mark.skipif("tls" not in MqttSettings.model_fields, reason="this agent speaks no TLS to its broker")
 def test_the_agent_finds_the_broker_in_its_pod(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NANOFLEET_AGENT_STATE_DIR", "/var/lib/nanofleet-agent")
     settings = load_agent_settings(FOLDER / "edge" / "agent.toml")

@@ -45,7 +45,6 @@ def controller_checks(settings: Settings) -> dict[str, Check]:
         reason = f"no data_dir at {settings.data_dir}: no controller here, or name its settings with --config"
         return {"data_dir": lambda: skipped("data_dir", reason)}
     is_running = folder_lock.is_held(settings.data_dir / "controller.lock")
-    database = settings.data_dir / "controller.sqlite"
     hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     ports: dict[str, Check] = {
         name: lambda n=name, s=setting: _port(n, s, settings, is_running=is_running)  # type: ignore[misc]  # defaults bind
@@ -63,14 +62,25 @@ def controller_checks(settings: Settings) -> dict[str, Check]:
         "memory": lambda: memory_suffices(_need_bytes(settings, is_running=is_running)),
         "open files": lambda: open_files_suffice(hard_limit, need=_NEED_FILES),
         "key files": lambda: files_are_private(sorted(settings.keys_dir.rglob("*.pem"))),
-        "database": lambda: _database(database),
-        "catalogue": lambda: judge_catalogue(newest_metadata(database), now=datetime.now(UTC)),
+        **_records(settings),
         "advertised host": lambda: _advertised(settings),
         **ports,
         "certificate": lambda: shown_certificate(settings, now=datetime.now(UTC), is_running=is_running),
         "Ray": lambda: _ray(settings),
         "heavy tier": lambda: _heavy(settings, is_running=is_running),
         "ONNX Runtime": lambda: onnx_runtime_works(os.environ),
+    }
+
+
+def _records(settings: Settings) -> dict[str, Check]:
+    """Return what is found of the database and in it, where it is a file that may be read beside the controller."""
+    if not settings.database_url.startswith("sqlite:"):
+        reason = "the records are in PostgreSQL, whose own tools look after it"
+        return {name: lambda n=name: skipped(n, reason) for name in ("database", "catalogue")}  # type: ignore[misc]
+    database = settings.data_dir / "controller.sqlite"
+    return {
+        "database": lambda: _database(database),
+        "catalogue": lambda: judge_catalogue(newest_metadata(database), now=datetime.now(UTC)),
     }
 
 

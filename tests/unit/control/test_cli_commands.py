@@ -47,6 +47,8 @@ COMMANDS = {
     "POST /api/operators/{name}/secret": "operators rotate",
     "GET /api/audit": "audit list",
     "GET /api/audit/verification": "audit verify",
+    "GET /api/restoration": "controller drift",
+    "POST /api/restoration/confirmation": "controller confirm-restore",
 }
 # For browsers, and for programs that read the contract.
 WITHOUT_COMMAND = {"/api/sessions", "/api/sessions/current", "/api/openapi.json"}
