@@ -5,6 +5,7 @@ Only the child process (`edge_agent.identity.__main__`) and the enrolment comman
 """
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_pem_private_key,
 )
+from cryptography.utils import CryptographyDeprecationWarning
 
 from core.errors import Untrusted
 from core.spiffe import Peer, Role
@@ -111,7 +113,7 @@ def pinned_authority(chain: Sequence[bytes], *, sha256: bytes, now: datetime) ->
             "controller: expected the authority that the token names, got another: the token is of another fleet, or "
             "somebody sits in between; nothing was sent"
         )
-    with _well_formed("controller: certificate"):
+    with _well_formed("controller: certificate"), _strict():
         begins = max(x509.load_der_x509_certificate(certificate).not_valid_before_utc for certificate in chain)
         authority = x509.load_der_x509_certificate(found[0]).public_bytes(Encoding.PEM)
     if now < begins:
@@ -131,16 +133,29 @@ def _well_formed(what: str) -> Iterator[None]:
         ValueError,
         TypeError,
         UnsupportedAlgorithm,
+        CryptographyDeprecationWarning,
         x509.DuplicateExtension,
         x509.UnsupportedGeneralNameType,
     ) as error:
         raise Untrusted(f"{what}: expected a well-formed certificate, got {type(error).__name__}") from error
 
 
+@contextmanager
+def _strict() -> Iterator[None]:
+    """Refuse what the library still reads but will not for ever, such as serial numbers that are not positive.
+
+    RFC 5280, section 4.1.2.2.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CryptographyDeprecationWarning)
+        yield
+
+
 def _certificates(pem: bytes, *, what: str) -> list[x509.Certificate]:
     try:
-        return x509.load_pem_x509_certificates(pem)
-    except (ValueError, x509.InvalidVersion) as error:
+        with _strict():
+            return x509.load_pem_x509_certificates(pem)
+    except (ValueError, x509.InvalidVersion, CryptographyDeprecationWarning) as error:
         raise Untrusted(f"{what}: expected certificates in PEM, got {len(pem)} bytes of something else") from error
 
 

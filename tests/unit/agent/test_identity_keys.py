@@ -81,3 +81,15 @@ def test_the_request_names_nobody() -> None:
     assert request.is_signature_valid
     assert list(request.subject) == []
     assert list(request.extensions) == []
+
+
+def test_a_serial_number_that_is_not_positive_is_refused() -> None:
+    der = AUTHORITY.certificate.public_bytes(Encoding.DER)
+    # The first INTEGER of some length is the serial number; its sign is the top bit of its first byte.
+    at = der.index(b"\x02", 10)
+    changed = bytearray(der)
+    while changed[at + 1] < 8:
+        at = der.index(b"\x02", at + 1)
+    changed[at + 2] |= 0x80
+    with pytest.raises(Untrusted):
+        keys.check_bundle(pem_of(bytes(changed)), now=NOW)
