@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -37,10 +37,13 @@ from controller.dashboard.sources import Sources
 from controller.fleet.model import Agent
 from controller.fleet.service import Fleet
 from controller.identity.model import AgentIdentity, PublicKey
+from controller.identity.store import IdentityRecords
+from controller.identity.use_cases import known_identity
 from controller.registry.service import Registry
 from controller.storage.access import SqlAccessStore
 from controller.storage.database import Database
 from controller.storage.fleet import SqlFleetStore
+from controller.storage.identity import SqlIdentityStore
 from controller.storage.registry import SqlRegistryStore
 from controller.storage.traces import SqlTraceStore
 from controller.traces.model import SpanKind, SpanRecord
@@ -149,16 +152,16 @@ def measure(url: str, secret: str, trace_id: str, *, requests: int) -> dict[str,
 
 
 @dataclass(frozen=True, slots=True)
-class ManyIdentities:
-    """Every device was enrolled; identities are as many objects as the real store makes for it."""
+class StoredIdentities:
+    """What `Identity` reads, without the keys and authorities that it has beside."""
 
-    all: tuple[AgentIdentity, ...]
+    store: SqlIdentityStore
 
     async def identities(self) -> Sequence[AgentIdentity]:
-        return tuple(replace(identity) for identity in self.all)
+        return await self.store.read(lambda records: records.identities())
 
     async def identity(self, agent: AgentId) -> AgentIdentity:
-        return next(identity for identity in self.all if identity.agent == agent)
+        return await self.store.read(lambda records: known_identity(records, agent))
 
 
 @contextmanager
@@ -219,7 +222,8 @@ async def prepare(folder: Path, stack: AsyncExitStack, *, devices: int, spans: i
     stack.push_async_callback(statistics.close)
     access = Access(SqlAccessStore(database), clock=clock)
     secret = (await access.create("bench", OperatorRole.OPERATOR)).secret
-    identities = ManyIdentities(tuple(an_identity(agent, clock) for agent in agents))
+    identities = StoredIdentities(SqlIdentityStore(database))
+    await identities.store.run(lambda records: save_identities(records, agents, clock))
     sources = Sources(fleet, registry, traces, statistics, identities, NoSigning(), clock)
     dashboard = Dashboard(sources, access, version="bench")
     audit = await audit_over(database, clock)
@@ -297,6 +301,11 @@ def an_agent(number: int, clock: SystemClock) -> Agent:
         DesiredState(agent_id, position, now, slots),
         ReportedState(position if number % 20 else NOWHERE, reports),
     )
+
+
+def save_identities(records: IdentityRecords, agents: Sequence[Agent], clock: SystemClock) -> None:
+    for agent in agents:
+        records.save_identity(an_identity(agent, clock))
 
 
 def an_identity(agent: Agent, clock: SystemClock) -> AgentIdentity:
