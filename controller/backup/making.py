@@ -32,10 +32,14 @@ def make_backup(
     """Copy the state in `settings.data_dir` to the new folder `target`; only whole does it get that name.
 
     Raises:
-        InvalidRequest: there is no controller's state.
+        InvalidRequest: there is no controller's state, or it is not in files.
         Conflict: `target` is there already.
         IntegrityError: a blob is not what its name says.
     """
+    if not settings.database_url.startswith("sqlite:"):
+        raise InvalidRequest(
+            "backup: the records are in PostgreSQL, not in data_dir; save them with pg_dump, then keys and blobs"
+        )
     if not (settings.data_dir / DATABASE).is_file():
         raise InvalidRequest(f"{settings.data_dir}: expected a controller's data_dir; name its settings with --config")
     if target.exists():
