@@ -12,7 +12,7 @@ from edge_agent.sync.worklist import Worklist
 
 
 class Landing:
-    """Used in an `async with` block, which ends when the last chunk is on the disk.
+    """Used in an `async with` block, which ends when the last chunk is on the disk and counted, or cancelled.
 
     The thread wakes the loop once for each chunk: a second time, to say that it is done, would cost a fiftieth of all
     that a fetch takes (measured).
@@ -31,9 +31,11 @@ class Landing:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Left with an error, a write ends all the same, before whatever the thread does next.
-        if error is None and self._last is not None:
-            await asyncio.wrap_future(self._last)
+        # Cancelled, nobody waits: the write ends all the same, before whatever the thread does next.
+        if self._last is None or (error is not None and not isinstance(error, Exception)):
+            return
+        await asyncio.wrap_future(self._last)
+        if error is None:
             self._require_success()
 
     async def put(self, ref: ChunkRef, content: bytes | memoryview) -> None:

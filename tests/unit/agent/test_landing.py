@@ -64,7 +64,7 @@ async def test_a_write_that_could_be_lost_is_waited_for(disk: ThreadPoolExecutor
         assert work.written == [ONE]
 
 
-async def bring(disk: ThreadPoolExecutor, work: Work, *chunks: object, then: Exception | None = None) -> None:
+async def bring(disk: ThreadPoolExecutor, work: Work, *chunks: object, then: BaseException | None = None) -> None:
     async with landing(disk, work) as landed:
         for chunk in chunks:
             await landed.put(cast("Any", chunk), b"")
@@ -88,9 +88,20 @@ async def test_after_a_failure_nothing_more_is_written(disk: ThreadPoolExecutor)
     assert work.written == []
 
 
-async def test_leaving_with_an_error_waits_for_nothing(disk: ThreadPoolExecutor) -> None:
+async def test_leaving_with_an_error_waits_for_what_is_under_way_and_raises_that_error(
+    disk: ThreadPoolExecutor,
+) -> None:
     work = Work()
+    work.fails.add(ONE)
+    asyncio.get_running_loop().call_later(0.05, work.may_end.set)
     with pytest.raises(ZeroDivisionError):
         await bring(disk, work, ONE, then=ZeroDivisionError())
+    assert work.may_end.is_set()
+
+
+async def test_cancelled_it_waits_for_nothing(disk: ThreadPoolExecutor) -> None:
+    work = Work()
+    with pytest.raises(asyncio.CancelledError):
+        await bring(disk, work, ONE, then=asyncio.CancelledError())
     assert work.written == []
     work.may_end.set()
