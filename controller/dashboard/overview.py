@@ -7,6 +7,7 @@ from typing import Literal
 
 from controller.dashboard.device_list import Device, FleetSnapshot, expiring
 from controller.dashboard.texts import span_text
+from controller.fleet.restoration import Restoration
 from controller.signing.model import SigningStatus
 from core.fleet_state import Problem
 
@@ -30,10 +31,22 @@ class Alert:
     link: str
 
 
-def alerts_of(fleet: FleetSnapshot, signing: SigningStatus, *, now: datetime) -> tuple[Alert, ...]:
-    alerts = [*_problems(fleet.devices), *_offline(fleet.devices, now), *_certificates(fleet, now)]
-    alerts += _catalogue(signing, now)
+def alerts_of(
+    fleet: FleetSnapshot, signing: SigningStatus, restoration: Restoration | None, *, now: datetime
+) -> tuple[Alert, ...]:
+    alerts = [*_restored(restoration), *_problems(fleet.devices), *_offline(fleet.devices, now)]
+    alerts += [*_certificates(fleet, now), *_catalogue(signing, now)]
     return tuple(sorted(alerts, key=lambda alert: alert.severity != "bad"))
+
+
+def _restored(restoration: Restoration | None) -> Iterator[Alert]:
+    if restoration is not None and restoration.is_open:
+        yield Alert(
+            "bad",
+            f"Restored from a backup of {restoration.backup_at:%Y-%m-%d %H:%M} UTC; nothing is pushed",
+            "See what agents run with `nanofleet controller drift`, then `nanofleet controller confirm-restore`.",
+            "/devices",
+        )
 
 
 def _problems(devices: Sequence[Device]) -> Iterator[Alert]:

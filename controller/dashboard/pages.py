@@ -111,9 +111,15 @@ class Dashboard:
             self._sources.signing.status(),
             self._sources.statistics.ask(lambda columns: traffic.traffic_of(columns, now_us)),
         )
-        alerts = alerts_of(fleet, signing, now=self._sources.clock.now())
+        now = self._sources.clock.now()
         return self._renderer.page(
-            request, "overview.html", fleet=fleet, alerts=alerts, traffic=seen, window_s=traffic.WINDOW_S
+            request,
+            "overview.html",
+            fleet=fleet,
+            alerts=alerts_of(fleet, signing, self._sources.fleet.restoration, now=now),
+            counted=traffic.counted_of(fleet.devices),
+            traffic=seen,
+            window_s=traffic.WINDOW_S,
         )
 
     async def devices(

@@ -1,13 +1,15 @@
 """How much is asked, how much is escalated, how fast it is answered: what the overview says of requests.
 
-For now all of it comes from spans, so counts are of traced requests: one in twenty, and those that asked for it. What
-agents count themselves belongs here too: whoever reads `Traffic` need not know which of them it was.
+Agents count every request themselves and say so now and then (`Counted`). How long requests took, and how it was over
+the last hour, is known of traced ones only (`Traffic`): one in twenty, and those that asked for it.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
+from controller.dashboard.device_list import Device
 from controller.dashboard.latency import StageRow, stage_rows
 from controller.traces.columns import SpanColumns, Which
 from controller.traces.stages import WHOLE, Stage, TierName
@@ -18,6 +20,27 @@ LINE_S = 3_600
 LINE_POINTS = 60
 
 _AT_EDGE = Stage(TierName.EDGE, WHOLE)
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What the agents that are online counted in the last minute; `escalated_ratio` None: nothing was answered."""
+
+    requests_per_s: float
+    escalated_ratio: float | None
+
+
+def counted_of(devices: Iterable[Device]) -> Counted | None:
+    """Return what the devices counted together; None: none of them reports it."""
+    reports = [device.view.vitals for device in devices if device.view.is_online and device.view.vitals is not None]
+    if not reports:
+        return None
+    answering = [(each.requests_per_s, each.escalated_ratio) for each in reports if each.escalated_ratio is not None]
+    answered_per_s = sum(rate for rate, _ in answering)
+    escalated_per_s = sum(rate * ratio for rate, ratio in answering)
+    return Counted(
+        sum(each.requests_per_s for each in reports), escalated_per_s / answered_per_s if answered_per_s else None
+    )
 
 
 @dataclass(frozen=True, slots=True)

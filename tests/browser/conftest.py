@@ -41,7 +41,7 @@ class System:
         return dict(self.http.get(f"/api/agents/{agent_id}/identity").raise_for_status().json())
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     _require(require_chromium)
     with Demo(tmp_path_factory.mktemp("dashboard"), "--keep") as demo:
@@ -60,13 +60,13 @@ def _secret_of(http: httpx.Client, role: str) -> str:
     return str(answer.raise_for_status().json()["secret"])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser(system: System) -> Iterator[Browser]:
     with chromium() as running:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def axe() -> str:
     """The accessibility checker's script."""
     _require(_require_axe)

@@ -11,16 +11,18 @@ from controller.dashboard.latency import LatencyView, figures_of, report_of
 from controller.dashboard.overview import alerts_of
 from controller.dashboard.remembered import Remembered
 from controller.dashboard.texts import ago_text, digest_text, duration_text, percent_text, size_text
-from controller.dashboard.traffic import WINDOW_S, traffic_of
+from controller.dashboard.traffic import WINDOW_S, counted_of, traffic_of
 from controller.dashboard.waterfall import tiers_of, waterfall_of
 from controller.fleet.model import Agent, AgentView
+from controller.fleet.restoration import Restoration
+from controller.fleet.vitals import SeenVitals
 from controller.identity.model import AgentIdentity, Ban, PublicKey
 from controller.signing.model import RoleStatus, SigningStatus, StagedStatus
 from controller.traces.columns import SpanColumns, Which
 from controller.traces.model import SpanLine, SpanRecord
 from controller.traces.stages import Stage, TierName
 from core.errors import InvalidRequest
-from core.fleet_state import NOWHERE, DesiredState, Problem, ReportedState, SlotPhase, SlotReport
+from core.fleet_state import NOWHERE, DesiredState, MachineHealth, Problem, ReportedState, SlotPhase, SlotReport, Usage
 from core.ids import AgentId, SiteId
 from tests.support.fleet_values import NOON, HeldClock, made_slot
 from tests.support.trace_store import made_span
@@ -115,6 +117,27 @@ def test_traffic_is_of_the_last_minutes() -> None:
     assert (traffic.requests, traffic.requests_per_s) == (300, 300 / WINDOW_S)
     assert (traffic.escalated_ratio, traffic.error_ratio) == (0.5, 0.25)
     assert traffic.line[-1] == 300 / 60
+
+
+def counting(name: str, per_s: float, escalated: float | None, *, is_online: bool = True) -> Device:
+    health = MachineHealth(rss_bytes=1, available_bytes=1, temperature_c=None, load=0.0)
+    seen = SeenVitals(Usage(0, 0, 0, 0), NOON, per_s, escalated, health, NOON)
+    return Device(replace(a_view(name, is_online=is_online), vitals=seen), None)
+
+
+def test_what_agents_count_is_added_up_and_its_share_weighted() -> None:
+    devices = [counting("a", 3.0, 0.1), counting("b", 1.0, 0.5), counting("c", 2.0, None)]
+    devices.append(counting("away", 99.0, 1.0, is_online=False))
+
+    counted = counted_of(devices)
+
+    assert counted is not None
+    assert counted.requests_per_s == 6.0
+    assert counted.escalated_ratio == pytest.approx(0.2)
+
+
+def test_where_no_agent_counts_nothing_is_said() -> None:
+    assert counted_of([Device(a_view("old"), None)]) is None
 
 
 def test_without_spans_there_is_no_share_of_anything() -> None:
@@ -242,8 +265,15 @@ def test_sites_count_their_devices() -> None:
 # ---- alerts ---------------------------------------------------------------------------------------------------
 
 
-def titles(views: list[AgentView], *, signing: SigningStatus = NO_SIGNING, after: timedelta = timedelta()) -> list[str]:
-    alerts = alerts_of(snapshot_of(views, [an_identity("soon", ends=timedelta(hours=30))]), signing, now=NOON + after)
+def titles(
+    views: list[AgentView],
+    *,
+    signing: SigningStatus = NO_SIGNING,
+    restoration: Restoration | None = None,
+    after: timedelta = timedelta(),
+) -> list[str]:
+    fleet = snapshot_of(views, [an_identity("soon", ends=timedelta(hours=30))])
+    alerts = alerts_of(fleet, signing, restoration, now=NOON + after)
     assert all(alert.remedy and alert.link.startswith("/") for alert in alerts)
     return [alert.title for alert in alerts]
 
@@ -260,6 +290,14 @@ def test_what_failed_comes_before_what_is_away() -> None:
         "away has been offline for 5 min",
         "The certificate of soon ends in 1 day",
     ]
+
+
+def test_a_restore_is_told_before_everything_else_until_it_is_confirmed() -> None:
+    restored = Restoration(NOON, NOON - timedelta(days=1), epoch=3)
+    views = [a_view("broken", phase=SlotPhase.FAILED)]
+
+    assert titles(views, restoration=restored)[0].startswith("Restored from a backup of ")
+    assert titles(views, restoration=replace(restored, confirmed_at=NOON)) == ["meter failed on broken"]
 
 
 def test_many_failures_are_counted_beyond_the_first() -> None:
