@@ -7,16 +7,14 @@ end:    faces first (calls may finish), then loops and children, then what is st
 import asyncio
 import logging
 import os
-import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-import orjson
 import uvloop
 from starlette.types import ASGIApp
 
@@ -25,17 +23,13 @@ from controller.api import open_files
 from controller.api.agents_grpc import FleetServicer
 from controller.api.artifacts_grpc import ArtifactServicer
 from controller.api.catalogue_grpc import CatalogueServicer
-from controller.api.collector_client import CollectorClient, CollectorSettings
 from controller.api.delivery_grpc import DeliveryServicer
-from controller.api.enrolment_grpc import EnrolmentServer, EnrolmentServicer
-from controller.api.grpc_server import GrpcServer
+from controller.api.enrolment_grpc import EnrolmentServicer
 from controller.api.http_app import TrustFaces, create_app
-from controller.api.http_server import HttpServer
-from controller.api.http_tls import CertificateFiles, ServerCertificate
+from controller.api.http_tls import ServerCertificate
 from controller.api.identity_rest import Destination
 from controller.api.otlp_grpc import OtlpServicer
-from controller.api.policy import PolicyInterceptor, admitted_agent, require_own_name
-from controller.api.server_credentials import mutual_tls, one_sided_tls
+from controller.api.policy import admitted_agent, require_own_name
 from controller.compression.workshop import ChildWorkshop
 from controller.dashboard.pages import Dashboard
 from controller.dashboard.sources import Sources
@@ -47,30 +41,23 @@ from controller.heavy.client import HeavyClient
 from controller.heavy.local import LocalHeavy
 from controller.identity.service import Identity
 from controller.metrics import Watched, register_controller
+from controller.ports import Ports, announced, open_ports
 from controller.registry.blobs import BlobStore
 from controller.registry.service import Registry
-from controller.settings import Settings, TelemetrySettings, TransferSettings
+from controller.settings import Settings, TransferSettings
+from controller.sight import open_sight
 from controller.signing.director import Director
 from controller.signing.service import Catalogue
 from controller.storage.fleet import SqlFleetStore
 from controller.storage.registry import SqlRegistryStore
-from controller.storage.traces import SqlTraceStore
-from controller.traces.exporter import InProcessExporter
-from controller.traces.forward import Forwarder
 from controller.traces.intake import Intake
 from controller.traces.service import Traces
-from controller.traces.spool import Spool, SpoolBounds
-from controller.traces.statistics import Statistics
 from controller.transfer.builder import ChildBuilder
 from controller.transfer.cuts import TensorCutter
 from controller.transfer.fairness import Admission, FairSender, SendLimits
 from controller.transfer.service import Transfers
 from controller.transfer.shelf import PackShelf
-from core.addresses import is_loopback, parse_address
-from core.atomic_files import write_atomically
 from core.clock import Clock, SystemClock
-from core.errors import InvalidRequest
-from core.keeping import KeepRule
 from core.logs import configure_logging
 from core.metrics import Registry as Metrics
 from core.open_inference.grpc_face import OpenInferenceServicer
@@ -80,13 +67,12 @@ from core.service_notices import READY, STOPPING, ServiceNotices
 from core.signals import stop_on_signals
 from core.spiffe import Role
 from core.tasks import supervise
-from core.telemetry import Tracing, TracingSettings
+from core.telemetry import Tracing
 from core.tls_files import write_tls_identity
 
 _log = logging.getLogger(__name__)
 
 SERVER_NAME = "nanofleet"
-ENDPOINTS_FILE = "endpoints.json"
 # The replicas of a heavy tier on this machine, as their certificate calls them.
 HEAVY_NAME = "local"
 # Chosen: certificates are made anew days before the old ones end.
@@ -125,14 +111,14 @@ async def serve(settings: Settings, stopping: asyncio.Event) -> None:
         await _warn_without_operators(foundation)
         metrics = Metrics()
         register_process(metrics, version=version(SERVER_NAME))
-        ports = _open_ports(settings, foundation.identity, stack, MeasuredCalls(metrics, clock=clock))
+        ports = open_ports(settings, foundation.identity, stack, MeasuredCalls(metrics, clock=clock))
         parts = await _make_parts(settings, foundation, ports, stack, clock=clock, metrics=metrics)
         await _start_faces(foundation, ports, parts, clock=clock)
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(supervise(name, loop), name=name) for name, loop in parts.loops.items()]
             running.append(tasks.create_task(notices.keep_alive(), name="watchdog"))
             serving = tasks.create_task(ports.http.run(parts.app), name="http")
-            with _announced(settings.data_dir, ports, heavy=settings.heavy.address):
+            with announced(settings.data_dir, ports, heavy=settings.heavy.address):
                 notices.say(READY)
                 await stopping.wait()
             notices.say(STOPPING)
@@ -151,19 +137,6 @@ async def _warn_without_operators(foundation: Foundation) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Ports:
-    """Bound, not yet answering: a port in use is found out before anything is started."""
-
-    grpc: GrpcServer
-    enrolment: EnrolmentServer
-    http: HttpServer
-    # What the HTTP port shows of the fleet's authority, to be kept fresh; None: nothing, or the operator's own.
-    certificate: ServerCertificate | None
-    # The operator's own.
-    certificate_files: CertificateFiles | None
-
-
-@dataclass(frozen=True, slots=True)
 class _Parts:
     """What the faces call, and the loops that must run meanwhile."""
 
@@ -176,40 +149,6 @@ class _Parts:
     dashboard: Dashboard
     app: ASGIApp
     loops: Mapping[str, Callable[[], Awaitable[None]]]
-
-
-def _open_ports(settings: Settings, identity: Identity, stack: AsyncExitStack, measured: MeasuredCalls) -> _Ports:
-    grpc_server = GrpcServer(
-        parse_address(settings.grpc_bind),
-        mutual_tls(identity.server_identity),
-        max_sessions=settings.fleet.max_sessions,
-        keepalive_s=settings.fleet.keepalive_s,
-        interceptors=[measured, PolicyInterceptor(identity)],
-    )
-    stack.push_async_callback(grpc_server.stop)
-    enrolment = EnrolmentServer(
-        parse_address(settings.enrolment_bind), one_sided_tls(identity.server_identity), interceptors=[measured]
-    )
-    stack.push_async_callback(enrolment.stop)
-    files, certificate = _certificate_files(settings), _fleet_certificate(settings, identity)
-    shown = certificate if files is None else files.certificate
-    http_server = HttpServer(parse_address(settings.http_bind), certificate=shown)
-    stack.callback(http_server.close)
-    return _Ports(grpc_server, enrolment, http_server, certificate, files)
-
-
-def _certificate_files(settings: Settings) -> CertificateFiles | None:
-    if settings.http_certificate is None or settings.http_key is None:
-        return None
-    return CertificateFiles(settings.http_certificate, settings.http_key)
-
-
-def _fleet_certificate(settings: Settings, identity: Identity) -> ServerCertificate | None:
-    """Return what the fleet's authority certified, if the HTTP port shows that."""
-    if settings.http_certificate is not None or not settings.http_speaks_tls:
-        return None
-    own = identity.server_identity()
-    return ServerCertificate(own.certificate_chain, own.private_key)
 
 
 async def _keep_certificates(identity: Identity, http: ServerCertificate | None, heavy_dir: Path) -> None:
@@ -228,15 +167,13 @@ async def _keep_certificates(identity: Identity, http: ServerCertificate | None,
 async def _make_parts(
     settings: Settings,
     foundation: Foundation,
-    ports: _Ports,
+    ports: Ports,
     stack: AsyncExitStack,
     *,
     clock: Clock,
     metrics: Metrics,
 ) -> _Parts:
     identity, catalogue, database = foundation.identity, foundation.catalogue, foundation.database
-    # Spans have a file of their own, so that a burst of them never delays the fleet.
-    trace_database = await foundations.opened(f"sqlite:///{settings.data_dir / 'traces.sqlite'}", stack)
     blobs = BlobStore(settings.blobs_dir)
     stack.push_async_callback(blobs.close)
     registry = _registry(settings, SqlRegistryStore(database), blobs, catalogue, clock)
@@ -250,29 +187,23 @@ async def _make_parts(
     transfers = await _transfers(settings.transfer, settings.packs_dir, fleet, blobs, stack, clock=clock)
     fleet.on_deployed(transfers.prepare_ahead)
 
-    forwarder = _forwarder(settings, ports, stack, clock=clock)
-    traces = Traces(SqlTraceStore(trace_database), max_spans=settings.telemetry.max_spans)
-    intake = Intake(traces, forwarder)
-    stack.push_async_callback(intake.close)
-    tracing = _tracing(settings.telemetry, intake)
-    statistics = Statistics(traces, max_rows=settings.telemetry.max_spans)
-    stack.push_async_callback(statistics.close)
-    stack.push_async_callback(_store_the_rest, tracing, traces, fleet)
+    sight = await open_sight(settings, ports.grpc.address, stack, clock=clock)
+    stack.push_async_callback(_store_the_rest, sight.tracing, sight.traces, fleet)
 
     heavy = await stack.enter_async_context(HeavyClient(settings.heavy.address, clock=clock))
     timeout_s = settings.heavy.request_timeout_s
     counted = GatewayMetrics(metrics, clock=clock)
-    gateway = Gateway(registry, heavy, tracing=tracing, clock=clock, default_timeout_s=timeout_s, metrics=counted)
-    databases = {"fleet": database, "traces": trace_database}
-    watched = Watched(fleet, transfers, traces, forwarder, heavy, catalogue, databases)
+    gateway = Gateway(registry, heavy, tracing=sight.tracing, clock=clock, default_timeout_s=timeout_s, metrics=counted)
+    databases = {"fleet": database, "traces": sight.database}
+    watched = Watched(fleet, transfers, sight.traces, sight.forwarder, heavy, catalogue, databases)
     register_controller(metrics, watched, clock=clock)
-    sources = Sources(fleet, registry, traces, statistics, identity, catalogue, clock)
+    sources = Sources(fleet, registry, sight.traces, sight.statistics, identity, catalogue, clock)
     dashboard = Dashboard(sources, foundation.access, version=version(SERVER_NAME))
     app = create_app(
         plane=gateway,
         registry=registry,
         fleet=fleet,
-        traces=traces,
+        traces=sight.traces,
         trust=_trust_faces(settings, foundation, ports),
         pages=dashboard.router(),
         clock=clock,
@@ -283,8 +214,7 @@ async def _make_parts(
     loops: dict[str, Callable[[], Awaitable[None]]] = {
         "registry": registry.run,
         "fleet": fleet.run,
-        "traces": traces.run,
-        "trace-statistics": statistics.run,
+        **sight.loops,
         "dashboard": dashboard.run,
         "heavy-probe": heavy.run,
         "identity": identity.run,
@@ -298,11 +228,9 @@ async def _make_parts(
     }
     if ports.certificate_files is not None:
         loops["http-certificate"] = ports.certificate_files.run
-    if forwarder is not None:
-        loops["trace-forwarder"] = forwarder.run
     if settings.heavy.mode == "embedded":
         loops["heavy"] = _local_heavy(settings, identity, ports, heavy, clock=clock).run
-    return _Parts(blobs, fleet, transfers, director, gateway, intake, dashboard, app, loops)
+    return _Parts(blobs, fleet, transfers, director, gateway, sight.intake, dashboard, app, loops)
 
 
 async def _transfers(
@@ -327,7 +255,7 @@ async def _transfers(
 
 
 def _local_heavy(
-    settings: Settings, identity: Identity, ports: _Ports, readiness: HeavyClient, *, clock: Clock
+    settings: Settings, identity: Identity, ports: Ports, readiness: HeavyClient, *, clock: Clock
 ) -> LocalHeavy:
     """Return the heavy tier of this machine; its replicas show the certificate that is written here."""
     write_tls_identity(settings.heavy_tls_dir, identity.issue_local(Role.HEAVY, HEAVY_NAME))
@@ -341,14 +269,14 @@ def _local_heavy(
     )
 
 
-def _trust_faces(settings: Settings, foundation: Foundation, ports: _Ports) -> TrustFaces:
+def _trust_faces(settings: Settings, foundation: Foundation, ports: Ports) -> TrustFaces:
     destination = Destination(
         settings.advertised(ports.grpc.address), settings.advertised(ports.enrolment.address), foundation
     )
     return TrustFaces(foundation.access, foundation.audit, foundation.identity, foundation.catalogue, destination)
 
 
-async def _start_faces(foundation: Foundation, ports: _Ports, parts: _Parts, *, clock: Clock) -> None:
+async def _start_faces(foundation: Foundation, ports: Ports, parts: _Parts, *, clock: Clock) -> None:
     identity = foundation.identity
     inference = OpenInferenceServicer(
         parts.gateway, server_name=SERVER_NAME, server_version=version(SERVER_NAME), clock=clock
@@ -390,52 +318,8 @@ def _registry(
     )
 
 
-def _forwarder(settings: Settings, ports: _Ports, stack: AsyncExitStack, *, clock: Clock) -> Forwarder | None:
-    telemetry = settings.telemetry
-    collector = CollectorSettings.of(telemetry)
-    if collector is None:
-        return None
-    if is_loopback(collector.address.host) and collector.address.port == ports.grpc.address.port:
-        raise InvalidRequest(f"telemetry.forward_to: {collector.address} is this controller itself; name a collector")
-    client = CollectorClient(collector)
-    stack.push_async_callback(client.close)
-    bounds = SpoolBounds(telemetry.forward_spool_bytes, telemetry.forward_max_age_s)
-    spool = partial(Spool, settings.trace_spool_dir, bounds)
-    forwarder = Forwarder(client, spool, clock=clock, max_age_s=bounds.max_age_s)
-    stack.push_async_callback(forwarder.close)
-    return forwarder
-
-
-def _tracing(telemetry: TelemetrySettings, intake: Intake) -> Tracing:
-    keep = KeepRule(telemetry.slow_s, telemetry.keep_per_s)
-    return Tracing(
-        "nanofleet-controller",
-        TracingSettings(sample_ratio=telemetry.sample_ratio, keep=keep),
-        attributes={"service.instance.id": socket.gethostname()},
-        exporter=InProcessExporter(intake, asyncio.get_running_loop()),
-    )
-
-
 async def _store_the_rest(tracing: Tracing, traces: Traces, fleet: Fleet) -> None:
     """Store what is still in memory."""
     await asyncio.to_thread(tracing.shutdown)
     await traces.flush()
     await fleet.flush()
-
-
-@contextmanager
-def _announced(data_dir: Path, ports: _Ports, *, heavy: str) -> Iterator[None]:
-    """Say where we listen, in the log and in `data_dir/endpoints.json`, as long as it is true."""
-    path = data_dir / ENDPOINTS_FILE
-    endpoints = {
-        "controller_grpc": str(ports.grpc.address),
-        "controller_enrolment": str(ports.enrolment.address),
-        "controller_http": ports.http.url,
-        "heavy_http": heavy,
-    }
-    write_atomically(path, orjson.dumps({**endpoints, "pid": os.getpid()}))
-    _log.info("controller is ready", extra=endpoints)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
