@@ -8,8 +8,7 @@ from typing import Protocol
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-NOTICE_HEADER = "x-nanofleet-notice"
-RESTORED = "restored-unconfirmed"
+from controller.api.restoration_views import NOTICE_HEADER, RESTORED
 
 
 class Watching(Protocol):

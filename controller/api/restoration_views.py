@@ -6,6 +6,10 @@ from pydantic import BaseModel, ConfigDict
 
 from controller.api.operator_views import PositionView, SlotView
 
+# On every answer while a restore is not confirmed, so that commands and pages can say so without asking.
+NOTICE_HEADER = "x-nanofleet-notice"
+RESTORED = "restored-unconfirmed"
+
 
 class _View(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)

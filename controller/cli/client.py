@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from controller.api import access_views, audit_views, identity_views, restoration_views, signing_views
 from controller.api import operator_views as views
-from controller.api.notices import NOTICE_HEADER, RESTORED
+from controller.api.restoration_views import NOTICE_HEADER, RESTORED
 from controller.cli.credential import CredentialFile
 from controller.cli.screen import warn
 from core.addresses import is_loopback

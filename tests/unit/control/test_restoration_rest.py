@@ -10,8 +10,9 @@ import pytest
 from fastapi import FastAPI
 
 from controller.api import restoration_rest
-from controller.api.notices import NOTICE_HEADER, RESTORED, Noticed
+from controller.api.notices import Noticed
 from controller.api.problems import exception_handlers, problem_answer
+from controller.api.restoration_views import NOTICE_HEADER, RESTORED
 from controller.signing.keys import KeyFiles, KeyRing
 from controller.signing.service import Catalogue
 from core.fleet_state import AgentHello, CatalogueVersions
