@@ -3,6 +3,8 @@
 Times are UTC, stored as microseconds since the epoch: one representation on every database, and it sorts.
 """
 
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
@@ -236,19 +238,27 @@ browser_sessions = Table(
 
 # ---- audit ----------------------------------------------------------------------------------------------------
 
+
+def _act_columns() -> tuple[Column[Any], ...]:
+    """Return what a table says of an act: who asked for what, and when."""
+    return (
+        Column("at_us", BigInteger, nullable=False),
+        Column("operator", NAME, nullable=False),
+        Column("role", String(16), nullable=False),
+        Column("source", String(64), nullable=False),
+        Column("action", String(64), nullable=False),
+        Column("target", Text, nullable=False),
+        Column("detail", Text, nullable=False),
+    )
+
+
 # Who changed what: a chain of hashes, the oldest go first when the bound is passed. Rows are never changed.
 audit_entries = Table(
     "audit_entries",
     metadata,
     # Counted by us, without gaps.
     Column("id", Integer, primary_key=True, autoincrement=False),
-    Column("at_us", BigInteger, nullable=False),
-    Column("operator", NAME, nullable=False),
-    Column("role", String(16), nullable=False),
-    Column("source", String(64), nullable=False),
-    Column("action", String(64), nullable=False),
-    Column("target", Text, nullable=False),
-    Column("detail", Text, nullable=False),
+    *_act_columns(),
     Column("outcome", String(8), nullable=False),
     # Empty when all is well.
     Column("code", String(32), nullable=False),
@@ -263,13 +273,7 @@ audit_open = Table(
     "audit_open",
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=True),
-    Column("at_us", BigInteger, nullable=False),
-    Column("operator", NAME, nullable=False),
-    Column("role", String(16), nullable=False),
-    Column("source", String(64), nullable=False),
-    Column("action", String(64), nullable=False),
-    Column("target", Text, nullable=False),
-    Column("detail", Text, nullable=False),
+    *_act_columns(),
 )
 
 # ---- catalogue ------------------------------------------------------------------------------------------------
