@@ -30,7 +30,7 @@ whether the same call may succeed later (`retryable`). Messages say what was exp
 """
 
 from enum import StrEnum
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class ErrorCode(StrEnum):
@@ -53,6 +53,13 @@ class NanofleetError(Exception):
 
     code: ClassVar[ErrorCode] = ErrorCode.INTERNAL
     retryable: ClassVar[bool] = False
+    # When to try again, of a retryable error whose raiser can tell; travels as `retry-after-ms` or Retry-After.
+    retry_after_s: float | None = None
+
+    def after(self, seconds: float) -> Self:
+        """Say when the same call may succeed, and return this error."""
+        self.retry_after_s = seconds
+        return self
 
 
 class InvalidRequest(NanofleetError):

@@ -29,6 +29,7 @@ from edge_agent.request_metrics import RequestMetrics
 from edge_agent.request_trace import Attribute, Origin, RequestTrace, error_type_of
 from edge_agent.runtime.batcher import NEVER, Ran
 from edge_agent.runtime.pool import LoadedModel, ModelPool
+from edge_agent.terms import NO_TERMS, Terms, terms_of
 
 _log = logging.getLogger(__name__)
 
@@ -92,12 +93,12 @@ class EdgeDataPlane:
         self._escalations: set[asyncio.Task[None]] = set()
 
     def ask(
-        self, request: InferRequest, call: Call = _NO_CALL, *, privacy: str | None = None, origin: Origin = _LOCAL_CALL
+        self, request: InferRequest, call: Call = _NO_CALL, terms: Terms = NO_TERMS, *, origin: Origin = _LOCAL_CALL
     ) -> "asyncio.Future[Answer]":
         """Admit a request; the future holds its answer or a NanofleetError.
 
         Args:
-            privacy: the class that travels beside the request; the strictest of it and the request's own counts.
+            terms: what travels beside the request; of its privacy class and the request's the stricter counts.
 
         Raises:
             NanofleetError: not admitted: unknown model, inputs that do not fit, forbidden, overloaded or too late.
@@ -112,7 +113,7 @@ class EdgeDataPlane:
                 )
             model = self._pool.find(request.model_name, request.model_version)
             arrays = model.arrays_of(request)
-            waiter = _Request(self, model, request, call, _privacy_of(request, privacy), origin, now_s)
+            waiter = _Request(self, model, request, call, _privacy_of(request, terms.privacy), origin, now_s)
         except NanofleetError as error:
             self.metrics.failed("" if model is None else model.manifest.model, error)
             raise
@@ -129,7 +130,7 @@ class EdgeDataPlane:
         return await self.ask(request, call)
 
     async def infer(self, request: InferRequest, call: Call) -> InferResponse:
-        return tagged(await self.answer(request, call))
+        return tagged(await self.ask(request, call, terms_of(request.parameters)))
 
     async def is_ready(self) -> bool:
         return bool(self._pool.models())

@@ -5,6 +5,7 @@ Values come from a TOML file and from environment variables, which win: `[mqtt] 
 in bytes (`_bytes`).
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -168,6 +169,13 @@ class RuntimeSettings(Section):
     """Seconds that a replaced model gets to finish its requests."""
 
 
+class ModelSettings(Section):
+    """What this agent makes of one model, beyond what the model's manifest says."""
+
+    privacy: Literal["device", "site", "any"] = "any"
+    """Where the data of requests to this model may go, whatever else they say; the strictest word counts."""
+
+
 class OffloadSettings(Section):
     """Asking the heavy tier when the local answer is not sure enough."""
 
@@ -235,6 +243,8 @@ class AgentSettings(ProcessSettings):
     """Between a model's first request and the word that it stays."""
     runtime: RuntimeSettings = RuntimeSettings()
     """How models run."""
+    models: Mapping[Name, ModelSettings] = Field(default_factory=dict)
+    """By name of the model, such as `[models.digits]`: what this agent makes of it."""
     offload: OffloadSettings = OffloadSettings()
     """Asking the heavy tier when the local answer is not sure enough."""
     telemetry: TelemetrySettings = TelemetrySettings()

@@ -117,7 +117,7 @@ class Link:
         # A peer that is not the controller says nothing for it: a portal in between goes, a wrong clock is set.
         if ended.because.code in REFUSALS and not isinstance(ended.because, Untrusted):
             delay_s = self._policy.cap_s * (1 + self._uniform()) / 2
-        if ended.retry_after_s > 0:
+        if ended.retry_after_s is not None:
             # Everybody was told the same: spread over another base.
             delay_s = max(delay_s, ended.retry_after_s + self._policy.base_s * self._uniform())
         return delay_s

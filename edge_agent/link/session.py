@@ -73,7 +73,7 @@ class SessionState(Enum):
 class SessionEnded(Unavailable):
     """The connection is over; `because` is why, `retry_after_s` what the controller asked for."""
 
-    def __init__(self, because: NanofleetError, *, retry_after_s: float = 0.0) -> None:
+    def __init__(self, because: NanofleetError, *, retry_after_s: float | None = None) -> None:
         super().__init__(str(because))
         self.because = because
         self.retry_after_s = retry_after_s
@@ -336,8 +336,8 @@ def _because(code: grpc.StatusCode, details: str | None) -> NanofleetError:
     return because
 
 
-def _retry_after_s(error: grpc.aio.AioRpcError) -> float:
+def _retry_after_s(error: grpc.aio.AioRpcError) -> float | None:
     for key, value in error.trailing_metadata() or ():
         if key == RETRY_AFTER_KEY and isinstance(value, str) and value.isdecimal():
             return min(int(value[:12]) / 1000, MAX_RETRY_AFTER_S)
-    return 0.0
+    return None

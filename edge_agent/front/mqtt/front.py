@@ -233,7 +233,7 @@ class MqttFront:
         request = self._wire.decode(exchange.publication, exchange.address, envelope)
         call = exchange.admit(request, envelope)
         exchange.is_asked = True
-        exchange.future = self._plane.ask(request, call, privacy=envelope.privacy, origin=exchange)
+        exchange.future = self._plane.ask(request, call, envelope.terms, origin=exchange)
         self._in_flight.add(exchange)
         exchange.future.add_done_callback(exchange.settle)
 

@@ -36,6 +36,7 @@ from edge_agent.front.mqtt.publication import (
     with_length,
 )
 from edge_agent.front.mqtt.topics import DropCause, Topics, Undeliverable
+from edge_agent.terms import NO_TERMS, Terms, terms_of
 
 JSON = "application/json"
 BINARY = "application/octet-stream"
@@ -51,6 +52,10 @@ MAX_DEADLINE_MS = 86_400_000
 # What a client that is asked to come back later should wait at least; chosen: a few queue lengths of a small model.
 RETRY_AFTER_MS = 50
 _MAX_CONTEXT_CHARS = 512
+# The user properties that are terms, each with its name in an Open Inference body.
+_TERM_WORDS = tuple(
+    (name.replace("_", "-").encode(), name) for name in ("privacy", "priority", "accept_provisional", "deferrable")
+)
 _MAX_REMEMBERED = 1024
 # Header and length 5, topic length 2, packet id 2, properties' length 4, expiry 5.
 _PACKET_OVERHEAD_BYTES = 18
@@ -74,8 +79,7 @@ class Envelope(NamedTuple):
     header_length: int = 0
     traceparent: str | None = None
     tracestate: str | None = None
-    # The strictest counts when a device says several.
-    privacy: str | None = None
+    terms: Terms = NO_TERMS
     # Decoded already, because a 3.1.1 envelope is inside of the body.
     request: InferRequest | None = None
 
@@ -151,7 +155,7 @@ class Wire:
             raise TooLarge(
                 f"body: expected at most {self._limits.max_body_bytes} bytes, got {len(publication.payload)}"
             )
-        return _open_v5(publication) if address.is_v5 else self._open_v311(publication, address)
+        return _open_v5(publication, address) if address.is_v5 else self._open_v311(publication, address)
 
     def decode(self, publication: Publication, address: Address, envelope: Envelope) -> InferRequest:
         """Return the request in the body, in whichever of the three encodings it came.
@@ -196,7 +200,8 @@ class Wire:
         message = peer_text(str(error))
         words = {"status": str(status), "agent": self._agent, "final": "1", "reason": error.code.value}
         if error.retryable:
-            words["retry-after-ms"] = str(RETRY_AFTER_MS)
+            after_ms = RETRY_AFTER_MS if error.retry_after_s is None else math.ceil(error.retry_after_s * 1000)
+            words["retry-after-ms"] = str(after_ms)
         if not address.is_v5:
             parameters: dict[str, ParameterValue] = {key.replace("-", "_"): value for key, value in words.items()}
             payload = orjson.dumps({"error": message, "parameters": {**parameters, "status": status}})
@@ -213,6 +218,7 @@ class Wire:
             within_timeout(remaining_s, request),
             traceparent=_traceparent(_parameter(request, "traceparent", (str,))),
             tracestate=_tracestate(_parameter(request, "tracestate", (str,))),
+            terms=terms_of(request.parameters, client=address.client),
             request=request,
         )
 
@@ -255,7 +261,7 @@ def within_timeout(remaining: float, request: InferRequest) -> float:
     return remaining if limit_s is None else min(remaining, limit_s)
 
 
-def _open_v5(publication: Publication) -> Envelope:
+def _open_v5(publication: Publication, address: Address) -> Envelope:
     if not publication.correlation or len(publication.correlation) > MAX_CORRELATION_BYTES:
         got = len(publication.correlation or b"")
         raise InvalidRequest(f"Correlation Data: expected 1 to {MAX_CORRELATION_BYTES} bytes, got {got}")
@@ -273,7 +279,7 @@ def _open_v5(publication: Publication) -> Envelope:
         _header_length(words) if content_type == BINARY else 0,
         _traceparent(_optional_text(words.get(b"traceparent"))),
         _tracestate(_optional_text(words.get(b"tracestate"))),
-        _privacy(publication.words),
+        _terms(words, publication.words, client=address.client),
     )
 
 
@@ -297,6 +303,14 @@ def _milliseconds(text: str) -> int:
     if not text.lstrip("-").isdecimal() or len(text) > 10 or int(text) > MAX_DEADLINE_MS:
         raise InvalidRequest(f"deadline-ms: expected milliseconds up to {MAX_DEADLINE_MS}, got {text[:80]!r}")
     return int(text)
+
+
+def _terms(words: Mapping[bytes, bytes], all_words: Sequence[tuple[bytes, bytes]], *, client: str) -> Terms:
+    said = {name: _text(words[word]) for word, name in _TERM_WORDS if word in words}
+    # The strictest counts when a device says several.
+    if "privacy" in said:
+        said["privacy"] = _privacy(all_words) or ""
+    return terms_of(said, client=client) if said else Terms(client)
 
 
 def _privacy(words: Sequence[tuple[bytes, bytes]]) -> str | None:

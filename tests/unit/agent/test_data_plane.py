@@ -23,6 +23,7 @@ from core.open_inference.service import Call
 from core.telemetry import Tracing, TracingSettings
 from edge_agent.cascade.policy import Reason, Tier
 from edge_agent.settings import RuntimeSettings
+from edge_agent.terms import Terms
 from tests.support.edge_plane import (
     SURE,
     UNSURE,
@@ -123,7 +124,7 @@ async def test_private_data_stay_here() -> None:
 async def test_the_word_beside_the_request_cannot_lower_its_privacy() -> None:
     heavy = FakeHeavy()
     plane = await plane_with(echo_model(cascade=cascade_of()), heavy=heavy)
-    answer = await plane.ask(request_of(UNSURE, privacy="device"), call_with(5), privacy="any")
+    answer = await plane.ask(request_of(UNSURE, privacy="device"), call_with(5), Terms(privacy="any"))
     assert (answer.reason, heavy.asked) == (Reason.PRIVACY, [])
 
 

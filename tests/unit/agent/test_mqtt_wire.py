@@ -41,6 +41,7 @@ from edge_agent.front.mqtt.wire import (
     Wire,
     remaining_s,
 )
+from edge_agent.terms import Terms
 from protos.inference.v2 import open_inference_pb2 as pb
 
 TOPIC = b"nf/v1/berlin/infer/gate-1/digits"
@@ -246,7 +247,7 @@ def test_a_negative_deadline_has_passed() -> None:
 def test_the_properties_of_a_request_are_its_envelope() -> None:
     words = {"deadline-ms": "1500", "traceparent": TRACEPARENT, "tracestate": "a=b", "privacy": "site", "other": "x"}
     envelope = opened(published(words=words, expiry_s=2))
-    assert envelope == Envelope(1.5, JSON, 0, TRACEPARENT, "a=b", "site")
+    assert envelope == Envelope(1.5, JSON, 0, TRACEPARENT, "a=b", Terms("camera-1", "site"))
 
 
 MALFORMED_TRACES = ["", "hello", TRACEPARENT + "\n", TRACEPARENT.replace("b7ad", "zzzz"), "00-" + "0" * 600]
@@ -271,7 +272,7 @@ def test_without_a_content_type_a_body_is_json() -> None:
 
 def test_several_privacy_classes_that_differ_are_none_that_is_known() -> None:
     publication = published()._replace(words=((b"privacy", b"any"), (b"privacy", b"device")))
-    assert opened(publication).privacy == "any device"
+    assert opened(publication).terms.privacy == "any device"
 
 
 @pytest.mark.parametrize(
