@@ -67,7 +67,7 @@ class SampleView(BaseModel):
     reason: str
     """Why it was kept: a word of the cascade, such as `low_confidence` or `tied`."""
     tier: str
-    """Who answered the request: `edge`, `heavy`, or `none` where it was refused."""
+    """Who answered the request: `edge`, `heavy`; `edge` too where a flawed answer was given to nobody."""
     privacy: str
     """`any`, or `site`: such a sample does not leave its site."""
     confidence: float | None

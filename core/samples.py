@@ -139,9 +139,7 @@ def decode_offer(message: pb.OfferRequest) -> SampleOffer:
     if len(message.samples) > MAX_LIMIT:
         raise InvalidRequest(f"offer: expected at most {MAX_LIMIT} samples, got {len(message.samples)}")
     declined = "" if not message.declined else _word("declined", message.declined)
-    return SampleOffer(
-        checked_pull_id(message.pull_id), tuple(decode_name(each) for each in message.samples), declined
-    )
+    return SampleOffer(checked_pull_id(message.pull_id), tuple(decode_name(each) for each in message.samples), declined)
 
 
 def encode_name(name: SampleName) -> pb.SampleName:

@@ -58,6 +58,7 @@ from edge_agent.identity.folder import Identity, IdentityFolder
 from edge_agent.member import Member, Surroundings
 from edge_agent.request_metrics import RequestMetrics
 from edge_agent.runtime.pool import ModelPool
+from edge_agent.samples.service import Samples
 from edge_agent.settings import AgentSettings
 
 # Chosen: a model that takes longer to load must not keep the others from answering.
@@ -112,7 +113,16 @@ class _Agent:
         self._offload = Offload(channel, settings.offload, clock=clock)
         self._metrics = Registry()
         counted = RequestMetrics(self._metrics, clock=clock)
-        self._plane = EdgeDataPlane(self._pool, self._offload, tracing=self._tracing, clock=clock, metrics=counted)
+        self._samples = Samples(settings, folder.samples, channel, clock=clock)
+        closing.callback(self._samples.close)
+        self._plane = EdgeDataPlane(
+            self._pool,
+            self._offload,
+            tracing=self._tracing,
+            clock=clock,
+            metrics=counted,
+            examples=self._samples.collector,
+        )
         closing.push_async_callback(self._plane.close)
         self._member = Member(
             Surroundings(
@@ -127,6 +137,7 @@ class _Agent:
                 self._disk,
                 clock,
                 counted.usage,
+                self._samples,
             )
         )
         self._front: MqttFront | None = None
@@ -137,7 +148,7 @@ class _Agent:
     async def run(self, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as group:
             tasks = _start(group, {"reconciler": self._member.reconciling, "status": self._status.run})
-            tasks += _start(group, {"watchdog": self._notices.keep_alive})
+            tasks += _start(group, {"watchdog": self._notices.keep_alive, **self._samples.loops})
             await _first_of(self._member.restored, stop.wait, timeout_s=RESTORE_TIMEOUT_S)
             faces = await self._open_local_faces()
             self._front = self._make_front(faces)
@@ -162,6 +173,7 @@ class _Agent:
         register_serving(self._metrics, pool=self._pool, offload=self._offload)
         register_broker(self._metrics, lambda: self._front)
         register_member(self._metrics, self._member, disk=self._disk)
+        self._samples.register(self._metrics)
 
     async def _open_local_faces(self) -> dict[str, str]:
         return {**await self._open_grpc(), **await self._open_http()}
@@ -238,7 +250,7 @@ class _Agent:
             certificate=CertificateView.of(self._member.renewal.status()),
             heavy_breaker=self._offload.state.value,
             clock_problem=self._member.clock_problem,
-            counters={} if self._front is None else asdict(self._front.counters),
+            counters={**({} if self._front is None else asdict(self._front.counters)), **self._samples.counters()},
             now=self._clock.now(),
         )
 

@@ -125,6 +125,6 @@ class Selection:
 
 
 def _fuller(hour: _Hour, *, than: _Class) -> _Class | None:
-    """Return the class with most examples if one of them would balance the two; the first where several have as many."""
+    """Return the class with most examples, the first of several, if one of them less would balance the two."""
     fullest = max(hour.classes.values(), key=lambda each: len(each.tickets))
     return fullest if len(fullest.tickets) > len(than.tickets) + 1 else None
