@@ -232,6 +232,7 @@ async def prepare(folder: Path, stack: AsyncExitStack, *, devices: int, spans: i
         registry=registry,
         fleet=fleet,
         traces=traces,
+        pulls=cast("Any", None),
         trust=trust,
         pages=dashboard.router(),
         server_version="bench",

@@ -29,7 +29,8 @@ from controller.api.http_app import TrustFaces, create_app
 from controller.api.http_tls import ServerCertificate
 from controller.api.identity_rest import Destination
 from controller.api.otlp_grpc import OtlpServicer
-from controller.api.policy import admitted_agent, require_own_name
+from controller.api.policy import admitted_agent, agent_of, require_own_name
+from controller.api.samples_grpc import SamplesServicer
 from controller.compression.workshop import ChildWorkshop
 from controller.dashboard.pages import Dashboard
 from controller.dashboard.sources import Sources
@@ -44,6 +45,8 @@ from controller.metrics import Watched, register_controller
 from controller.ports import Ports, announced, open_ports
 from controller.registry.blobs import BlobStore
 from controller.registry.service import Registry
+from controller.samples.service import PullBounds, SamplePulls
+from controller.samples.spool import Spool
 from controller.settings import Settings, TransferSettings
 from controller.sight import open_sight
 from controller.signing.director import Director
@@ -143,6 +146,7 @@ class _Parts:
     blobs: BlobStore
     fleet: Fleet
     transfers: Transfers
+    pulls: SamplePulls
     director: Director
     gateway: Gateway
     intake: Intake
@@ -186,6 +190,7 @@ async def _make_parts(
     director = Director(catalogue, clock=clock)
     transfers = await _transfers(settings.transfer, settings.packs_dir, fleet, blobs, stack, clock=clock)
     fleet.on_deployed(transfers.prepare_ahead)
+    pulls = await _sample_pulls(settings, fleet, stack, clock=clock)
 
     sight = await open_sight(settings, ports.grpc.address, stack, clock=clock)
     stack.push_async_callback(_store_the_rest, sight.tracing, sight.traces, fleet)
@@ -204,6 +209,7 @@ async def _make_parts(
         registry=registry,
         fleet=fleet,
         traces=sight.traces,
+        pulls=pulls,
         trust=_trust_faces(settings, foundation, ports),
         pages=dashboard.router(),
         clock=clock,
@@ -223,6 +229,7 @@ async def _make_parts(
         "access": foundation.access.run,
         "audit": foundation.audit.run,
         "transfers": transfers.run,
+        "samples": pulls.run,
         "transfers-ahead": transfers.run_ahead,
         "director": partial(director.run, fleet.reissue),
     }
@@ -230,7 +237,7 @@ async def _make_parts(
         loops["http-certificate"] = ports.certificate_files.run
     if settings.heavy.mode == "embedded":
         loops["heavy"] = _local_heavy(settings, identity, ports, heavy, clock=clock).run
-    return _Parts(blobs, fleet, transfers, director, gateway, sight.intake, dashboard, app, loops)
+    return _Parts(blobs, fleet, transfers, pulls, director, gateway, sight.intake, dashboard, app, loops)
 
 
 async def _transfers(
@@ -252,6 +259,14 @@ async def _transfers(
         clock=clock,
         bytes_per_s=rate,
     )
+
+
+async def _sample_pulls(settings: Settings, fleet: Fleet, stack: AsyncExitStack, *, clock: Clock) -> SamplePulls:
+    bounds = PullBounds(settings.samples.pull_bytes, settings.samples.spool_bytes)
+    pulls = SamplePulls(Spool(settings.samples_dir), fleet, fleet.samples, clock=clock, bounds=bounds)
+    stack.callback(pulls.close)
+    await pulls.prepare()
+    return pulls
 
 
 def _local_heavy(
@@ -294,6 +309,7 @@ async def _start_faces(foundation: Foundation, ports: Ports, parts: _Parts, *, c
         catalogue=CatalogueServicer(foundation.catalogue),
         inference=inference,
         otlp=OtlpServicer(parts.intake),
+        samples=SamplesServicer(parts.pulls, agent_of=agent_of),
     )
 
 

@@ -49,6 +49,8 @@ POLICY: Mapping[str, frozenset[Role]] = {
     "/nanofleet.artifacts.v1.DeliveryService/FetchManifest": _AGENT,
     "/nanofleet.artifacts.v1.DeliveryService/FetchChunks": _AGENT,
     "/nanofleet.catalogue.v1.CatalogueService/GetMetadata": _AGENT,
+    "/nanofleet.samples.v1.SamplesService/Offer": _AGENT,
+    "/nanofleet.samples.v1.SamplesService/Upload": _AGENT,
     "/inference.GRPCInferenceService/ServerLive": _INFERENCE,
     "/inference.GRPCInferenceService/ServerReady": _INFERENCE,
     "/inference.GRPCInferenceService/ModelReady": _INFERENCE,

@@ -20,6 +20,7 @@ from controller.audit.service import Audit
 from controller.fleet.service import Fleet
 from controller.identity.service import Identity
 from controller.registry.service import Registry
+from controller.samples.service import SamplePulls
 from controller.signing.service import Catalogue
 from controller.traces.service import Traces
 
@@ -50,6 +51,7 @@ def document() -> Mapping[str, Any]:
         registry=cast("Registry", None),
         fleet=cast("Fleet", None),
         traces=cast("Traces", None),
+        pulls=cast("SamplePulls", None),
         trust=nobody,
         pages=APIRouter(),
         server_version="0",

@@ -1,6 +1,5 @@
 """A hard example made into the bytes that are kept. For the disk's thread: it computes as long as a request runs."""
 
-from collections.abc import Sequence
 from datetime import datetime
 
 import numpy as np
@@ -94,5 +93,5 @@ def _least_sure(rows: Array) -> int:
     """Return the row whose largest score stands out least, for logits and probabilities alike."""
     if len(rows) == 1:
         return 0
-    top: Sequence[Array] = np.partition(rows.astype(np.float64), -2, axis=1)[:, -2:].T
-    return int((top[1] - top[0]).argmin())
+    top = np.partition(rows.astype(np.float64), -2, axis=1)[:, -2:]
+    return int((top[:, 1] - top[:, 0]).argmin())

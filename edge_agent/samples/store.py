@@ -76,11 +76,14 @@ class SampleStore:
         # Samples that went to make room, or because they were too old.
         self.shed = 0
 
-    def look(self) -> None:
-        """Learn what is in the folder now, and remove what an interrupted write left behind."""
+    def look(self, *, removes_leftovers: bool = True) -> None:
+        """Learn what is in the folder now, and remove what an interrupted write left behind.
+
+        `removes_leftovers` False: where another process may be writing.
+        """
         self._kept.clear()
         self.size_bytes = 0
-        for kept in sorted(self._found(), key=lambda each: each.taken_at):
+        for kept in sorted(self._found(removes_leftovers), key=lambda each: each.taken_at):
             self._note(kept)
 
     def put(self, view: SampleView, content: bytes, *, now: datetime) -> KeptSample:
@@ -156,7 +159,7 @@ class SampleStore:
 
     # ---- inside ------------------------------------------------------------------------------------------------
 
-    def _found(self) -> Iterator[KeptSample]:
+    def _found(self, removes_leftovers: bool) -> Iterator[KeptSample]:
         try:
             entries = sorted(os.scandir(self._folder), key=lambda entry: entry.name)
         except FileNotFoundError:
@@ -164,7 +167,8 @@ class SampleStore:
         for entry in entries:
             if entry.name.startswith("."):
                 # Of a write that did not come to its end.
-                Path(entry.path).unlink(missing_ok=True)
+                if removes_leftovers:
+                    Path(entry.path).unlink(missing_ok=True)
             elif (kept := _kept_of(entry)) is not None:
                 yield kept
             elif entry.name not in self._skipped and len(self._skipped) < _MAX_SKIPPED:

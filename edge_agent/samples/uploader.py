@@ -21,7 +21,8 @@ import grpc.aio
 
 from core.backoff import Backoff, BackoffPolicy
 from core.clock import Clock
-from core.errors import IntegrityError, NanofleetError, NotFound
+from core.digest import Digest
+from core.errors import IntegrityError, NanofleetError, NotFound, Unavailable
 from core.logs import peer_text
 from core.samples import MAX_CHUNK_BYTES, SampleName, SampleOffer, SampleOrder, encode_name, encode_offer
 from core.status import error_from_grpc
@@ -46,7 +47,7 @@ _log = logging.getLogger(__name__)
 class SampleCalls(Protocol):
     """What is called of SamplesService; raises NanofleetError."""
 
-    async def offer(self, offer: SampleOffer) -> Sequence[str]:
+    async def offer(self, offer: SampleOffer) -> Sequence[Digest]:
         """Return the digests that are wanted."""
         ...
 
@@ -98,10 +99,9 @@ class SampleUploader:
             self._has_orders.clear()
 
     async def _serve(self, order: SampleOrder) -> None:
-        backoff = Backoff(PAUSES)
-        for _ in range(MAX_ATTEMPTS):
-            if order.expires_at <= self._clock.now():
-                return
+        backoff, attempts = Backoff(PAUSES), 0
+        while attempts < MAX_ATTEMPTS and order.expires_at > self._clock.now():
+            uploaded = self.uploaded
             try:
                 await self._deliver(order)
             except NanofleetError as error:
@@ -112,6 +112,10 @@ class SampleUploader:
                 )
                 if not error.retryable:
                     return
+                if self.uploaded > uploaded:
+                    backoff.reset()
+                    attempts = 0
+                attempts += 1
                 await self._pause(backoff.next_delay_s())
             else:
                 return
@@ -175,14 +179,14 @@ class SampleCallsOverGrpc:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._channel = channel
 
-    async def offer(self, offer: SampleOffer) -> Sequence[str]:
+    async def offer(self, offer: SampleOffer) -> Sequence[Digest]:
         from protos.samples.v1.samples_pb2_grpc import SamplesServiceStub
 
         try:
             reply = await SamplesServiceStub(self._channel).Offer(encode_offer(offer), timeout=CALL_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             raise _refusal(error) from error
-        return tuple(reply.wanted)
+        return tuple(Digest(digest) for digest in reply.wanted)
 
     async def upload(self, pull_id: str, name: SampleName, content: bytes) -> None:
         from protos.samples.v1.samples_pb2_grpc import SamplesServiceStub
@@ -201,4 +205,6 @@ async def _parts(pull_id: str, name: SampleName, content: bytes) -> AsyncIterato
 
 
 def _refusal(error: grpc.aio.AioRpcError) -> NanofleetError:
-    return error_from_grpc(error.code(), peer_text(error.details() or error.code().name))
+    code, text = error.code(), peer_text(error.details() or error.code().name)
+    # One call was too slow; the order's own time is not over.
+    return Unavailable(text) if code is grpc.StatusCode.DEADLINE_EXCEEDED else error_from_grpc(code, text)

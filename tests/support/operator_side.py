@@ -33,6 +33,8 @@ from controller.identity.model import AgentIdentity
 from controller.identity.service import Identity
 from controller.registry.blobs import BlobStore
 from controller.registry.service import Registry
+from controller.samples.service import SamplePulls
+from controller.samples.spool import Spool
 from controller.signing.model import SigningStatus
 from controller.signing.service import Catalogue
 from controller.storage.access import SqlAccessStore
@@ -103,6 +105,7 @@ class OperatorSide:
     fleet: Fleet
     traces: Traces
     sources: Sources
+    pulls: SamplePulls
 
 
 @asynccontextmanager
@@ -126,6 +129,9 @@ async def operator_side(folder: Path, *, version: str = "0.1.0") -> AsyncIterato
         )
         await registry.prepare()
         fleet = Fleet(SqlFleetStore(database), registry, releases=OpenCatalogue(), clock=clock, max_sessions=8)
+        pulls = SamplePulls(Spool(folder / "samples"), fleet, fleet.samples, clock=clock)
+        stack.callback(pulls.close)
+        await pulls.prepare()
         traces = Traces(SqlTraceStore(database), max_spans=1000)
         access = Access(SqlAccessStore(database), clock=clock)
         secret = (await access.create(ADMIN, OperatorRole.ADMIN)).secret
@@ -143,13 +149,14 @@ async def operator_side(folder: Path, *, version: str = "0.1.0") -> AsyncIterato
             registry=registry,
             fleet=fleet,
             traces=traces,
+            pulls=pulls,
             clock=clock,
             server_name="nanofleet",
             server_version=version,
         )
         for loop in (registry.run, fleet.run, traces.run, dashboard.run):
             stack.push_async_callback(_cancelled, asyncio.create_task(loop()))
-        yield OperatorSide(app, access, secret, trust, plane, registry, fleet, traces, sources)
+        yield OperatorSide(app, access, secret, trust, plane, registry, fleet, traces, sources, pulls)
 
 
 class NoIdentities:

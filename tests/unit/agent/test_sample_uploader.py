@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from core.digest import digest_of
+from core.digest import Digest, digest_of
 from core.errors import Forbidden, NanofleetError, Unavailable
 from core.ids import ModelName
 from core.samples import SampleName, SampleOffer, SampleOrder
@@ -28,16 +28,19 @@ class FakeCalls:
         self.offers: list[SampleOffer] = []
         self.spooled: dict[str, bytes] = {}
         self.faults: list[NanofleetError] = []
-        self.is_asked = asyncio.Event()
+        self.fails_every = 0
+        self.uploads = 0
 
-    async def offer(self, offer: SampleOffer) -> Sequence[str]:
+    async def offer(self, offer: SampleOffer) -> Sequence[Digest]:
         self.offers.append(offer)
-        self.is_asked.set()
         self._fail()
         return [name.digest for name in offer.samples if name.digest not in self.spooled]
 
     async def upload(self, pull_id: str, name: SampleName, content: bytes) -> None:
         self._fail()
+        self.uploads += 1
+        if self.fails_every and self.uploads % self.fails_every == 0:
+            raise Unavailable("cut off")
         assert pull_id == PULL
         assert digest_of(content) == name.digest
         self.spooled[name.digest] = content
@@ -194,6 +197,19 @@ async def test_a_controller_that_stays_away_is_left_alone_until_the_next_session
         subject.order(order())
         await idle(subject)
     assert len(calls.offers) == MAX_ATTEMPTS
+
+
+async def test_whoever_gets_on_between_the_failures_gets_to_the_end(
+    calls: FakeCalls, store: SampleStore, disk: Executor
+) -> None:
+    for second in range(3 * MAX_ATTEMPTS):
+        put(store, second)
+    async with running(calls, store, disk) as subject:
+        # Every second upload breaks off.
+        calls.fails_every = 2
+        subject.order(order(limit=100))
+        await idle(subject)
+    assert len(calls.spooled) == 3 * MAX_ATTEMPTS
 
 
 async def test_a_refusal_for_good_is_not_tried_again(calls: FakeCalls, store: SampleStore, disk: Executor) -> None:
