@@ -236,12 +236,13 @@ class SamplePulls:
         if self._offered.get((pull_id, agent_id), {}).get(name.digest) != name.size_bytes:
             raise Unavailable(f"sample {name.digest}: is not wanted; offer it first")
         content = await self._received(agent_id, name, chunks)
+        # It may have ended, or been dropped with its folder, meanwhile.
+        self._part(agent_id, pull_id)
         try:
             await self._on_disk(partial(self._spool.keep, pull_id, agent_id, name.digest, content))
         except OSError as error:
             _log.warning("a sample could not be spooled", extra={"reason": str(error)})
             raise DiskFull("the controller's disk takes no more samples; try again later") from error
-        # It may have ended, or got others, meanwhile.
         pull, delivery = self._part(agent_id, pull_id)
         self._note(pull, agent_id, delivery.with_sample(name.digest, name.size_bytes))
 

@@ -60,7 +60,7 @@ class Spool:
         for folder in sorted(self._folder.iterdir()) if self._folder.is_dir() else ():
             pull = _pull_in(folder)
             if pull is None:
-                _log.warning("what is no pull was removed from the spool", extra={"name": folder.name[:80]})
+                _log.warning("what is no pull was removed from the spool", extra={"entry": folder.name[:80]})
                 _remove(folder)
             else:
                 found.append(PullView(pull, {agent: _delivery_in(folder / agent) for agent in pull.agents}))
@@ -81,10 +81,18 @@ class Spool:
         write_atomically(self._folder / pull.pull_id / _PULL, content.model_dump_json().encode(), mode=_MODE)
 
     def keep(self, pull_id: str, agent_id: AgentId, digest: Digest, content: bytes) -> None:
+        """Keep a sample.
+
+        Raises:
+            NotFound: the pull was dropped meanwhile.
+            OSError: the disk does not take it.
+        """
+        self._require(pull_id)
         write_atomically(self._sample(pull_id, agent_id, digest), content, mode=_MODE)
 
     def end(self, pull_id: str, agent_id: AgentId, delivery: Delivery) -> None:
-        """Remember how an agent ended."""
+        """Remember how an agent ended. Raises as `keep`."""
+        self._require(pull_id)
         content = _EndFile(state=delivery.state, reason=delivery.reason, offered=delivery.offered)
         write_atomically(self._folder / pull_id / agent_id / _END, content.model_dump_json().encode(), mode=_MODE)
 
@@ -101,6 +109,11 @@ class Spool:
 
     def drop(self, pull_id: str) -> None:
         _remove(self._folder / pull_id)
+
+    def _require(self, pull_id: str) -> None:
+        """Raise NotFound unless the pull is there: what comes late must not make its folder again."""
+        if not (self._folder / pull_id / _PULL).is_file():
+            raise NotFound("pull: is over")
 
     def _sample(self, pull_id: str, agent_id: AgentId, digest: Digest) -> Path:
         return self._folder / pull_id / agent_id / f"{hex_of(digest)}{_SUFFIX}"
