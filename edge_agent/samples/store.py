@@ -186,8 +186,7 @@ class SampleStore:
             self.shed += 1
 
     def _require_room(self, size_bytes: int) -> None:
-        folder = self._folder if self._folder.exists() else self._folder.parent
-        state = os.statvfs(folder)
+        state = os.statvfs(next(path for path in (self._folder, *self._folder.parents) if path.exists()))
         free_bytes = state.f_bavail * state.f_frsize
         if free_bytes < size_bytes + self._bounds.reserve_bytes:
             raise DiskFull(
