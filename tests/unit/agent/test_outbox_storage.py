@@ -41,7 +41,7 @@ class Machine:
             self.limits,
             clock=self.clock,
             boot=Boot(self.boot_id, self.clock.monotonic_s),
-            connect=lambda path: self.connect(path),
+            connect=self.connect,
             free_bytes=lambda _: self.free_bytes,
         )
         self.storage.open()
@@ -286,18 +286,23 @@ def test_a_folder_that_cannot_be_made_is_said_and_memory_takes_the_rows(tmp_path
 def test_a_disk_with_errors_is_tried_again(machine: Machine) -> None:
     machine.storage.close()
 
+    is_broken = True
+
     def broken(path: Path) -> sqlite3.Connection:
-        raise OSError(errno.EIO, "input/output error")
+        if is_broken:
+            raise OSError(errno.EIO, "input/output error")
+        return database.connect(path)
 
     machine.connect = broken
     machine.started()
     machine.put("a")
-    assert machine.trouble is Trouble.FAULTY
-    machine.connect = database.connect
+    assert machine.trouble == Trouble.FAULTY
+    is_broken = False
     machine.clock.pass_s(RETRY_S)
     machine.put("b")
 
-    assert (machine.names(), machine.trouble) == (["a", "b"], None)
+    assert machine.names() == ["a", "b"]
+    assert machine.incidents() == ["outbox.faulty", "outbox.recovered"]
 
 
 # ---- damage ----------------------------------------------------------------------------------------------------------
