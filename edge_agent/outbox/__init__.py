@@ -1,4 +1,4 @@
-"""What cannot leave now and must not be lost: a queue on disk, kept on a thread of its own, emptied when the link is up.
+"""What cannot leave now and must not be lost: a queue on disk, on a thread of its own, emptied when the link is up.
 
     rows       the values: kinds, bounds, why a row was lost
     ageing     how old a row is, whatever happens to the wall clock
