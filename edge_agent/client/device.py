@@ -34,7 +34,16 @@ from paho.mqtt.client import MQTTMessage
 
 from edge_agent.client.connection import Connection
 from edge_agent.client.directory import News, room_of
-from edge_agent.client.exchanges import Arrived, DeviceCounters, Event, Exchange, Exchanges, Happening
+from edge_agent.client.exchanges import (
+    ACCEPT_PROVISIONAL,
+    Arrived,
+    DeviceCounters,
+    Event,
+    Exchange,
+    Exchanges,
+    Happening,
+    Kind,
+)
 from edge_agent.client.failover import Attempts, GiveUp, Send, Step, Wait
 from edge_agent.client.messages import ELSEWHERE_STATUSES, Format, MalformedReply, NoReply, Protocol, Reply
 from edge_agent.client.probing import TIMEOUT_S, Probing
@@ -63,12 +72,20 @@ class DeviceClient:
         broker: tuple[str, int],
         protocol: Protocol = Protocol.MQTT_5,
         tls: ssl.SSLContext | None = None,
+        on_verdict: Callable[[Reply], None] | None = None,
     ) -> None:
+        """Nothing is connected yet.
+
+        Args:
+            on_verdict: called, in the network's thread, with the heavy tier's verdict on a `deferrable` request that
+                had its answer from the edge; its `correlation` is that of the first reply.
+        """
         # As `core.broker_names` has it, without the libraries that come with that.
         self.client_id = client_id if tls is None else f"{client_id}@{site}"
         is_v5 = protocol is Protocol.MQTT_5
         self._format = Format(site, self.client_id, is_v5, names_client=tls is not None)
         self._exchanges = Exchanges()
+        self._on_verdict = on_verdict
         # Guards the three below, which the network's thread and the callers share.
         self._lock = threading.Lock()
         self._survey = Survey(self.client_id, uniform=random.random)
@@ -135,7 +152,8 @@ class DeviceClient:
                 returned.
 
         Returns:
-            The final answer; a refusal if all agents refuse; the provisional answer if no final one came in time.
+            The final answer; a refusal if all agents refuse; the provisional answer if no final one came in time, or
+            if the request is `deferrable` and the heavy tier is away.
 
         Raises:
             NoReply: nothing came before the deadline.
@@ -144,7 +162,7 @@ class DeviceClient:
         ends_s = time.monotonic() + deadline_s
         if not self._connection.wait_open(deadline_s):
             raise NoReply(f"{model} at {_named(agent)}: expected the broker back within {deadline_s:g} s")
-        words = {**(properties or {}), **({} if on_provisional is None else {"accept-provisional": "1"})}
+        words = {**(properties or {}), **({} if on_provisional is None else {ACCEPT_PROVISIONAL: "1"})}
         exchange = Exchange(
             correlation=uuid.uuid4().hex,
             model=model,
@@ -258,10 +276,12 @@ class DeviceClient:
             if probe is not None:
                 self._survey.probed(probe[0], now_s - probe[1], room=room_of(reply.body.get("load")))
                 return
-        round_trip_s = self._exchanges.take(correlation, reply, now_s=now_s)
+        taken = self._exchanges.take(correlation, reply, now_s=now_s)
         with self._lock:
             # A refusal is quick, and says nothing of how long an answer takes.
-            self._survey.answered(reply.agent, round_trip_s if reply.status == 200 else None, now_s=now_s)
+            self._survey.answered(reply.agent, taken.round_trip_s if reply.status == 200 else None, now_s=now_s)
+        if taken.kind is Kind.VERDICT and self._on_verdict is not None:
+            self._on_verdict(reply)
 
     def _hear(self, agent: str, message: MQTTMessage) -> None:
         with self._lock:

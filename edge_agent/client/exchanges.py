@@ -9,10 +9,14 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from edge_agent.client.failover import Attempts
 from edge_agent.client.messages import ELSEWHERE_STATUSES, MalformedReply, Reply
 
+ACCEPT_PROVISIONAL = "accept-provisional"
+# The reason of a provisional answer whose better one is being made.
+AT_WORK = "low_confidence"
 # Requests remembered after their end, to tell a duplicate and a late reply from a stranger.
 REMEMBERED = 4096
 # What one caller has not looked at yet, beside its answer; chosen: far above what its agents send.
@@ -64,6 +68,8 @@ class Exchange:
     sent_s: dict[str, float | None] = field(default_factory=dict)
     # The answer is there; what comes now is a duplicate.
     is_settled: bool = False
+    # Its answer was not final: what comes now is the heavy tier's verdict.
+    awaits_verdict: bool = False
     provisional: Reply | None = None
     refusal: Reply | None = None
 
@@ -82,14 +88,36 @@ class Exchange:
             return None
 
     def settles(self, reply: Reply) -> bool:
-        """Say whether this is the answer: no refusal that another agent may not share, and final."""
-        return reply.is_final and (self.agent is not None or reply.status not in ELSEWHERE_STATUSES)
+        """Say whether the caller gets this: no refusal that another agent may not share, and nothing better comes.
+
+        An answer that is not final is waited for only when the heavy tier is at work on it. Where it is away, and the
+        request may wait for it, its verdict comes when it comes.
+        """
+        if not reply.is_final:
+            return ACCEPT_PROVISIONAL not in self.words or reply.reason != AT_WORK
+        return self.agent is not None or reply.status not in ELSEWHERE_STATUSES
 
 
 @dataclass(frozen=True, slots=True)
 class _Past:
     was_answered: bool
+    awaits_verdict: bool
     sent_s: Mapping[str, float | None]
+
+
+class Kind(Enum):
+    """What a reply was."""
+
+    ANSWER = "answer"
+    # Of the heavy tier, on a request that has had an answer already.
+    VERDICT = "verdict"
+    UNWANTED = "unwanted"
+
+
+class Taken(NamedTuple):
+    kind: Kind
+    # None: it tells of none.
+    round_trip_s: float | None
 
 
 class Exchanges:
@@ -108,7 +136,8 @@ class Exchanges:
         with self._lock:
             del self._under_way[exchange.correlation]
             was_answered = exchange.is_settled or exchange.provisional is not None or exchange.refusal is not None
-            self._past[exchange.correlation] = _Past(was_answered, exchange.sent_s)
+            awaits_verdict = exchange.awaits_verdict or (exchange.provisional is not None and not exchange.is_settled)
+            self._past[exchange.correlation] = _Past(was_answered, awaits_verdict, exchange.sent_s)
             while len(self._past) > REMEMBERED:
                 self._past.popitem(last=False)
 
@@ -129,15 +158,29 @@ class Exchanges:
             exchange.is_settled = True
             exchange.put(error)
 
-    def take(self, correlation: str, reply: Reply, *, now_s: float) -> float | None:
-        """Give a reply to its request, or count it; return the round trip that it tells of, if any."""
+    def take(self, correlation: str, reply: Reply, *, now_s: float) -> Taken:
+        """Give a reply to its request, or count it."""
         with self._lock:
             exchange = self._under_way.get(correlation)
-            if exchange is None or exchange.is_settled:
-                return _round_trip_s(self._count(correlation), reply.agent, now_s)
-            exchange.is_settled = exchange.settles(reply)
-            exchange.put(Arrived(reply))
-            return _round_trip_s(exchange.sent_s, reply.agent, now_s)
+            if exchange is not None and not exchange.is_settled:
+                exchange.is_settled = exchange.settles(reply)
+                exchange.awaits_verdict = exchange.is_settled and not reply.is_final
+                exchange.put(Arrived(reply))
+                return Taken(Kind.ANSWER, _round_trip_s(exchange.sent_s, reply.agent, now_s))
+            if reply.is_final and self._is_verdict(correlation):
+                return Taken(Kind.VERDICT, None)
+            return Taken(Kind.UNWANTED, _round_trip_s(self._count(correlation), reply.agent, now_s))
+
+    def _is_verdict(self, correlation: str) -> bool:
+        """Say whether a verdict on this request is awaited; it is no more."""
+        exchange, past = self._under_way.get(correlation), self._past.get(correlation)
+        if exchange is not None:
+            is_awaited, exchange.awaits_verdict = exchange.awaits_verdict, False
+            return is_awaited
+        if past is None or not past.awaits_verdict:
+            return False
+        self._past[correlation] = _Past(past.was_answered, False, past.sent_s)
+        return True
 
     def _count(self, correlation: str) -> Mapping[str, float | None]:
         """Count a reply that nobody waits for; return when its request was sent, and to whom."""

@@ -41,6 +41,8 @@ class Reply:
     status: int
     body: Mapping[str, Any]
     properties: Mapping[str, str]
+    # Which request it is for.
+    correlation: str = ""
 
     @property
     def agent(self) -> str:
@@ -149,6 +151,6 @@ class Format:
                 properties = dict(getattr(message.properties, "UserProperty", []))
             else:
                 properties = {key.replace("_", "-"): str(value) for key, value in body.get("parameters", {}).items()}
-            return Reply(int(properties["status"]), body, properties)
+            return Reply(int(properties["status"]), body, properties, self.correlation_of(message))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise MalformedReply(f"expected a JSON reply with a status on {message.topic}, got {error!r}") from error
