@@ -22,7 +22,7 @@ from core.clock import SystemClock
 from core.ids import AgentId, SiteId
 from core.telemetry import Tracing
 from edge_agent.cascade.deferral import Deferrals
-from edge_agent.client.device import disable_nagle
+from edge_agent.client.connection import disable_nagle
 from edge_agent.data_plane import EdgeDataPlane
 from edge_agent.front.mqtt.broker import BrokerState
 from edge_agent.front.mqtt.front import MqttFront
