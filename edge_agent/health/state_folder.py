@@ -16,6 +16,7 @@ class StateFolder:
         self.store = root / "store"
         self.journal = root / "journal"
         self.samples = root / "samples"
+        self.outbox = root / "outbox.sqlite"
         self.status = root / "status.json"
         self.endpoints = root / "endpoints.json"
         self._lock = root / "agent.lock"

@@ -34,8 +34,12 @@ class FakeHeavy:
 
     def __init__(self, error: NanofleetError | None = None) -> None:
         self.error = error
+        self.known_obstacle: Reason | None = None
         self.asked: list[InferRequest] = []
         self.traceparents: list[str | None] = []
+
+    def obstacle(self, model: str, *, remaining_s: float | None) -> Reason | None:
+        return self.known_obstacle
 
     async def ask(
         self, request: InferRequest, *, deadline: Deadline | None = None, traceparent: str | None = None
@@ -45,6 +49,25 @@ class FakeHeavy:
         if self.error is not None:
             raise self.error
         return InferResponse(request.model_name, "7", (scores_tensor("scores", (1.0, 1.0, 1.0)),), request.id)
+
+
+class GatedHeavy(FakeHeavy):
+    """Answers once its gate is open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.is_left = asyncio.Event()
+
+    async def ask(
+        self, request: InferRequest, *, deadline: Deadline | None = None, traceparent: str | None = None
+    ) -> InferResponse:
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.is_left.set()
+            raise
+        return await super().ask(request, deadline=deadline, traceparent=traceparent)
 
 
 class FakeDeferrals:
