@@ -187,8 +187,8 @@ class SamplesSettings(Section):
     """True: those of every model are kept, unless `[models.NAME] samples` says no. They hold what devices sent."""
     keep_site: bool = False
     """True: also of requests that may not leave the site; such samples are exported on this machine only."""
-    threshold_band: Ratio = 0.5
-    """Largest distance of a kept answer's confidence from the cascade's threshold; flawed answers have none."""
+    threshold_band: Ratio = 1.0
+    """Largest distance of a kept answer's confidence from the cascade's threshold; 1.0 for any. Flawed ones have none."""
     max_per_class_per_hour: Count = 10
     """Samples of one predicted class that a model keeps of an hour, drawn evenly from all there were."""
     max_per_hour: Count = 100
