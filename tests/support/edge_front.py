@@ -28,6 +28,7 @@ from edge_agent.front.mqtt.broker import BrokerState
 from edge_agent.front.mqtt.front import MqttFront
 from edge_agent.front.mqtt.tls import BrokerTls
 from edge_agent.runtime.pool import LoadedModel, ModelPool
+from edge_agent.services import Escalation
 from edge_agent.settings import MqttSettings, RuntimeSettings
 from tests.support.edge_plane import SURE, UNSAMPLED, FakeHeavy
 from tests.support.mosquitto import Mosquitto
@@ -46,7 +47,7 @@ async def serving(
     broker: Mosquitto,
     *models: LoadedModel,
     pool: ModelPool | None = None,
-    heavy: FakeHeavy | None = None,
+    heavy: Escalation | None = None,
     settings: Mapping[str, Any] | None = None,
     tracing: Tracing | None = None,
     agent: str = AGENT,
