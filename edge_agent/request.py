@@ -132,6 +132,9 @@ class Request:
 
     def _answer_provisionally(self, ran: Ran, decision: Decision) -> None:
         first, self.future = self.future, self._services.create_future()
+        self._services.metrics.answered_provisionally(self.model.manifest.model, decision.reason)
+        if self.trace is not None:
+            self.trace.answered_provisionally(at_s=self._services.now_s())
         first.set_result(self._edge_answer(ran, decision.reason, is_final=False, later=self.future))
 
     async def _escalate(self, ran: Ran, decision: Decision) -> None:
@@ -197,6 +200,8 @@ class Request:
             self.fail(refusal(self.model.manifest.model, ran.verdict, reason), ran)
         else:
             self._note_slowness(ran, finished_s)
+            if not is_final:
+                self._services.metrics.answered_provisionally(self.model.manifest.model, reason)
             self._finish(self._edge_answer(ran, reason, is_final=is_final), ran)
         if reason is not Reason.CONFIDENT and reason is not Reason.NO_CASCADE:
             self._offer(ran, Tier.EDGE, reason, None)
