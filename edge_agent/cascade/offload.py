@@ -77,6 +77,11 @@ class Offload:
         return self._breaker.state
 
     @property
+    def breaker_openings(self) -> int:
+        """How often the breaker opened since the process began."""
+        return self._breaker.openings
+
+    @property
     def in_flight(self) -> int:
         return self._in_flight
 
