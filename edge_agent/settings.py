@@ -16,6 +16,7 @@ from core.addresses import LoopbackAddress, is_loopback, parse_address
 from core.errors import InvalidRequest
 from core.ids import Name
 from core.logs import LogFormat
+from core.manifest import PrivacyClass
 from core.settings import Count, Port, ProcessSettings, Ratio, Seconds, Section, load
 from core.telemetry import DEFAULT_SAMPLE_RATIO
 
@@ -171,10 +172,23 @@ class RuntimeSettings(Section):
     """Seconds that a replaced model gets to finish its requests."""
 
 
+# A name of a client, or a pattern of the shell for several.
+ClientPattern = Annotated[str, Field(min_length=1, max_length=128)]
+
+
+class PrivacySettings(Section):
+    """How far data from devices may go, whatever their requests say; the strictest word counts."""
+
+    default: PrivacyClass = "any"
+    """For devices that `devices` does not name, and for requests that name no client."""
+    devices: Annotated[Mapping[ClientPattern, PrivacyClass], Field(max_length=1000)] = Field(default_factory=dict)
+    """By the client's name as in its topics, or a shell pattern such as `"ward-*"`."""
+
+
 class ModelSettings(Section):
     """What this agent makes of one model, beyond what the model's manifest says."""
 
-    privacy: Literal["device", "site", "any"] = "any"
+    privacy: PrivacyClass = "any"
     """Where the data of requests to this model may go, whatever else they say; the strictest word counts."""
     samples: bool | None = None
     """True: hard examples of this model are kept, False: not; when it is not set, as `[samples] enabled` says."""
@@ -187,8 +201,10 @@ class SamplesSettings(Section):
     """True: those of every model are kept, unless `[models.NAME] samples` says no. They hold what devices sent."""
     keep_site: bool = False
     """True: also of requests that may not leave the site; such samples are exported on this machine only."""
-    threshold_band: Ratio = 1.0
-    """Largest distance of a kept answer's confidence from the cascade's threshold; 1.0 for any. Flawed ones have none."""
+    max_below: Ratio = 1.0
+    """How far below the cascade's threshold a confidence may be; 1.0 for any. Flawed answers have none and count."""
+    max_above: Ratio = 0.0
+    """How far above it: answers that the model was barely sure of, which nobody else looked at; 0 for none."""
     max_per_class_per_hour: Count = 10
     """Samples of one predicted class that a model keeps of an hour, drawn evenly from all there were."""
     max_per_hour: Count = 100
@@ -317,6 +333,8 @@ class AgentSettings(ProcessSettings):
     """By name of the model, such as `[models.digits]`: what this agent makes of it."""
     samples: SamplesSettings = SamplesSettings()
     """Hard examples, kept for whoever retrains the models."""
+    privacy: PrivacySettings = PrivacySettings()
+    """How far data from devices may go."""
     offload: OffloadSettings = OffloadSettings()
     """Asking the heavy tier when the local answer is not sure enough."""
     telemetry: TelemetrySettings = TelemetrySettings()

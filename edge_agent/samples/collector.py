@@ -71,6 +71,7 @@ class Collector:
         # Which sample each ticket of the rules became, for as long as they may replace it.
         self._tickets: OrderedDict[int, Digest] = OrderedDict()
         self._failures: set[str] = set()
+        self.margin = selection.margin
         self.stored = 0
         # By reason: a word of the rules, `site`, `queue`, `too_large`, `disk_full` or `disk`.
         self.dropped: Counter[str] = Counter()

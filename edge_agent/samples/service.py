@@ -96,7 +96,10 @@ def _collector(settings: AgentSettings, store: SampleStore, disk: ThreadPoolExec
     chosen = {name: model.samples for name, model in settings.models.items() if model.samples is not None}
     return Collector(
         store,
-        Selection(Rules(samples.threshold_band, samples.max_per_class_per_hour, samples.max_per_hour), below=randrange),
+        Selection(
+            Rules(samples.max_below, samples.max_above, samples.max_per_class_per_hour, samples.max_per_hour),
+            below=randrange,
+        ),
         Permissions(lambda model: chosen.get(model, samples.enabled), samples.keep_site),
         disk=disk,
         clock=clock,

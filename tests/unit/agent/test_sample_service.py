@@ -41,7 +41,7 @@ async def test_nothing_is_kept_unless_it_was_chosen_for_all_models_or_one(
         echo_model("faces", cascade=cascade_of()),
         examples=subject.collector,
     )
-    tasks = [asyncio.create_task(loop()) for loop in subject.loops.values()]
+    tasks = [asyncio.ensure_future(loop()) for loop in subject.loops.values()]
     for model in ("digits", "faces"):
         await plane.ask(request_of(UNSURE, model=model))
         await plane.ask(request_of(SURE, model=model))
