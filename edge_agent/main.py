@@ -37,6 +37,7 @@ from core.tasks import supervise
 from core.telemetry import Tracing, TracingSettings
 from edge_agent.agent_metrics import register_broker, register_member, register_post, register_serving
 from edge_agent.cascade.offload import Offload
+from edge_agent.cascade.privacy import PrivacyRules
 from edge_agent.data_plane import EdgeDataPlane
 from edge_agent.front.grpc import SERVER_NAME, GrpcFront
 from edge_agent.front.http.inference import OpenInferenceRoutes
@@ -142,6 +143,7 @@ class _Agent:
             metrics=counted,
             deferrals=self._post.deferrals,
             is_reachable=self._post.reachability.is_reachable,
+            privacy=PrivacyRules.of(settings),
         )
         closing.push_async_callback(self._plane.close)
         self._member = Member(
