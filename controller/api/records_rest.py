@@ -56,7 +56,7 @@ class _Records:
         agent: NameText = None,
         model: NameText = None,
         limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
-    ) -> views.UsageView:
+    ) -> views.UsageReportView:
         """Days are in UTC; without `since` the last thirty. What an agent has not sent yet is missing."""
         last = until or self._clock.now().date()
         first = since or last - _DAYS
@@ -64,7 +64,7 @@ class _Records:
             raise InvalidRequest(f"usage: expected since to be no later than until, got {first} and {last}")
         of = None if agent is None else AgentId(agent)
         found = await self._records.usage(UsageFilter(first, last, Per(per), of, model, limit))
-        return views.UsageView(days=tuple(map(_day_view, found)))
+        return views.UsageReportView(days=tuple(map(_day_view, found)))
 
     async def events(
         self,

@@ -25,7 +25,7 @@ class DayUsageView(_View):
     failed: int
 
 
-class UsageView(_View):
+class UsageReportView(_View):
     days: tuple[DayUsageView, ...]
     """The newest first."""
 

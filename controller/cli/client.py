@@ -216,8 +216,8 @@ class ControllerClient:
 
     # ---- what agents write down -----------------------------------------------------------------------------------
 
-    def usage(self, parameters: Parameters) -> records_views.UsageView:
-        return self._get("/api/usage", records_views.UsageView, parameters)
+    def usage(self, parameters: Parameters) -> records_views.UsageReportView:
+        return self._get("/api/usage", records_views.UsageReportView, parameters)
 
     def events(self, agent: str, parameters: Parameters) -> records_views.AgentEventsView:
         return self._get(f"/api/agents/{_segment(agent)}/events", records_views.AgentEventsView, parameters)

@@ -63,7 +63,7 @@ def events(
     present(context, lambda client, _seen: client.events(agent, wanted), _events, output=output, is_watched=watch)
 
 
-def _days(found: views.UsageView) -> Table:
+def _days(found: views.UsageReportView) -> Table:
     table = Table("day", "agent", "model", "edge", "heavy", "refused", "failed")
     for each in found.days:
         model = "all" if each.model is None else each.model or "unknown models"
