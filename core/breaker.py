@@ -44,6 +44,12 @@ class Breaker:
             return True
         return False
 
+    def refuses(self, now_s: float) -> bool:
+        """Say whether `permits` would refuse a call now, without asking for one."""
+        if self.state is BreakerState.OPEN:
+            return now_s - self._opened_at_s < self._policy.open_s
+        return self.state is BreakerState.HALF_OPEN and self._probing
+
     def succeeded(self) -> None:
         self._failures = 0
         self._probing = False

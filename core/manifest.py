@@ -146,6 +146,10 @@ class Manifest(_Part):
         default=None, exclude_if=_is_absent
     )
 
+    # How far the data of requests to this model may go, whatever else they say: `device` stays on the agent that was
+    # asked, `site` within its site. None: the model sets no bound.
+    privacy: Literal["device", "site", "any"] | None = Field(default=None, exclude_if=_is_absent)
+
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
         paths = [file.path for file in self.files]

@@ -46,6 +46,12 @@ def register_serving(registry: Registry, *, pool: ModelPool, offload: Offload) -
         lambda: [((), offload.in_flight)],
     )
     registry.gauge(
+        "nanofleet_heavy_expected_seconds",
+        "How long the heavy tier takes in nine of ten cases, by the large model; with less time left it is not asked.",
+        ("model",),
+        lambda: [((model,), seconds) for model, seconds in offload.expected_s().items()],
+    )
+    registry.gauge(
         "nanofleet_heavy_breaker_state",
         "1 for the state of the breaker in front of the heavy tier.",
         ("state",),

@@ -59,6 +59,7 @@ def span_attributes(answer: Answer, privacy: Privacy) -> Mapping[str, Attribute]
         "nanofleet.escalated": answer.tier is Tier.HEAVY,
         "nanofleet.privacy": privacy.value,
     }
-    if answer.confidence is not None:
+    # It follows from the payload.
+    if answer.confidence is not None and privacy is not Privacy.DEVICE:
         attributes["nanofleet.confidence"] = answer.confidence
     return attributes

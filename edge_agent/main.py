@@ -36,6 +36,8 @@ from core.tasks import supervise
 from core.telemetry import Tracing, TracingSettings
 from edge_agent.agent_metrics import register_broker, register_member, register_post, register_serving
 from edge_agent.cascade.offload import Offload
+from edge_agent.cascade.policy import Privacy
+from edge_agent.cascade.privacy import PrivacyRules
 from edge_agent.data_plane import EdgeDataPlane
 from edge_agent.front.grpc import GrpcFront
 from edge_agent.front.http import Answer, HttpFront, Request
@@ -138,6 +140,7 @@ class _Agent:
             metrics=counted,
             deferrals=self._post.deferrals,
             is_reachable=self._post.reachability.is_reachable,
+            privacy=_privacy_rules(settings),
         )
         closing.push_async_callback(self._plane.close)
         self._member = Member(
@@ -333,6 +336,14 @@ def _tracing(settings: AgentSettings, enrolled: Identity) -> Tracing:
         attributes={"service.instance.id": enrolled.agent_id, "nanofleet.site": enrolled.site},
         # Another collector is asked in the clear, as collectors on loopback expect.
         credentials=enrolled.tls if telemetry.endpoint is None else None,
+    )
+
+
+def _privacy_rules(settings: AgentSettings) -> PrivacyRules:
+    return PrivacyRules(
+        default=Privacy(settings.privacy.default),
+        devices={client: Privacy(word) for client, word in settings.privacy.devices.items()},
+        models={model: Privacy(each.privacy) for model, each in settings.models.items()},
     )
 
 

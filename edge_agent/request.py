@@ -14,6 +14,7 @@ import logging
 
 from core.errors import DeadlineExceeded, HeavyUnavailable, InternalError, NanofleetError
 from core.keeping import Keep
+from core.logs import withheld
 from core.open_inference.messages import InferRequest, InferResponse
 from core.open_inference.service import Call
 from edge_agent.answer import Answer, refusal, span_attributes
@@ -84,11 +85,12 @@ class Request:
             self.trace.ran(started_s=ran.started_s, finished_s=ran.finished_s, batch_rows=ran.batch_rows)
         deadline = self.call.deadline
         remaining_s = None if deadline is None else deadline.remaining_s(self._services.now_s())
-        decision = decide(ran.verdict, cascade=self.model.cascade, privacy=self._privacy, remaining_s=remaining_s)
-        if decision.choice is not Choice.ESCALATE:
+        cascade = self.model.cascade
+        decision = decide(ran.verdict, cascade=cascade, privacy=self._privacy, remaining_s=remaining_s)
+        if cascade is None or decision.choice is not Choice.ESCALATE:
             self._answer_at_edge(ran, decision, finished_s=ran.finished_s)
             return
-        obstacle = self._services.obstacle()
+        obstacle = self._services.obstacle(cascade.escalate_to, remaining_s=remaining_s)
         if obstacle is None:
             self._begin_escalation(ran, decision)
         else:
@@ -116,8 +118,9 @@ class Request:
                 self._fall_back(ran, decision, Reason.HEAVY_UNAVAILABLE, finished_s=self._services.now_s())
             raise
         except Exception as error:
-            _log.error("a request failed unexpectedly", extra={"model": self.model.manifest.model}, exc_info=True)
-            self.fail(InternalError(f"model {self.model.manifest.model}: no answer: {type(error).__name__}"), ran)
+            name = self.model.manifest.model
+            _log.error("a request failed unexpectedly", extra={"model": name}, exc_info=withheld(error))
+            self.fail(InternalError(f"model {name}: no answer: {type(error).__name__}"), ran)
 
     def _begin_escalation(self, ran: Ran, decision: Decision) -> None:
         # Before the heavy tier is asked, whose spans belong into this trace.
@@ -137,10 +140,12 @@ class Request:
         try:
             response = await self._services.ask_heavy(request, self.call, self.trace)
         except DeadlineExceeded:
+            self._note_offload(asked_s)
             self._fall_back(ran, decision, Reason.DEADLINE, finished_s=self._services.now_s())
         except Exception as error:
             if not isinstance(error, NanofleetError):
-                _log.error("an escalation failed unexpectedly", extra={"model": request.model_name}, exc_info=True)
+                fields = {"model": request.model_name}
+                _log.error("an escalation failed unexpectedly", extra=fields, exc_info=withheld(error))
             self._note_offload(asked_s)
             self._fall_back(ran, decision, Reason.HEAVY_UNAVAILABLE, finished_s=self._services.now_s())
         else:

@@ -23,6 +23,8 @@ from core.manifest import Manifest
 from core.telemetry import ancestry_of, traceparent_of
 
 Attribute = str | bool | int | float
+# What tells of a request whose data stay on the device. The topic of a 3.1.1 request ends in the client and its id.
+_TELLING = frozenset({"messaging.client.id", "messaging.destination.name", "messaging.message.body.size"})
 
 
 class Origin(Protocol):
@@ -47,7 +49,9 @@ class RequestTrace:
         parent: str | None,
         queued_s: float,
         keep: Keep,
+        is_private: bool = False,
     ) -> None:
+        """`is_private`: who asked, under which topic and with how much stays here."""
         # Spans want wall-clock nanoseconds, the batcher measures on the monotonic clock.
         self._wall_offset_ns = time.time_ns() - round(clock.monotonic_s() * 1e9)
         self._tracer = tracer
@@ -59,7 +63,7 @@ class RequestTrace:
             kind=origin.span_kind,
             links=links,
             attributes={
-                **origin.span_attributes(),
+                **(_anonymous(origin.span_attributes()) if is_private else origin.span_attributes()),
                 "nanofleet.model.digest": digest,
                 "nanofleet.variant": manifest.variant,
                 KEEP_ATTRIBUTE: keep.value,
@@ -102,6 +106,10 @@ class OffloadSpan:
         if error is not None:
             _record(self._span, error)
         self._span.end()
+
+
+def _anonymous(attributes: Mapping[str, Attribute]) -> Mapping[str, Attribute]:
+    return {name: value for name, value in attributes.items() if name not in _TELLING}
 
 
 def error_type_of(error: BaseException) -> str:

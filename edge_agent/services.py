@@ -8,6 +8,7 @@ from typing import Protocol
 from core.clock import Clock
 from core.deadline import Deadline
 from core.keeping import Keep
+from core.logs import withheld
 from core.open_inference.messages import InferRequest, InferResponse
 from core.open_inference.service import Call
 from core.telemetry import Tracing
@@ -24,6 +25,8 @@ _log = logging.getLogger(__name__)
 
 class Escalation(Protocol):
     """The way to the large models; `cascade.offload.Offload` is the real one."""
+
+    def obstacle(self, model: str, *, remaining_s: float | None) -> Reason | None: ...
 
     async def ask(
         self, request: InferRequest, *, deadline: Deadline | None = None, traceparent: str | None = None
@@ -71,17 +74,18 @@ class Services:
             parent=call.traceparent,
             queued_s=queued_s,
             keep=keep,
+            is_private=privacy is Privacy.DEVICE,
         )
 
     def permits(self, keep: Keep, *, error_type: str) -> bool:
         """Say whether a request that was not sampled may be traced all the same."""
         return self._tracing.keeper.permits(keep, now_s=self.now_s(), error_type=error_type)
 
-    def obstacle(self) -> Reason | None:
-        """Return why the heavy tier is not worth asking now; None: it is."""
+    def obstacle(self, model: str, *, remaining_s: float | None) -> Reason | None:
+        """Return why the large model is not worth asking with so much time left; None: it is."""
         if self._is_reachable is not None and not self._is_reachable():
             return Reason.HEAVY_UNAVAILABLE
-        return None
+        return self._offload.obstacle(model, remaining_s=remaining_s)
 
     def start(self, escalation: Coroutine[None, None, None], *, model: str) -> "asyncio.Task[None]":
         task = self._loop.create_task(escalation, name=f"offload {model}")
@@ -119,7 +123,7 @@ class Services:
             )
         except Exception as error:
             # A defect there must not cost the answer that there is.
-            _log.error("an escalation could not be deferred", extra={"error": type(error).__name__})
+            _log.error("an escalation could not be deferred", exc_info=withheld(error))
             return False
 
     @property
@@ -133,4 +137,4 @@ class Services:
             self._examples.offer(example)
         except Exception as error:
             # As above: the request has its answer.
-            _log.error("a hard example was not taken", extra={"error": type(error).__name__})
+            _log.error("a hard example was not taken", exc_info=withheld(error))

@@ -171,10 +171,24 @@ class RuntimeSettings(Section):
     """Seconds that a replaced model gets to finish its requests."""
 
 
+PrivacyClass = Literal["device", "site", "any"]
+# A name of a client, or a pattern of the shell for several.
+ClientPattern = Annotated[str, Field(min_length=1, max_length=128)]
+
+
+class PrivacySettings(Section):
+    """How far data from devices may go, whatever their requests say; the strictest word counts."""
+
+    default: PrivacyClass = "any"
+    """For devices that `devices` does not name, and for requests that name no client."""
+    devices: Annotated[Mapping[ClientPattern, PrivacyClass], Field(max_length=1000)] = Field(default_factory=dict)
+    """By the client's name as in its topics, or a shell pattern such as `"ward-*"`."""
+
+
 class ModelSettings(Section):
     """What this agent makes of one model, beyond what the model's manifest says."""
 
-    privacy: Literal["device", "site", "any"] = "any"
+    privacy: PrivacyClass = "any"
     """Where the data of requests to this model may go, whatever else they say; the strictest word counts."""
 
 
@@ -290,6 +304,8 @@ class AgentSettings(ProcessSettings):
     """How models run."""
     models: Mapping[Name, ModelSettings] = Field(default_factory=dict)
     """By name of the model, such as `[models.digits]`: what this agent makes of it."""
+    privacy: PrivacySettings = PrivacySettings()
+    """How far data from devices may go."""
     offload: OffloadSettings = OffloadSettings()
     """Asking the heavy tier when the local answer is not sure enough."""
     telemetry: TelemetrySettings = TelemetrySettings()

@@ -27,6 +27,7 @@ import numpy as np
 
 from core.clock import Clock
 from core.errors import DeadlineExceeded, InternalError, ModelNotReady, NanofleetError, Overloaded
+from core.logs import withheld
 from core.tensors import Array
 from edge_agent.cascade.confidence import Verdict, weakest
 from edge_agent.runtime.session import RunTime
@@ -256,7 +257,7 @@ class Batcher:
             try:
                 job.waiter.settle(result)
             except Exception as error:
-                _log.error("a waiter failed on its result", extra={"model": self._name}, exc_info=True)
+                _log.error("a waiter failed on its result", extra={"model": self._name}, exc_info=withheld(error))
                 if job.waiter.is_waiting():
                     self._fail(job.waiter, InternalError(f"model {self._name}: no answer: {type(error).__name__}"))
 
@@ -264,8 +265,8 @@ class Batcher:
         # A defect of one waiter must not reach those behind it.
         try:
             waiter.fail(error)
-        except Exception:
-            _log.error("a waiter failed on its error", extra={"model": self._name}, exc_info=True)
+        except Exception as defect:
+            _log.error("a waiter failed on its error", extra={"model": self._name}, exc_info=withheld(defect))
 
     def _compute(self, batch: Sequence[_Job]) -> Sequence[Ran | NanofleetError]:
         """Run a batch; called in the loop or on the model's thread. Never raises."""
@@ -276,7 +277,7 @@ class Batcher:
                 return [error]
             return [result for job in batch for result in self._compute([job])]
         except Exception as error:
-            _log.error("a model run failed unexpectedly", extra={"model": self._name}, exc_info=True)
+            _log.error("a model run failed unexpectedly", extra={"model": self._name}, exc_info=withheld(error))
             return [InternalError(f"model {self._name}: the run failed: {type(error).__name__}")] * len(batch)
 
     def _run_jointly(self, batch: Sequence[_Job]) -> Sequence[Ran]:

@@ -16,6 +16,7 @@ from core.telemetry import Tracing, TracingSettings
 from core.tensors import Array, Datatype, Tensor
 from edge_agent.cascade.deferral import Deferrals
 from edge_agent.cascade.policy import Reason
+from edge_agent.cascade.privacy import PrivacyRules
 from edge_agent.data_plane import EdgeDataPlane
 from edge_agent.hard_examples import HardExample, HardExamples
 from edge_agent.runtime.pool import LoadedModel, ModelPool
@@ -34,8 +35,12 @@ class FakeHeavy:
 
     def __init__(self, error: NanofleetError | None = None) -> None:
         self.error = error
+        self.known_obstacle: Reason | None = None
         self.asked: list[InferRequest] = []
         self.traceparents: list[str | None] = []
+
+    def obstacle(self, model: str, *, remaining_s: float | None) -> Reason | None:
+        return self.known_obstacle
 
     async def ask(
         self, request: InferRequest, *, deadline: Deadline | None = None, traceparent: str | None = None
@@ -186,6 +191,7 @@ async def plane_with(
     deferrals: Deferrals | None = None,
     examples: HardExamples | None = None,
     is_reachable: Callable[[], bool] | None = None,
+    privacy: PrivacyRules | None = None,
 ) -> EdgeDataPlane:
     pool = ModelPool(RuntimeSettings(), clock=clock or SystemClock())
     for model in models:
@@ -198,6 +204,7 @@ async def plane_with(
         deferrals=deferrals,
         examples=examples,
         is_reachable=is_reachable,
+        privacy=privacy,
     )
 
 

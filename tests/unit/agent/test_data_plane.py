@@ -317,3 +317,13 @@ async def test_a_sampled_request_that_is_refused_has_an_error_on_its_span() -> N
     root = next(span for span in exporter.get_finished_spans() if span.name == "infer digits")
     assert root.attributes is not None
     assert root.attributes["error.type"] == "unavailable"
+
+
+@pytest.mark.parametrize("obstacle", [Reason.DEADLINE, Reason.HEAVY_UNAVAILABLE])
+async def test_a_heavy_tier_that_is_not_worth_asking_is_not_asked(obstacle: Reason) -> None:
+    heavy = FakeHeavy()
+    heavy.known_obstacle = obstacle
+    plane = await plane_with(echo_model(cascade=cascade_of()), heavy=heavy)
+    answer = await plane.answer(request_of(UNSURE), call_with(5))
+    assert (answer.tier, answer.reason) == (Tier.EDGE, obstacle)
+    assert heavy.asked == []
