@@ -30,6 +30,7 @@ from core.ids import AgentId, SiteId
 from core.keeping import KeepRule
 from core.logs import configure_logging
 from core.metrics import Registry
+from core.open_inference.service import EXTENSIONS
 from core.process_metrics import register_process
 from core.service_notices import READY, STOPPING, ServiceNotices
 from core.tasks import supervise
@@ -39,8 +40,11 @@ from edge_agent.cascade.offload import Offload
 from edge_agent.cascade.policy import Privacy
 from edge_agent.cascade.privacy import PrivacyRules
 from edge_agent.data_plane import EdgeDataPlane
-from edge_agent.front.grpc import GrpcFront
-from edge_agent.front.http import Answer, HttpFront, Request
+from edge_agent.front.grpc import SERVER_NAME, GrpcFront
+from edge_agent.front.http.inference import OpenInferenceRoutes
+from edge_agent.front.http.messages import Answer, Request, text_answer
+from edge_agent.front.http.routes import Tasks, get_route, routing
+from edge_agent.front.http.server import HttpFront
 from edge_agent.front.mqtt.broker import BrokerState
 from edge_agent.front.mqtt.front import MqttFront
 from edge_agent.front.mqtt.tls import BrokerTls
@@ -205,14 +209,29 @@ class _Agent:
     async def _open_http(self) -> dict[str, str]:
         if self._settings.http_bind is None:
             return {}
-        routes = {"/metrics": self._expose, "/healthz": _say_well}
-        face = HttpFront(parse_address(self._settings.http_bind), routes)
+        tasks = Tasks()
+        self._closing.push_async_callback(tasks.close)
+        protocol = OpenInferenceRoutes(
+            self._plane,
+            server_name=SERVER_NAME,
+            server_version=self._identity.software_version,
+            extensions=EXTENSIONS,
+            tasks=tasks,
+        )
+        fixed = dict([get_route("/metrics", self._expose, tasks), get_route("/healthz", _say_well, tasks)])
+        face = HttpFront(
+            parse_address(self._settings.http_bind),
+            routing(protocol.find, fixed=fixed),
+            clock=self._clock,
+            metrics=self._metrics,
+        )
         address = await face.start()
-        self._closing.push_async_callback(face.stop)
+        self._closing.push_async_callback(face.stop, self._settings.drain_timeout_s)
         return {"http": str(address)}
 
     async def _expose(self, request: Request) -> Answer:
-        return Answer(*await exposed(self._metrics, accept=request.headers.get("accept", "")))
+        exposition = await exposed(self._metrics, accept=request.headers.get("accept", ""))
+        return Answer(exposition.body, content_type=exposition.content_type)
 
     async def _open_grpc(self) -> dict[str, str]:
         if self._settings.grpc_bind is None:
@@ -349,7 +368,7 @@ def _privacy_rules(settings: AgentSettings) -> PrivacyRules:
 
 async def _say_well(_request: Request) -> Answer:
     """Answer that the process lives and its loop turns; what it runs is in its status and its metrics."""
-    return Answer(b"ok\n")
+    return text_answer("ok")
 
 
 def _thread(name: str, closing: AsyncExitStack) -> ThreadPoolExecutor:

@@ -23,7 +23,7 @@ from core.ids import AgentId, SiteId
 from core.metrics import Registry
 from core.telemetry import Tracing
 from edge_agent.cascade.deferral import Deferrals
-from edge_agent.client.device import disable_nagle
+from edge_agent.client.connection import disable_nagle
 from edge_agent.data_plane import EdgeDataPlane
 from edge_agent.front.mqtt.broker import BrokerState
 from edge_agent.front.mqtt.front import MqttFront

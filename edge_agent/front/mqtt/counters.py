@@ -15,6 +15,8 @@ class FrontCounters:
     verdicts: int = 0
     refused: int = 0
     duplicates: int = 0
+    # Devices that measured how near this agent is.
+    probes: int = 0
     # Came too late, or their deadline passed in the queue: never answered.
     expired: int = 0
     # Answered, but not in time to be sent.

@@ -82,6 +82,8 @@ class Envelope(NamedTuple):
     terms: Terms = NO_TERMS
     # Decoded already, because a 3.1.1 envelope is inside of the body.
     request: InferRequest | None = None
+    # The word `probe` as it came; see `probes`.
+    probe: object = None
 
 
 class Reply(NamedTuple):
@@ -220,6 +222,7 @@ class Wire:
             tracestate=_tracestate(_parameter(request, "tracestate", (str,))),
             terms=terms_of(request.parameters, client=address.client),
             request=request,
+            probe=request.parameters.get("probe"),
         )
 
     def _words_of(self, answer: Answer) -> bytes:
@@ -287,6 +290,7 @@ def _open_v5(publication: Publication, address: Address) -> Envelope:
         _traceparent(_optional_text(words.get(b"traceparent"))),
         _tracestate(_optional_text(words.get(b"tracestate"))),
         _terms(words, publication.words, client=address.client),
+        probe=words.get(b"probe"),
     )
 
 
