@@ -143,7 +143,11 @@ class _Agent:
             metrics=counted,
             deferrals=self._post.deferrals,
             is_reachable=self._post.reachability.is_reachable,
+<<<<<<< HEAD
             privacy=PrivacyRules.of(settings),
+=======
+            privacy=_privacy_rules(settings),
+>>>>>>> outbox
         )
         closing.push_async_callback(self._plane.close)
         self._member = Member(
