@@ -65,12 +65,15 @@ async def test_a_stopping_agent_refuses_probes(broker: Mosquitto) -> None:
 
 async def test_the_status_follows_the_load_and_an_idle_agent_stays_silent(broker: Mosquitto) -> None:
     model = SlowModel()
-    async with serving(broker, model.loaded(), settings={"max_in_flight": 1}), device(broker) as camera:
-        async with device(broker, topic=STATUS) as watcher:
-            assert (await watcher.reply()).body["load"]["room"] == 1
-            camera.send(body_of())
-            await model.is_running.wait()
-            assert (await watcher.reply()).body["load"]["room"] == 0
-            model.release()
-            assert (await watcher.reply()).body["load"]["room"] == 1
-            assert await watcher.hears_nothing()
+    async with (
+        serving(broker, model.loaded(), settings={"max_in_flight": 1}),
+        device(broker) as camera,
+        device(broker, topic=STATUS) as watcher,
+    ):
+        assert (await watcher.reply()).body["load"]["room"] == 1
+        camera.send(body_of())
+        await model.is_running.wait()
+        assert (await watcher.reply()).body["load"]["room"] == 0
+        model.release()
+        assert (await watcher.reply()).body["load"]["room"] == 1
+        assert await watcher.hears_nothing()
