@@ -26,7 +26,7 @@ from core.open_inference.messages import (
 )
 from core.status import STATUS
 from core.telemetry import parse_traceparent
-from edge_agent.data_plane import Answer
+from edge_agent.answer import Answer
 from edge_agent.front.mqtt.publication import (
     Publication,
     encode_content_type,
@@ -121,7 +121,7 @@ class Wire:
         self._topics = topics
         self._agent = agent
         self._limits = limits
-        self._answer_words: dict[tuple[str, str, str, str], bytes] = {}
+        self._answer_words: dict[tuple[str, str, str, str, bool], bytes] = {}
 
     def address_of(self, publication: Publication) -> Address:
         """Return who is to be answered, and where.
@@ -226,16 +226,23 @@ class Wire:
         )
 
     def _words_of(self, answer: Answer) -> bytes:
-        key = (answer.response.model_name, answer.response.model_version, answer.tier.value, answer.reason.value)
+        response = answer.response
+        key = (
+            response.model_name,
+            response.model_version,
+            answer.tier.value,
+            answer.reason.value,
+            answer.is_final,
+        )
         words = self._answer_words.get(key)
         if words is None:
             words = encode_words(
                 {
                     "status": "200",
                     "tier": answer.tier.value,
-                    "model-version": peer_text(answer.response.model_version),
+                    "model-version": peer_text(response.model_version),
                     "agent": self._agent,
-                    "final": "1",
+                    "final": "1" if answer.is_final else "0",
                     "reason": answer.reason.value,
                 }.items()
             )
@@ -379,7 +386,7 @@ def _with_parameters(answer: Answer, agent: str) -> InferResponse:
         "tier": answer.tier.value,
         "model_version": response.model_version,
         "agent": agent,
-        "final": 1,
+        "final": int(answer.is_final),
         "reason": answer.reason.value,
     }
     if answer.confidence is not None:
