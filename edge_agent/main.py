@@ -64,6 +64,7 @@ from edge_agent.member import Member, Surroundings
 from edge_agent.post import Correspondents, PostOffice
 from edge_agent.request_metrics import RequestMetrics
 from edge_agent.runtime.pool import ModelPool
+from edge_agent.samples.service import Samples
 from edge_agent.settings import AgentSettings
 
 # Chosen: a model that takes longer to load must not keep the others from answering.
@@ -120,6 +121,8 @@ class _Agent:
         self._offload = Offload(channel, settings.offload, clock=clock)
         self._metrics = Registry()
         counted = RequestMetrics(self._metrics, clock=clock)
+        self._samples = Samples(settings, folder.samples, channel, clock=clock)
+        closing.callback(self._samples.close)
         spans = settings.telemetry.endpoint
         self._post = PostOffice(
             folder.outbox,
@@ -141,13 +144,10 @@ class _Agent:
             tracing=self._tracing,
             clock=clock,
             metrics=counted,
+            examples=self._samples.collector,
             deferrals=self._post.deferrals,
             is_reachable=self._post.reachability.is_reachable,
-<<<<<<< HEAD
             privacy=PrivacyRules.of(settings),
-=======
-            privacy=_privacy_rules(settings),
->>>>>>> outbox
         )
         closing.push_async_callback(self._plane.close)
         self._member = Member(
@@ -163,6 +163,7 @@ class _Agent:
                 self._disk,
                 clock,
                 counted.usage,
+                self._samples,
             )
         )
         self._front: MqttFront | None = None
@@ -175,7 +176,7 @@ class _Agent:
         async with asyncio.TaskGroup() as group:
             tasks = _start(group, self._post.keeping)
             tasks += _start(group, {"reconciler": self._member.reconciling, "status": self._status.run})
-            tasks += _start(group, {"watchdog": self._notices.keep_alive})
+            tasks += _start(group, {"watchdog": self._notices.keep_alive, **self._samples.loops})
             await _first_of(self._member.restored, stop.wait, timeout_s=RESTORE_TIMEOUT_S)
             faces = await self._open_local_faces()
             self._front = self._make_front(faces)
@@ -201,6 +202,7 @@ class _Agent:
         register_serving(self._metrics, pool=self._pool, offload=self._offload)
         register_broker(self._metrics, lambda: self._front)
         register_member(self._metrics, self._member, disk=self._disk)
+        self._samples.register(self._metrics)
         register_post(self._metrics, self._post)
 
     async def _close_post(self) -> None:
@@ -297,7 +299,7 @@ class _Agent:
             heavy_breaker=self._offload.state.value,
             clock_problem=self._member.clock_problem,
             outbox=self._post.view(),
-            counters={} if self._front is None else asdict(self._front.counters),
+            counters={**({} if self._front is None else asdict(self._front.counters)), **self._samples.counters()},
             now=self._clock.now(),
         )
 
