@@ -35,7 +35,7 @@ from core.process_metrics import register_process
 from core.service_notices import READY, STOPPING, ServiceNotices
 from core.tasks import supervise
 from core.telemetry import Tracing, TracingSettings
-from edge_agent.agent_metrics import register_broker, register_member, register_serving
+from edge_agent.agent_metrics import register_broker, register_member, register_post, register_serving
 from edge_agent.cascade.offload import Offload
 from edge_agent.data_plane import EdgeDataPlane
 from edge_agent.front.grpc import SERVER_NAME, GrpcFront
@@ -60,6 +60,7 @@ from edge_agent.health.status_file import (
 from edge_agent.identity.channel import RotatingChannel
 from edge_agent.identity.folder import Identity, IdentityFolder
 from edge_agent.member import Member, Surroundings
+from edge_agent.post import Correspondents, PostOffice
 from edge_agent.request_metrics import RequestMetrics
 from edge_agent.runtime.pool import ModelPool
 from edge_agent.settings import AgentSettings
@@ -107,6 +108,8 @@ class _Agent:
         enrolled = _enrolled(IdentityFolder(folder.identity), settings)
         require_root_of(enrolled, folder.root)
         self._identity = _identity(enrolled)
+        # After the last spans, which may end up there.
+        closing.push_async_callback(self._close_post)
         self._tracing = _tracing(settings, enrolled)
         closing.push_async_callback(_flush, self._tracing)
         channel = RotatingChannel(enrolled.controller, enrolled.tls)
@@ -116,7 +119,30 @@ class _Agent:
         self._offload = Offload(channel, settings.offload, clock=clock)
         self._metrics = Registry()
         counted = RequestMetrics(self._metrics, clock=clock)
-        self._plane = EdgeDataPlane(self._pool, self._offload, tracing=self._tracing, clock=clock, metrics=counted)
+        spans = settings.telemetry.endpoint
+        self._post = PostOffice(
+            folder.outbox,
+            settings.outbox,
+            Correspondents(
+                channel,
+                self._offload,
+                None if spans is None else parse_address(spans),
+                lambda: self._member.is_link_open,
+            ),
+            counted=counted,
+            tracing=self._tracing,
+            boot_id=self._identity.boot_id,
+            clock=clock,
+        )
+        self._plane = EdgeDataPlane(
+            self._pool,
+            self._offload,
+            tracing=self._tracing,
+            clock=clock,
+            metrics=counted,
+            deferrals=self._post.deferrals,
+            is_reachable=self._post.reachability.is_reachable,
+        )
         closing.push_async_callback(self._plane.close)
         self._member = Member(
             Surroundings(
@@ -139,8 +165,10 @@ class _Agent:
         self._register()
 
     async def run(self, stop: asyncio.Event) -> None:
+        await self._post.open()
         async with asyncio.TaskGroup() as group:
-            tasks = _start(group, {"reconciler": self._member.reconciling, "status": self._status.run})
+            tasks = _start(group, self._post.keeping)
+            tasks += _start(group, {"reconciler": self._member.reconciling, "status": self._status.run})
             tasks += _start(group, {"watchdog": self._notices.keep_alive})
             await _first_of(self._member.restored, stop.wait, timeout_s=RESTORE_TIMEOUT_S)
             faces = await self._open_local_faces()
@@ -150,6 +178,7 @@ class _Agent:
             # Before anything is fetched, and its decoder loaded.
             code_pages.release()
             tasks += _start(group, self._member.outward)
+            tasks += _start(group, self._post.outward(self._member.board, self._front))
             self._announce(faces)
             self._notices.say(READY)
             await stop.wait()
@@ -166,6 +195,10 @@ class _Agent:
         register_serving(self._metrics, pool=self._pool, offload=self._offload)
         register_broker(self._metrics, lambda: self._front)
         register_member(self._metrics, self._member, disk=self._disk)
+        register_post(self._metrics, self._post)
+
+    async def _close_post(self) -> None:
+        await self._post.close()
 
     async def _open_local_faces(self) -> dict[str, str]:
         return {**await self._open_grpc(), **await self._open_http()}
@@ -257,6 +290,7 @@ class _Agent:
             certificate=CertificateView.of(self._member.renewal.status()),
             heavy_breaker=self._offload.state.value,
             clock_problem=self._member.clock_problem,
+            outbox=self._post.view(),
             counters={} if self._front is None else asdict(self._front.counters),
             now=self._clock.now(),
         )

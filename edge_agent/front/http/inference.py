@@ -16,8 +16,9 @@ from core.open_inference.http_face import HttpFace
 from core.open_inference.http_paths import ENDPOINTS, Operation, Target, target_of
 from core.open_inference.messages import DEFAULT_LIMITS, BodyLimits, InferRequest
 from core.open_inference.service import Statistics
-from edge_agent.data_plane import Answer as Answered
-from edge_agent.data_plane import EdgeDataPlane, tagged
+from edge_agent.answer import Answer as Answered
+from edge_agent.answer import tagged
+from edge_agent.data_plane import EdgeDataPlane
 from edge_agent.front.http.messages import Answer, Cancel, Methods, Request, Respond, Route
 from edge_agent.front.http.routes import Tasks
 from edge_agent.request_trace import Attribute
