@@ -9,6 +9,7 @@
   and is not.
 - Who has left or whose deadline has passed when the batch is taken is not run.
 - When a joint run fails, its requests are run again one by one, so that only the faulty ones fail.
+- While nothing may run (the model is not in memory, or is about to leave it) requests wait, and their deadlines pass.
 
 Everything except `_compute` runs in the loop's thread.
 """
@@ -84,7 +85,7 @@ JudgeOutputs = Callable[[Sequence[Array]], Sequence[Verdict]]
 class Batcher:
     def __init__(
         self,
-        run: Run,
+        run: Run | None,
         *,
         name: str,
         clock: Clock,
@@ -95,7 +96,12 @@ class Batcher:
         judge: JudgeOutputs | None = None,
         bounds: QueueBounds | None = None,
     ) -> None:
-        """`may_run_inline` False: the rows of a request do not tell how long it runs, so never run it in the loop."""
+        """Make a batcher, to be used in this loop alone.
+
+        Args:
+            run: runs a batch; None: hold what comes, until `run_with`.
+            may_run_inline: False: the rows of a request do not tell how long it runs, so never run it in the loop.
+        """
         self._run = run
         self._name = name
         self._now_s = clock.monotonic_s
@@ -111,17 +117,39 @@ class Batcher:
         self._queue: deque[_Job] = deque()
         self._queued_bytes = 0
         self._is_scheduled = False
-        self._is_running = False
+        self._is_held = run is None
+        self._under_way: asyncio.Future[Sequence[Ran | NanofleetError]] | None = None
         self._is_closed = False
+        self._expiry: asyncio.TimerHandle | None = None
         self._idle: asyncio.Future[None] | None = None
 
     @property
     def queued(self) -> int:
         return len(self._queue)
 
-    def run_with(self, run: Run) -> None:
-        """Run batches with `run` from the next one on."""
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is queued or running."""
+        return not self._queue and self._under_way is None
+
+    def run_with(self, run: Run, run_time: RunTime | None = None) -> None:
+        """Run batches with `run` from the next one on, and release what is held.
+
+        `run_time` None: it takes as long as the run before.
+        """
         self._run = run
+        if run_time is not None:
+            self._run_time = run_time
+        self._is_held = False
+        if self._queue:
+            self._schedule()
+
+    async def hold(self) -> None:
+        """Start no further run, and return when the one under way has ended; `run_with` releases what waits."""
+        self._is_held = True
+        self._arm_expiry()
+        if self._under_way is not None:
+            await asyncio.wait([self._under_way])
 
     def submit(self, inputs: Sequence[Array], waiter: Waiter, *, deadline_s: float = NEVER) -> None:
         """Queue one request; `deadline_s` is an instant of the clock.
@@ -143,7 +171,7 @@ class Batcher:
 
     async def drain(self) -> None:
         """Return when nothing is queued or running any more."""
-        while self._queue or self._is_running:
+        while not self.is_idle:
             if self._idle is None:
                 self._idle = self._loop.create_future()
             await asyncio.shield(self._idle)
@@ -151,14 +179,20 @@ class Batcher:
     def close(self) -> None:
         """Refuse what comes and what still waits; a run under way ends by itself."""
         self._is_closed = True
+        self._disarm_expiry()
         while self._queue:
             waiter = self._pop().waiter
             if waiter.is_waiting():
                 self._fail(waiter, ModelNotReady(f"model {self._name}: was unloaded; try again later"))
+        if self._under_way is None:
+            self._tell_idle()
         self._executor.shutdown(wait=False)
 
     def _schedule(self) -> None:
-        if self._is_scheduled or self._is_running:
+        if self._is_held:
+            self._arm_expiry()
+            return
+        if self._is_scheduled or self._under_way is not None:
             return
         self._is_scheduled = True
         if self._max_wait_s > 0:
@@ -166,8 +200,42 @@ class Batcher:
         else:
             self._loop.call_soon(self._flush)
 
+    def _arm_expiry(self) -> None:
+        """Look again when the next deadline passes: nothing else would, while nothing runs."""
+        self._disarm_expiry()
+        at_s = min([job.deadline_s for job in self._queue], default=NEVER)
+        if at_s < NEVER:
+            self._expiry = self._loop.call_later(at_s - self._now_s(), self._expire)
+
+    def _disarm_expiry(self) -> None:
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+
+    def _expire(self) -> None:
+        self._expiry = None
+        if not self._is_held:
+            return
+        now_s = self._now_s()
+        jobs, self._queue = self._queue, deque()
+        self._queued_bytes = 0
+        for job in jobs:
+            if job.deadline_s > now_s:
+                self._queue.append(job)
+                self._queued_bytes += job.size_bytes
+            elif job.waiter.is_waiting():
+                self._fail(job.waiter, self._too_late())
+        self._arm_expiry()
+        if self.is_idle:
+            self._tell_idle()
+
+    def _too_late(self) -> DeadlineExceeded:
+        return DeadlineExceeded(f"model {self._name}: the deadline passed in the queue")
+
     def _flush(self) -> None:
         self._is_scheduled = False
+        if self._is_held:
+            return
         batch = self._take()
         if not batch:
             self._tell_idle()
@@ -179,9 +247,8 @@ class Batcher:
             finally:
                 self._schedule_rest()
         else:
-            self._is_running = True
-            run = self._loop.run_in_executor(self._executor, self._compute, batch)
-            run.add_done_callback(partial(self._finish, batch))
+            self._under_way = self._loop.run_in_executor(self._executor, self._compute, batch)
+            self._under_way.add_done_callback(partial(self._finish, batch))
 
     def _watch(self, result: Ran | NanofleetError) -> None:
         """Move the model to its thread when it keeps the loop for too long, time after time."""
@@ -196,7 +263,7 @@ class Batcher:
             _log.info("a model runs on its thread from now on: slower than measured", extra={"model": self._name})
 
     def _finish(self, batch: Sequence[_Job], run: "asyncio.Future[Sequence[Ran | NanofleetError]]") -> None:
-        self._is_running = False
+        self._under_way = None
         try:
             self._settle(batch, run.result())
         finally:
@@ -228,9 +295,7 @@ class Batcher:
             if not job.waiter.is_waiting():
                 self._pop()
             elif job.deadline_s <= now_s:
-                self._fail(
-                    self._pop().waiter, DeadlineExceeded(f"model {self._name}: the deadline passed in the queue")
-                )
+                self._fail(self._pop().waiter, self._too_late())
             elif not batch or (job.kind == batch[0].kind and rows + job.rows <= self._max_batch):
                 batch.append(self._pop())
                 rows += job.rows
@@ -282,6 +347,7 @@ class Batcher:
     def _run_jointly(self, batch: Sequence[_Job]) -> Sequence[Ran]:
         inputs = batch[0].inputs if len(batch) == 1 else _joined(batch)
         started_s = self._now_s()
+        assert self._run is not None, "held: nothing runs"
         outputs = self._run(inputs)
         verdicts = None if self._judge is None else self._judge(outputs)
         finished_s = self._now_s()
