@@ -145,6 +145,13 @@ class EdgeDataPlane:
         self._pool.find(name, version)
         return True
 
+    async def load(self, name: str) -> None:
+        self._pool.find(name)
+
+    async def unload(self, name: str) -> None:
+        self._pool.find(name)
+        raise Forbidden(f"model {name}: what is deployed here stays loaded")
+
     async def close(self) -> None:
         """Cancel the escalations under way; their callers get the edge's answer or a cancellation."""
         escalations = tuple(self._escalations)

@@ -82,6 +82,18 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
     ) -> pb.RepositoryIndexResponse:
         return await self._answer(context, self._index(request))
 
+    async def RepositoryModelLoad(
+        self, request: pb.RepositoryModelLoadRequest, context: _Context
+    ) -> pb.RepositoryModelLoadResponse:
+        await self._answer(context, self._plane.load(_model_of(request)))
+        return pb.RepositoryModelLoadResponse()
+
+    async def RepositoryModelUnload(
+        self, request: pb.RepositoryModelUnloadRequest, context: _Context
+    ) -> pb.RepositoryModelUnloadResponse:
+        await self._answer(context, self._plane.unload(_model_of(request)))
+        return pb.RepositoryModelUnloadResponse()
+
     async def _metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
         return protobuf_body.encode_metadata(await self._plane.metadata(request.name, request.version))
 
@@ -134,6 +146,11 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
             self._defects.record(error)
             refusal = InternalError("internal error; the server's log has the cause")
         return await context.abort(STATUS[refusal.code].grpc, str(refusal)[:_MAX_DETAILS_CHARS])
+
+
+def _model_of(request: pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest) -> str:
+    # KServe numbers the fields differently: the model's name comes where Triton has the repository's.
+    return request.model_name or request.repository_name
 
 
 def add_open_inference(servicer: OpenInferenceServicer, server: grpc.aio.Server) -> None:

@@ -204,11 +204,21 @@ async def test_the_index_can_be_narrowed_to_what_is_ready() -> None:
     assert [model.name for model in ready.models] == ["echo", "echo"]
 
 
+@pytest.mark.parametrize("names", [{"model_name": "echo"}, {"repository_name": "echo"}])
+async def test_a_model_is_loaded_and_unloaded_by_the_numbers_of_triton_and_of_kserve(names: dict[str, str]) -> None:
+    plane = EchoPlane()
+    await servicer(plane).RepositoryModelLoad(pb.RepositoryModelLoadRequest(**names), FakeContext())
+    await servicer(plane).RepositoryModelUnload(pb.RepositoryModelUnloadRequest(**names), FakeContext())
+    assert (plane.loads, plane.unloads) == (["echo"], ["echo"])
+
+
 async def test_an_unknown_model_is_not_found_by_every_rpc_that_names_one() -> None:
     face = servicer(EchoPlane())
     for answer in (
         face.ModelReady(pb.ModelReadyRequest(name="none"), FakeContext()),
         face.ModelMetadata(pb.ModelMetadataRequest(name="none"), FakeContext()),
+        face.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="none"), FakeContext()),
+        face.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name="none"), FakeContext()),
     ):
         with pytest.raises(Aborted) as caught:
             await answer
