@@ -120,7 +120,7 @@ class EdgeDataPlane:
         if self._tracing.is_sampled(call.traceparent):
             waiter.trace = self.start_trace(waiter, Keep.SAMPLED)
         try:
-            model.batcher.submit(arrays, waiter, deadline_s=deadline_s)
+            model.batcher.submit(arrays, waiter, deadline_s=deadline_s, priority=terms.priority, client=terms.client)
         except NanofleetError as error:
             waiter.fail(error)
         return waiter.future

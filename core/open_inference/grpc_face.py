@@ -8,6 +8,7 @@ Register it with `add_open_inference`: the bytes of ModelInfer are to be bounded
 
 # ruff: noqa: N802 (the methods are named by the protocol)
 import logging
+import math
 from collections.abc import Awaitable
 from typing import Any, TypeAlias, TypeVar
 
@@ -26,6 +27,8 @@ from protos.inference.v2 import open_inference_pb2_grpc as pb_grpc
 
 _log = logging.getLogger(__name__)
 
+# Of a refused call, in its trailing metadata; the word that MQTT and the OpenAI API use.
+RETRY_AFTER = "retry-after-ms"
 _SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 _TRACESTATE = "tracestate"
 # W3C Trace Context, section 3.3.1.5: at least 512 characters are to be handed on; more need not be.
@@ -133,7 +136,14 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         except Exception as error:
             self._defects.record(error)
             refusal = InternalError("internal error; the server's log has the cause")
-        return await context.abort(STATUS[refusal.code].grpc, str(refusal)[:_MAX_DETAILS_CHARS])
+        return await context.abort(STATUS[refusal.code].grpc, str(refusal)[:_MAX_DETAILS_CHARS], _when_again(refusal))
+
+
+def _when_again(refusal: NanofleetError) -> tuple[tuple[str, str], ...]:
+    """Return trailing metadata that say when the same call may succeed, where that is known."""
+    if not refusal.retryable or refusal.retry_after_s is None:
+        return ()
+    return ((RETRY_AFTER, str(math.ceil(refusal.retry_after_s * 1000))),)
 
 
 def add_open_inference(servicer: OpenInferenceServicer, server: grpc.aio.Server) -> None:
