@@ -122,7 +122,7 @@ class EdgeDataPlane:
         # The waiter puts another in its place when it answers provisionally.
         future = waiter.future
         try:
-            model.batcher.submit(arrays, waiter, deadline_s=deadline_s)
+            model.batcher.submit(arrays, waiter, deadline_s=deadline_s, priority=terms.priority, client=terms.client)
         except NanofleetError as error:
             waiter.fail(error)
         return future
@@ -146,6 +146,13 @@ class EdgeDataPlane:
     async def is_model_ready(self, name: str, version: str) -> bool:
         self._pool.find(name, version)
         return True
+
+    async def load(self, name: str) -> None:
+        self._pool.find(name)
+
+    async def unload(self, name: str) -> None:
+        self._pool.find(name)
+        raise Forbidden(f"model {name}: what is deployed here stays loaded")
 
     async def close(self) -> None:
         """Cancel the escalations under way; their callers get the edge's answer."""

@@ -8,6 +8,7 @@ Register it with `add_open_inference`: the bytes of ModelInfer are to be bounded
 
 # ruff: noqa: N802 (the methods are named by the protocol)
 import logging
+import math
 from collections.abc import Awaitable
 from typing import Any, TypeAlias, TypeVar
 
@@ -26,6 +27,8 @@ from protos.inference.v2 import open_inference_pb2_grpc as pb_grpc
 
 _log = logging.getLogger(__name__)
 
+# Of a refused call, in its trailing metadata; the word that MQTT and the OpenAI API use.
+RETRY_AFTER = "retry-after-ms"
 _SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 _TRACESTATE = "tracestate"
 # W3C Trace Context, section 3.3.1.5: at least 512 characters are to be handed on; more need not be.
@@ -82,6 +85,18 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
     ) -> pb.RepositoryIndexResponse:
         return await self._answer(context, self._index(request))
 
+    async def RepositoryModelLoad(
+        self, request: pb.RepositoryModelLoadRequest, context: _Context
+    ) -> pb.RepositoryModelLoadResponse:
+        await self._answer(context, self._plane.load(_model_of(request)))
+        return pb.RepositoryModelLoadResponse()
+
+    async def RepositoryModelUnload(
+        self, request: pb.RepositoryModelUnloadRequest, context: _Context
+    ) -> pb.RepositoryModelUnloadResponse:
+        await self._answer(context, self._plane.unload(_model_of(request)))
+        return pb.RepositoryModelUnloadResponse()
+
     async def _metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
         return protobuf_body.encode_metadata(await self._plane.metadata(request.name, request.version))
 
@@ -133,7 +148,19 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         except Exception as error:
             self._defects.record(error)
             refusal = InternalError("internal error; the server's log has the cause")
-        return await context.abort(STATUS[refusal.code].grpc, str(refusal)[:_MAX_DETAILS_CHARS])
+        return await context.abort(STATUS[refusal.code].grpc, str(refusal)[:_MAX_DETAILS_CHARS], _when_again(refusal))
+
+
+def _when_again(refusal: NanofleetError) -> tuple[tuple[str, str], ...]:
+    """Return trailing metadata that say when the same call may succeed, where that is known."""
+    if not refusal.retryable or refusal.retry_after_s is None:
+        return ()
+    return ((RETRY_AFTER, str(math.ceil(refusal.retry_after_s * 1000))),)
+
+
+def _model_of(request: pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest) -> str:
+    # KServe numbers the fields differently: the model's name comes where Triton has the repository's.
+    return request.model_name or request.repository_name
 
 
 def add_open_inference(servicer: OpenInferenceServicer, server: grpc.aio.Server) -> None:

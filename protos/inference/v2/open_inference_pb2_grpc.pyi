@@ -139,7 +139,39 @@ _GRPCInferenceServiceRepositoryIndexType = typing_extensions.TypeVar(
     ],
 )
 
-class GRPCInferenceServiceStub(typing.Generic[_GRPCInferenceServiceServerLiveType, _GRPCInferenceServiceServerReadyType, _GRPCInferenceServiceModelReadyType, _GRPCInferenceServiceServerMetadataType, _GRPCInferenceServiceModelMetadataType, _GRPCInferenceServiceModelInferType, _GRPCInferenceServiceRepositoryIndexType]):
+_GRPCInferenceServiceRepositoryModelLoadType = typing_extensions.TypeVar(
+    '_GRPCInferenceServiceRepositoryModelLoadType',
+    grpc.UnaryUnaryMultiCallable[
+        protos.inference.v2.open_inference_pb2.RepositoryModelLoadRequest,
+        protos.inference.v2.open_inference_pb2.RepositoryModelLoadResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        protos.inference.v2.open_inference_pb2.RepositoryModelLoadRequest,
+        protos.inference.v2.open_inference_pb2.RepositoryModelLoadResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        protos.inference.v2.open_inference_pb2.RepositoryModelLoadRequest,
+        protos.inference.v2.open_inference_pb2.RepositoryModelLoadResponse,
+    ],
+)
+
+_GRPCInferenceServiceRepositoryModelUnloadType = typing_extensions.TypeVar(
+    '_GRPCInferenceServiceRepositoryModelUnloadType',
+    grpc.UnaryUnaryMultiCallable[
+        protos.inference.v2.open_inference_pb2.RepositoryModelUnloadRequest,
+        protos.inference.v2.open_inference_pb2.RepositoryModelUnloadResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        protos.inference.v2.open_inference_pb2.RepositoryModelUnloadRequest,
+        protos.inference.v2.open_inference_pb2.RepositoryModelUnloadResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        protos.inference.v2.open_inference_pb2.RepositoryModelUnloadRequest,
+        protos.inference.v2.open_inference_pb2.RepositoryModelUnloadResponse,
+    ],
+)
+
+class GRPCInferenceServiceStub(typing.Generic[_GRPCInferenceServiceServerLiveType, _GRPCInferenceServiceServerReadyType, _GRPCInferenceServiceModelReadyType, _GRPCInferenceServiceServerMetadataType, _GRPCInferenceServiceModelMetadataType, _GRPCInferenceServiceModelInferType, _GRPCInferenceServiceRepositoryIndexType, _GRPCInferenceServiceRepositoryModelLoadType, _GRPCInferenceServiceRepositoryModelUnloadType]):
     @typing.overload
     def __init__(self: GRPCInferenceServiceStub[
         grpc.UnaryUnaryMultiCallable[
@@ -169,6 +201,14 @@ class GRPCInferenceServiceStub(typing.Generic[_GRPCInferenceServiceServerLiveTyp
         grpc.UnaryUnaryMultiCallable[
             protos.inference.v2.open_inference_pb2.RepositoryIndexRequest,
             protos.inference.v2.open_inference_pb2.RepositoryIndexResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            protos.inference.v2.open_inference_pb2.RepositoryModelLoadRequest,
+            protos.inference.v2.open_inference_pb2.RepositoryModelLoadResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            protos.inference.v2.open_inference_pb2.RepositoryModelUnloadRequest,
+            protos.inference.v2.open_inference_pb2.RepositoryModelUnloadResponse,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -202,6 +242,14 @@ class GRPCInferenceServiceStub(typing.Generic[_GRPCInferenceServiceServerLiveTyp
             protos.inference.v2.open_inference_pb2.RepositoryIndexRequest,
             protos.inference.v2.open_inference_pb2.RepositoryIndexResponse,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            protos.inference.v2.open_inference_pb2.RepositoryModelLoadRequest,
+            protos.inference.v2.open_inference_pb2.RepositoryModelLoadResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            protos.inference.v2.open_inference_pb2.RepositoryModelUnloadRequest,
+            protos.inference.v2.open_inference_pb2.RepositoryModelUnloadResponse,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     ServerLive: _GRPCInferenceServiceServerLiveType
@@ -217,6 +265,10 @@ class GRPCInferenceServiceStub(typing.Generic[_GRPCInferenceServiceServerLiveTyp
     ModelInfer: _GRPCInferenceServiceModelInferType
 
     RepositoryIndex: _GRPCInferenceServiceRepositoryIndexType
+
+    RepositoryModelLoad: _GRPCInferenceServiceRepositoryModelLoadType
+
+    RepositoryModelUnload: _GRPCInferenceServiceRepositoryModelUnloadType
 
 GRPCInferenceServiceAsyncStub: typing_extensions.TypeAlias = GRPCInferenceServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -246,6 +298,14 @@ GRPCInferenceServiceAsyncStub: typing_extensions.TypeAlias = GRPCInferenceServic
     grpc.aio.UnaryUnaryMultiCallable[
         protos.inference.v2.open_inference_pb2.RepositoryIndexRequest,
         protos.inference.v2.open_inference_pb2.RepositoryIndexResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        protos.inference.v2.open_inference_pb2.RepositoryModelLoadRequest,
+        protos.inference.v2.open_inference_pb2.RepositoryModelLoadResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        protos.inference.v2.open_inference_pb2.RepositoryModelUnloadRequest,
+        protos.inference.v2.open_inference_pb2.RepositoryModelUnloadResponse,
     ],
 ]
 
@@ -298,5 +358,19 @@ class GRPCInferenceServiceServicer(metaclass=abc.ABCMeta):
         request: protos.inference.v2.open_inference_pb2.RepositoryIndexRequest,
         context: _ServicerContext,
     ) -> typing.Union[protos.inference.v2.open_inference_pb2.RepositoryIndexResponse, collections.abc.Awaitable[protos.inference.v2.open_inference_pb2.RepositoryIndexResponse]]: ...
+
+    @abc.abstractmethod
+    def RepositoryModelLoad(
+        self,
+        request: protos.inference.v2.open_inference_pb2.RepositoryModelLoadRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[protos.inference.v2.open_inference_pb2.RepositoryModelLoadResponse, collections.abc.Awaitable[protos.inference.v2.open_inference_pb2.RepositoryModelLoadResponse]]: ...
+
+    @abc.abstractmethod
+    def RepositoryModelUnload(
+        self,
+        request: protos.inference.v2.open_inference_pb2.RepositoryModelUnloadRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[protos.inference.v2.open_inference_pb2.RepositoryModelUnloadResponse, collections.abc.Awaitable[protos.inference.v2.open_inference_pb2.RepositoryModelUnloadResponse]]: ...
 
 def add_GRPCInferenceServiceServicer_to_server(servicer: GRPCInferenceServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
