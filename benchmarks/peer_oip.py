@@ -4,9 +4,9 @@
 
 MLServer runs in an environment of its own, with the least runtime that runs an ONNX model (`peers/mlserver_runtime`)
 and the settings that its documentation recommends: no debugging, and whichever of no or one inference worker is faster
-here. The agent runs as installed, with metrics on and tracing at its default sampling. Both are one process for one
-core, the load generator (`oip_load`) has the other; it sends the same bytes to each, in turns, so that whatever else the
-machine does falls on both. Figures: medians over the rounds; ratios: medians of each round's ratio, agent / MLServer.
+here. The agent runs as installed, with metrics on and tracing at its default sampling. Each has one core, the load
+generator (`oip_load`) the other; it sends the same bytes to each, in turns, so that whatever else the machine does
+falls on both. Figures: medians over the rounds; ratios: medians of each round's ratio, agent / MLServer.
 """
 
 import argparse

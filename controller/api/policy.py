@@ -57,6 +57,7 @@ POLICY: Mapping[str, frozenset[Role]] = {
     "/inference.GRPCInferenceService/ModelInfer": _INFERENCE,
     "/inference.GRPCInferenceService/RepositoryIndex": _INFERENCE,
     # Refused by the gateway, which says why.
+    "/inference.GRPCInferenceService/ModelStatistics": _INFERENCE,
     "/inference.GRPCInferenceService/RepositoryModelLoad": _INFERENCE,
     "/inference.GRPCInferenceService/RepositoryModelUnload": _INFERENCE,
     "/opentelemetry.proto.collector.trace.v1.TraceService/Export": frozenset(

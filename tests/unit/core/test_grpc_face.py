@@ -81,7 +81,8 @@ async def call_of(context: FakeContext, **more: Any) -> Call:
 
 
 async def test_a_raw_request_is_answered_raw() -> None:
-    response = await servicer(EchoPlane()).ModelInfer(infer_message(id="7").SerializeToString(), FakeContext())
+    body = await servicer(EchoPlane()).ModelInfer(infer_message(id="7").SerializeToString(), FakeContext())
+    response = pb.ModelInferResponse.FromString(body)
     assert (response.id, response.outputs[0].name, list(response.outputs[0].shape)) == ("7", "x", [1, 2])
     assert response.raw_output_contents == [np.array([1, 2], np.float32).tobytes()]
 
@@ -90,7 +91,8 @@ async def test_a_typed_request_is_answered_typed() -> None:
     message = infer_message()
     del message.raw_input_contents[:]
     message.inputs[0].contents.fp32_contents.extend([1, 2])
-    response = await servicer(EchoPlane()).ModelInfer(message.SerializeToString(), FakeContext())
+    body = await servicer(EchoPlane()).ModelInfer(message.SerializeToString(), FakeContext())
+    response = pb.ModelInferResponse.FromString(body)
     assert list(response.outputs[0].contents.fp32_contents) == [1, 2]
     assert not response.raw_output_contents
 
