@@ -38,6 +38,16 @@ def register_serving(registry: Registry, *, pool: ModelPool, offload: Offload) -
         ("model",),
         lambda: [((model.manifest.model,), model.batcher.queued) for model in pool.models()],
     )
+    registry.tally(
+        "nanofleet_queue_shed",
+        "Requests that were not run, by why.",
+        ("model", "reason"),
+        lambda: [
+            ((model.manifest.model, reason.value), count)
+            for model in pool.models()
+            for reason, count in model.batcher.shed.items()
+        ],
+    )
     registry.gauge("nanofleet_models_running", "Models that answer.", (), lambda: [((), len(pool.models()))])
     registry.gauge(
         "nanofleet_escalations_in_flight",

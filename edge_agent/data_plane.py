@@ -14,11 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from opentelemetry.trace import SpanKind
 
 from core.clock import Clock
-from core.errors import DeadlineExceeded, NanofleetError
+from core.errors import DeadlineExceeded, Forbidden, NanofleetError
 from core.keeping import Keep
 from core.metrics import Registry
 from core.open_inference.messages import InferRequest, InferResponse, ModelIndexEntry, ModelMetadata
 from core.open_inference.service import Call
+from core.open_inference.statistics import ModelStatistics
 from core.telemetry import Tracing
 from edge_agent.answer import Answer, tagged
 from edge_agent.cascade.deferral import Deferrals, Mailbox
@@ -125,7 +126,7 @@ class EdgeDataPlane:
         # The waiter puts another in its place when it answers provisionally.
         future = waiter.future
         try:
-            model.batcher.submit(arrays, waiter, deadline_s=deadline_s)
+            model.batcher.submit(arrays, waiter, deadline_s=deadline_s, priority=terms.priority, client=terms.client)
         except NanofleetError as error:
             waiter.fail(error)
         return future
@@ -135,7 +136,7 @@ class EdgeDataPlane:
         return await self.ask(request, call)
 
     async def infer(self, request: InferRequest, call: Call) -> InferResponse:
-        return tagged(await self.ask(request, call, terms_of(request.parameters)))
+        return tagged(await self.ask(request, call, terms_of(request.parameters, client=call.client)))
 
     async def is_ready(self) -> bool:
         return bool(self._pool.models())
@@ -149,6 +150,18 @@ class EdgeDataPlane:
     async def is_model_ready(self, name: str, version: str) -> bool:
         self._pool.find(name, version)
         return True
+
+    async def load(self, name: str) -> None:
+        self._pool.find(name)
+
+    async def unload(self, name: str) -> None:
+        self._pool.find(name)
+        raise Forbidden(f"model {name}: what is deployed here stays loaded")
+
+    async def statistics(self, name: str, version: str) -> Sequence[ModelStatistics]:
+        """Return what was counted of a model, or of each; implements `core.open_inference.service.Statistics`."""
+        models = [self._pool.find(name, version)] if name else self._pool.models()
+        return [self.metrics.statistics(model.manifest.model, model.version) for model in models]
 
     async def close(self) -> None:
         """Cancel the escalations under way; their callers get the edge's answer."""

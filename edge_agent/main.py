@@ -30,7 +30,6 @@ from core.ids import AgentId, SiteId
 from core.keeping import KeepRule
 from core.logs import configure_logging
 from core.metrics import Registry
-from core.open_inference.service import EXTENSIONS
 from core.process_metrics import register_process
 from core.service_notices import READY, STOPPING, ServiceNotices
 from core.tasks import supervise
@@ -39,7 +38,7 @@ from edge_agent.agent_metrics import register_broker, register_member, register_
 from edge_agent.cascade.offload import Offload
 from edge_agent.cascade.privacy import PrivacyRules
 from edge_agent.data_plane import EdgeDataPlane
-from edge_agent.front.grpc import SERVER_NAME, GrpcFront
+from edge_agent.front.grpc import AGENT_EXTENSIONS, SERVER_NAME, GrpcFront
 from edge_agent.front.http.inference import OpenInferenceRoutes
 from edge_agent.front.http.messages import Answer, Request, text_answer
 from edge_agent.front.http.routes import Tasks, get_route, routing
@@ -220,7 +219,8 @@ class _Agent:
             self._plane,
             server_name=SERVER_NAME,
             server_version=self._identity.software_version,
-            extensions=EXTENSIONS,
+            extensions=AGENT_EXTENSIONS,
+            statistics=self._plane,
             tasks=tasks,
         )
         fixed = dict([get_route("/metrics", self._expose, tasks), get_route("/healthz", _say_well, tasks)])
@@ -247,6 +247,7 @@ class _Agent:
             credentials=TransportCredentials.local(),
             clock=self._clock,
             version=self._identity.software_version,
+            statistics=self._plane,
             metrics=self._metrics,
         )
         address: Address = await face.start()

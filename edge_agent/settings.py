@@ -161,13 +161,22 @@ class RuntimeSettings(Section):
     """How models run."""
 
     intra_op_threads: Annotated[int, Field(ge=1, le=256)] = 1
-    """Threads inside one run; small models are fastest with one."""
+    """Threads inside one run; small models are fastest with one.
+
+    More are shared by all models, and so many fewer run at one time. They keep their cores busy for about 5 ms after a
+    run, which ONNX Runtime does not let us switch off: not for a battery.
+    """
     max_batch: Annotated[int, Field(ge=1, le=1024)] = 32
     """Most requests in one run, for models that allow batching; a model's own limit may be lower."""
-    max_batch_wait_s: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0
-    """Seconds that a request waits for others to share its run; 0 takes only what waits already."""
-    max_queue: Count = 1024
-    """Requests that may wait per model; more are refused with status 429."""
+    max_batch_wait_s: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.005
+    """Longest wait in seconds for others to share a run, where the average answer comes sooner for it.
+
+    Measured run times and the rate of requests decide that; 0 takes only what waits already.
+    """
+    max_queue: Count = 256
+    """Requests that may wait per model; beyond it the client with the most gives way (status 429)."""
+    reply_reserve_s: SecondsOrZero = 0.02
+    """Part of a request's deadline that is kept back for the way to and from the device; at most a quarter of it."""
     drain_timeout_s: Seconds = 10.0
     """Seconds that a replaced model gets to finish its requests."""
 
