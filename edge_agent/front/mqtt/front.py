@@ -10,7 +10,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from opentelemetry.trace import SpanKind
 
@@ -26,12 +26,20 @@ from core.open_inference.service import Call
 from edge_agent.data_plane import Answer, EdgeDataPlane
 from edge_agent.front.mqtt.broker import Broker, BrokerState
 from edge_agent.front.mqtt.connection import ConnectionSettings
-from edge_agent.front.mqtt.duplicates import Duplicates, Progress
-from edge_agent.front.mqtt.message_metrics import MessageMetrics
+from edge_agent.front.mqtt.duplicates import Duplicates, Execution
+from edge_agent.front.mqtt.message_metrics import FrontCounters, MessageMetrics
 from edge_agent.front.mqtt.publication import Publication
 from edge_agent.front.mqtt.tls import BrokerTls
 from edge_agent.front.mqtt.topics import DropCause, Topics, Undeliverable, template_of
-from edge_agent.front.mqtt.wire import DEFAULT_DEADLINE_S, Address, Envelope, Reply, Wire, within_timeout
+from edge_agent.front.mqtt.wire import (
+    DEFAULT_DEADLINE_S,
+    Address,
+    Envelope,
+    Reply,
+    Wire,
+    content_hash,
+    within_timeout,
+)
 from edge_agent.request_trace import Attribute
 from edge_agent.runtime.pool import ModelPool
 from edge_agent.settings import MqttSettings
@@ -44,25 +52,6 @@ _MAX_WAITING = 4096
 _MAX_RESENT = 1
 # How long after a connect messages may be older than the connection. Chosen: the broker sends what it kept at once.
 _BACKLOG_S = 2.0
-
-
-@dataclass(slots=True)
-class FrontCounters:
-    """What became of the messages that came in; for the agent's status."""
-
-    received: int = 0
-    replied: int = 0
-    refused: int = 0
-    duplicates: int = 0
-    # Came too late, or their deadline passed in the queue: never answered.
-    expired: int = 0
-    # Answered, but not in time to be sent.
-    late: int = 0
-    malformed_topic: int = 0
-    missing_response_topic: int = 0
-    foreign_response_topic: int = 0
-    unnamed_client: int = 0
-    retained: int = 0
 
 
 class MqttFront:
@@ -90,7 +79,11 @@ class MqttFront:
         self._faces = dict(faces or {})
         self._topics = Topics(site, agent, requires_client=settings.requires_client, shared_by=settings.share_group)
         self._wire = Wire(self._topics, agent=agent, limits=BodyLimits(max_body_bytes=settings.max_body_bytes))
-        self._duplicates = Duplicates(max_entries=settings.remembered_replies, max_bytes=settings.remembered_bytes)
+        self._duplicates = Duplicates(
+            max_requests=settings.remembered_replies,
+            max_bytes=settings.remembered_bytes,
+            note_forgotten=self.counters.note_forgotten,
+        )
         self._in_flight: set[_Exchange] = set()
         self._is_draining = False
         # Infinite while the connection is not open: the broker sends what it kept before that.
@@ -173,6 +166,7 @@ class MqttFront:
         """Reply with what has become of a request that was under way; never raises."""
         self._in_flight.discard(exchange)
         if future.cancelled():
+            self._forget(exchange)
             return
         try:
             self._answer(exchange, future.result())
@@ -193,11 +187,9 @@ class MqttFront:
                 f"reply: expected at most {self._broker.max_packet_bytes} bytes, as the broker takes, "
                 f"got {reply.packet_bytes}; ask for fewer outputs or in a binary encoding"
             )
-        now_s = self._clock.monotonic_s()
-        if exchange.qos:
-            self._duplicates.finish(exchange.key, reply, now_s=now_s)
+        self._finish(exchange, reply)
         self._send(reply)
-        self._measured.processed(now_s - exchange.received_s)
+        self._measured.processed(self._clock.monotonic_s() - exchange.received_s)
 
     def _refuse(self, exchange: "_Exchange", error: Exception) -> None:
         if not isinstance(error, NanofleetError):
@@ -207,14 +199,15 @@ class MqttFront:
         if not exchange.is_asked:
             self._plane.metrics.failed("", error)
         if isinstance(error, DeadlineExceeded):
+            self._forget(exchange)
             self.counters.expired += 1
             return
         self.counters.refused += 1
         reply = self._wire.encode_refusal(exchange.address, error, qos=exchange.qos, deadline_s=exchange.deadline_s)
-        if exchange.is_noted and error.retryable:
-            self._duplicates.forget(exchange.key)
-        elif exchange.is_noted:
-            self._duplicates.finish(exchange.key, reply, now_s=self._clock.monotonic_s())
+        if error.retryable:
+            self._forget(exchange)
+        else:
+            self._finish(exchange, reply)
         self._send(reply)
 
     def _serve(self, exchange: "_Exchange") -> None:
@@ -224,7 +217,7 @@ class MqttFront:
         now_s = exchange.open(envelope)
         if envelope.remaining_s <= 0:
             raise DeadlineExceeded("the deadline had passed when the message came")
-        if exchange.qos and not self._is_fresh(exchange, now_s):
+        if not self._is_fresh(exchange, envelope, now_s):
             return
         if self._is_draining:
             raise Unavailable("the agent is stopping; try again later")
@@ -240,15 +233,30 @@ class MqttFront:
     def _may_be_backlog(self, exchange: "_Exchange") -> bool:
         return exchange.received_s - self._online_since_s < _BACKLOG_S
 
-    def _is_fresh(self, exchange: "_Exchange", now_s: float) -> bool:
-        seen = self._duplicates.begin(exchange.key, deadline_s=exchange.deadline_s, now_s=now_s)
-        if seen is Progress.FRESH:
-            exchange.is_noted = True
+    def _is_fresh(self, exchange: "_Exchange", envelope: Envelope, now_s: float) -> bool:
+        address = exchange.address
+        seen = self._duplicates.begin(
+            address.client,
+            address.correlation,
+            content=content_hash(exchange.publication, address, envelope),
+            deadline_s=exchange.deadline_s,
+            now_s=now_s,
+        )
+        if isinstance(seen, Execution):
+            exchange.execution = seen
             return True
         self.counters.duplicates += 1
-        if isinstance(seen, Reply):
+        if seen is not None:
             self._send(seen)
         return False
+
+    def _finish(self, exchange: "_Exchange", reply: Reply) -> None:
+        if exchange.execution is not None:
+            self._duplicates.finish(exchange.execution, reply)
+
+    def _forget(self, exchange: "_Exchange") -> None:
+        if exchange.execution is not None:
+            self._duplicates.forget(exchange.execution)
 
     def _send(self, reply: Reply) -> None:
         now_s = self._clock.monotonic_s()
@@ -319,9 +327,9 @@ class _Exchange:
         "address",
         "content_type",
         "deadline_s",
+        "execution",
         "future",
         "is_asked",
-        "is_noted",
         "publication",
         "qos",
         "received_s",
@@ -340,15 +348,12 @@ class _Exchange:
         # Until the envelope is open: a refusal of a malformed one must still be sent.
         self.deadline_s = received_s + DEFAULT_DEADLINE_S
         self.content_type = ""
-        self.is_noted = False
+        # What is remembered of it, once it is known to be no repetition.
+        self.execution: Execution | None = None
         # From then on the data plane counts what becomes of it.
         self.is_asked = False
         self.future: asyncio.Future[Answer] | None = None
         self.request: InferRequest
-
-    @property
-    def key(self) -> tuple[str, bytes]:
-        return self.address.client, self.address.correlation
 
     def open(self, envelope: Envelope) -> float:
         self.deadline_s = self.received_s + envelope.remaining_s

@@ -36,6 +36,7 @@ from edge_agent.front.mqtt.publication import (
     with_length,
 )
 from edge_agent.front.mqtt.topics import DropCause, Topics, Undeliverable
+from edge_agent.request_content import content_of
 from edge_agent.terms import NO_TERMS, Terms, terms_of
 
 JSON = "application/json"
@@ -240,6 +241,16 @@ class Wire:
                 self._answer_words.clear()
             self._answer_words[key] = words
         return words
+
+
+def content_hash(publication: Publication, address: Address, envelope: Envelope) -> int:
+    """Return a hash of what is asked: by the bytes of the body; in the 3.1.1 form without what it says of its deadline.
+
+    Python's own: keyed per process, and 0.2 us for a small body where BLAKE3 takes 1.2 us (measured).
+    """
+    if envelope.request is not None:
+        return hash(content_of(envelope.request))
+    return hash((publication.payload, address.model, envelope.content_type))
 
 
 def remaining_s(deadline_ms: int | None, expiry_s: int) -> float:
