@@ -23,7 +23,8 @@ from core.logs import peer_text
 from core.metrics import Registry
 from core.open_inference.messages import BodyLimits, InferRequest
 from core.open_inference.service import Call
-from edge_agent.data_plane import Answer, EdgeDataPlane
+from edge_agent.answer import Answer
+from edge_agent.data_plane import EdgeDataPlane
 from edge_agent.front.mqtt.broker import Broker, BrokerState
 from edge_agent.front.mqtt.connection import ConnectionSettings
 from edge_agent.front.mqtt.duplicates import Duplicates, Execution

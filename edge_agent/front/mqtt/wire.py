@@ -26,7 +26,7 @@ from core.open_inference.messages import (
 )
 from core.status import STATUS
 from core.telemetry import parse_traceparent
-from edge_agent.data_plane import Answer
+from edge_agent.answer import Answer
 from edge_agent.front.mqtt.publication import (
     Publication,
     encode_content_type,
