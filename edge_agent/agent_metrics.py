@@ -6,7 +6,7 @@ Nothing is kept here. States are one gauge per word, 1 for the one that holds, s
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import asdict
 from enum import Enum
@@ -20,6 +20,7 @@ from edge_agent.front.mqtt.front import MqttFront
 from edge_agent.link.session import SessionState
 from edge_agent.member import Member
 from edge_agent.runtime.pool import ModelPool
+from edge_agent.runtime.response_cache import ResponseCache
 
 # Chosen: a scrape has 10 s by default; a large file is hashed for as long as that.
 DISK_PATIENCE_S = 1.0
@@ -47,6 +48,26 @@ def register_serving(registry: Registry, *, pool: ModelPool, offload: Offload) -
         "1 for the state of the breaker in front of the heavy tier.",
         ("state",),
         lambda: one_of(BreakerState, offload.state),
+    )
+
+
+def register_cache(registry: Registry, caches: Mapping[str, ResponseCache]) -> None:
+    """Add what says how often an answer is given again, by model; nothing for those that keep none."""
+    registry.tally(
+        "nanofleet_cache_lookups",
+        "Requests that the response cache of their model was asked for.",
+        ("model", "outcome"),
+        lambda: [
+            reading
+            for name, cache in caches.items()
+            for reading in (((name, "hit"), cache.hits), ((name, "miss"), cache.misses))
+        ],
+    )
+    registry.gauge(
+        "nanofleet_cache_bytes",
+        "Memory that kept answers and their requests take.",
+        ("model",),
+        lambda: [((name,), cache.size_bytes) for name, cache in caches.items()],
     )
 
 

@@ -26,6 +26,8 @@ class Answer:
     is_final: bool = True
     # The final verdict of a provisional answer, or a NanofleetError; whoever cancels it leaves.
     later: "asyncio.Future[Answer] | None" = None
+    # Given before to the same request, and not worked out anew.
+    is_cached: bool = False
 
 
 def tagged(answer: Answer) -> InferResponse:
@@ -38,6 +40,8 @@ def tagged(answer: Answer) -> InferResponse:
     }
     if answer.confidence is not None:
         parameters["confidence"] = round(answer.confidence, 4)
+    if answer.is_cached:
+        parameters["cache"] = "hit"
     return InferResponse(response.model_name, response.model_version, response.outputs, response.id, parameters)
 
 
@@ -61,4 +65,6 @@ def span_attributes(answer: Answer, privacy: Privacy) -> Mapping[str, Attribute]
     }
     if answer.confidence is not None:
         attributes["nanofleet.confidence"] = answer.confidence
+    if answer.is_cached:
+        attributes["nanofleet.cache"] = "hit"
     return attributes

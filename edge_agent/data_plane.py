@@ -21,6 +21,7 @@ from core.open_inference.messages import InferRequest, InferResponse, ModelIndex
 from core.open_inference.service import Call
 from core.telemetry import Tracing
 from edge_agent.answer import Answer, tagged
+from edge_agent.cached_answers import CachedAnswers
 from edge_agent.cascade.deferral import Deferrals, Mailbox
 from edge_agent.cascade.policy import Privacy, privacy_of
 from edge_agent.hard_examples import HardExamples
@@ -61,6 +62,7 @@ class EdgeDataPlane:
         deferrals: Deferrals | None = None,
         examples: HardExamples | None = None,
         is_reachable: Callable[[], bool] | None = None,
+        cached: CachedAnswers | None = None,
     ) -> None:
         """Serve the models of `pool`.
 
@@ -69,6 +71,7 @@ class EdgeDataPlane:
             deferrals: keeps the escalations that a client lets wait; None: they are answered at the edge.
             examples: is offered every request that the edge was not sure enough of.
             is_reachable: what probes know of the heavy tier; None: it is found out by asking.
+            cached: answers that are given again; None: every request is run.
         """
         self.metrics = metrics or RequestMetrics(Registry(), clock=clock)
         self._pool = pool
@@ -83,6 +86,9 @@ class EdgeDataPlane:
             examples=examples,
             is_reachable=is_reachable,
         )
+        self._cached = cached
+        if cached is not None:
+            pool.on_change(lambda: cached.follow(pool.running()))
 
     def ask(
         self,
@@ -119,6 +125,8 @@ class EdgeDataPlane:
             raise
         if self._tracing.is_sampled(call.traceparent):
             waiter.start_trace(Keep.SAMPLED)
+        if self._cached is not None and self._is_answered_again(self._cached, model, request, privacy, waiter):
+            return waiter.future
         # The waiter puts another in its place when it answers provisionally.
         future = waiter.future
         try:
@@ -126,6 +134,20 @@ class EdgeDataPlane:
         except NanofleetError as error:
             waiter.fail(error)
         return future
+
+    def _is_answered_again(
+        self, cached: CachedAnswers, model: LoadedModel, request: InferRequest, privacy: Privacy, waiter: Request
+    ) -> bool:
+        """Answer from the cache, or see to it that the cache hears the answer."""
+        place = cached.place_of(model, request, privacy)
+        if place is None:
+            return False
+        answer = place.find(request)
+        if answer is None:
+            waiter.future.add_done_callback(place.keep)
+            return False
+        waiter.answer_again(answer)
+        return True
 
     async def answer(self, request: InferRequest, call: Call = _NO_CALL) -> Answer:
         """Return the answer to `request`; cancelling it withdraws the request."""

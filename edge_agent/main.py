@@ -34,7 +34,8 @@ from core.process_metrics import register_process
 from core.service_notices import READY, STOPPING, ServiceNotices
 from core.tasks import supervise
 from core.telemetry import Tracing, TracingSettings
-from edge_agent.agent_metrics import register_broker, register_member, register_serving
+from edge_agent.agent_metrics import register_broker, register_cache, register_member, register_serving
+from edge_agent.cached_answers import CachedAnswers
 from edge_agent.cascade.offload import Offload
 from edge_agent.data_plane import EdgeDataPlane
 from edge_agent.front.grpc import GrpcFront
@@ -112,7 +113,10 @@ class _Agent:
         self._offload = Offload(channel, settings.offload, clock=clock)
         self._metrics = Registry()
         counted = RequestMetrics(self._metrics, clock=clock)
-        self._plane = EdgeDataPlane(self._pool, self._offload, tracing=self._tracing, clock=clock, metrics=counted)
+        self._cached = _cached_answers(settings)
+        self._plane = EdgeDataPlane(
+            self._pool, self._offload, tracing=self._tracing, clock=clock, metrics=counted, cached=self._cached
+        )
         closing.push_async_callback(self._plane.close)
         self._member = Member(
             Surroundings(
@@ -160,6 +164,7 @@ class _Agent:
     def _register(self) -> None:
         register_process(self._metrics, version=self._identity.software_version)
         register_serving(self._metrics, pool=self._pool, offload=self._offload)
+        register_cache(self._metrics, {} if self._cached is None else self._cached.caches())
         register_broker(self._metrics, lambda: self._front)
         register_member(self._metrics, self._member, disk=self._disk)
 
@@ -283,6 +288,11 @@ def _identity(enrolled: Identity) -> AgentIdentity:
         pid=os.getpid(),
         started_at=SystemClock().now(),
     )
+
+
+def _cached_answers(settings: AgentSettings) -> CachedAnswers | None:
+    budgets = {name: model.cache_bytes for name, model in settings.models.items() if model.cache_bytes}
+    return CachedAnswers(budgets) if budgets else None
 
 
 def _tracing(settings: AgentSettings, enrolled: Identity) -> Tracing:

@@ -11,6 +11,7 @@ that whatever comes next is told in the same way. A request is counted as answer
 
 import asyncio
 import logging
+from dataclasses import replace
 
 from core.errors import DeadlineExceeded, HeavyUnavailable, InternalError, NanofleetError
 from core.keeping import Keep
@@ -93,6 +94,16 @@ class Request:
             self._begin_escalation(ran, decision)
         else:
             self._fall_back(ran, decision, obstacle, finished_s=ran.finished_s)
+
+    def answer_again(self, answer: Answer) -> None:
+        """Give an answer that was given before, without a run."""
+        answer = replace(answer, traceparent=self._traceparent)
+        if self.trace is not None:
+            self.trace.answered(span_attributes(answer, self._privacy))
+        self._services.metrics.answered_again(
+            self.model.manifest.model, answer.reason, queued_s=self.queued_s, traceparent=answer.traceparent
+        )
+        self.future.set_result(answer)
 
     def fail(self, error: NanofleetError, ran: Ran | None = None) -> None:
         # Who has left does not make an error of it.

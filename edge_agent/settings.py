@@ -174,6 +174,8 @@ class ModelSettings(Section):
 
     privacy: Literal["device", "site", "any"] = "any"
     """Where the data of requests to this model may go, whatever else they say; the strictest word counts."""
+    cache_bytes: Annotated[int, Field(ge=0)] = 0
+    """Memory for answers to be given again to equal requests; 0: none are kept."""
 
 
 class OffloadSettings(Section):

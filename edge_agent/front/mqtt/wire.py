@@ -120,7 +120,7 @@ class Wire:
         self._topics = topics
         self._agent = agent
         self._limits = limits
-        self._answer_words: dict[tuple[str, str, str, str], bytes] = {}
+        self._answer_words: dict[tuple[str, str, str, str, bool], bytes] = {}
 
     def address_of(self, publication: Publication) -> Address:
         """Return who is to be answered, and where.
@@ -224,19 +224,25 @@ class Wire:
         )
 
     def _words_of(self, answer: Answer) -> bytes:
-        key = (answer.response.model_name, answer.response.model_version, answer.tier.value, answer.reason.value)
+        response = answer.response
+        key = (
+            response.model_name,
+            response.model_version,
+            answer.tier.value,
+            answer.reason.value,
+            answer.is_cached,
+        )
         words = self._answer_words.get(key)
         if words is None:
-            words = encode_words(
-                {
-                    "status": "200",
-                    "tier": answer.tier.value,
-                    "model-version": peer_text(answer.response.model_version),
-                    "agent": self._agent,
-                    "final": "1",
-                    "reason": answer.reason.value,
-                }.items()
-            )
+            said = {
+                "status": "200",
+                "tier": answer.tier.value,
+                "model-version": peer_text(response.model_version),
+                "agent": self._agent,
+                "final": "1",
+                "reason": answer.reason.value,
+            }
+            words = encode_words([*said.items(), *([("cache", "hit")] if answer.is_cached else [])])
             if len(self._answer_words) >= _MAX_REMEMBERED:
                 self._answer_words.clear()
             self._answer_words[key] = words
@@ -391,6 +397,8 @@ def _with_parameters(answer: Answer, agent: str) -> InferResponse:
     }
     if answer.confidence is not None:
         parameters["confidence"] = round(answer.confidence, 4)
+    if answer.is_cached:
+        parameters["cache"] = "hit"
     if answer.traceparent is not None:
         parameters["traceparent"] = answer.traceparent
     return InferResponse(response.model_name, response.model_version, response.outputs, response.id, parameters)
