@@ -14,6 +14,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from core.digest import Digest
+from core.ids import ModelName
 from core.open_inference.messages import InferRequest, InferResponse
 from core.tensors import Tensor
 from edge_agent.answer import Answer
@@ -44,10 +46,10 @@ class CachedAnswers:
             self._digests[name] = model.digest
         return Place(self, cache, name, (model.digest, privacy.value, *content_of(request)))
 
-    def follow(self, running: Mapping[str, str]) -> None:
+    def follow(self, running: Mapping[ModelName, Digest]) -> None:
         """Drop the answers of variants that do not run any more; `running` are digests by name."""
         for name, digest in list(self._digests.items()):
-            if running.get(name) != digest:
+            if running.get(ModelName(name)) != digest:
                 self._caches[name].clear()
                 del self._digests[name]
 

@@ -91,6 +91,8 @@ class MqttSettings(Section):
     """Replies kept until their request expires, to answer redeliveries without running the model again."""
     remembered_bytes: Bytes = 16 << 20
     """Memory that the remembered replies may take."""
+    verdict_expiry_s: Seconds = 3600.0
+    """How long the broker keeps the reply to a deferred escalation for a client that is away when it comes."""
 
     @model_validator(mode="after")
     def _tls_beyond_loopback(self) -> Self:

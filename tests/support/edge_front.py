@@ -21,6 +21,7 @@ from paho.mqtt.properties import Properties
 from core.clock import SystemClock
 from core.ids import AgentId, SiteId
 from core.telemetry import Tracing
+from edge_agent.cascade.deferral import Deferrals
 from edge_agent.client.device import disable_nagle
 from edge_agent.data_plane import EdgeDataPlane
 from edge_agent.front.mqtt.broker import BrokerState
@@ -50,6 +51,7 @@ async def serving(
     tracing: Tracing | None = None,
     agent: str = AGENT,
     tls: BrokerTls | None = None,
+    deferrals: Deferrals | None = None,
     expected: BrokerState = BrokerState.ONLINE,
 ) -> AsyncIterator[MqttFront]:
     """Yield a front once its connection to `broker` is as `expected`; it has said goodbye afterwards."""
@@ -57,7 +59,13 @@ async def serving(
     pool = pool or ModelPool(RuntimeSettings(), clock=clock)
     for model in models:
         await pool.host(model)
-    plane = EdgeDataPlane(pool, heavy or FakeHeavy(), tracing=tracing or Tracing("test", UNSAMPLED), clock=clock)
+    plane = EdgeDataPlane(
+        pool,
+        heavy or FakeHeavy(),
+        tracing=tracing or Tracing("test", UNSAMPLED),
+        clock=clock,
+        deferrals=deferrals,
+    )
     quick = {"port": broker.port, "reconnect_base_s": 0.05, "reconnect_cap_s": 0.2}
     front = MqttFront(
         MqttSettings(**{**quick, **(settings or {})}),

@@ -47,6 +47,25 @@ class FakeHeavy:
         return InferResponse(request.model_name, "7", (scores_tensor("scores", (1.0, 1.0, 1.0)),), request.id)
 
 
+class GatedHeavy(FakeHeavy):
+    """Answers once its gate is open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.is_left = asyncio.Event()
+
+    async def ask(
+        self, request: InferRequest, *, deadline: Deadline | None = None, traceparent: str | None = None
+    ) -> InferResponse:
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.is_left.set()
+            raise
+        return await super().ask(request, deadline=deadline, traceparent=traceparent)
+
+
 class FakeDeferrals:
     """Keeps what it has room for, in the order in which it came."""
 

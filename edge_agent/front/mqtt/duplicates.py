@@ -1,8 +1,8 @@
 """One execution per request: whatever comes again finds its reply, or that it is under way.
 
     begin → Execution           run it, then `finish`; or `forget`, when it was refused only for now
-          → Reply               it was run; this was answered
-          → None                it is under way; its one answer comes
+          → replies             it was run; this was answered: a provisional reply, the final one, or both
+          → none                it is under way; its answer comes
 
 A request is known by client and correlation data until its deadline, whatever its QoS: a broker delivers QoS 1 messages
 again, and a device sends again what was unanswered when its connection broke. Content tells a repetition from another
@@ -14,7 +14,7 @@ up, and may stand beyond the bounds: the front bounds it.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from core.errors import Conflict
 from edge_agent.front.mqtt.wire import Reply
@@ -26,7 +26,7 @@ OVERHEAD_BYTES = 500
 class Execution:
     """One request that is or was run; of one Duplicates."""
 
-    __slots__ = ("content", "correlation", "deadline_s", "is_under_way", "reply", "shelf", "size_bytes")
+    __slots__ = ("content", "correlation", "deadline_s", "final", "is_under_way", "provisional", "shelf", "size_bytes")
 
     def __init__(self, shelf: "_Shelf", correlation: bytes, content: int, deadline_s: float) -> None:
         self.shelf = shelf
@@ -34,8 +34,13 @@ class Execution:
         self.content = content
         self.deadline_s = deadline_s
         self.is_under_way = True
-        self.reply: Reply | None = None
+        self.provisional: Reply | None = None
+        self.final: Reply | None = None
         self.size_bytes = OVERHEAD_BYTES
+
+    @property
+    def replies(self) -> Sequence[Reply]:
+        return [reply for reply in (self.provisional, self.final) if reply is not None]
 
 
 class Duplicates:
@@ -52,8 +57,8 @@ class Duplicates:
 
     def begin(
         self, client: str, correlation: bytes, *, content: int, deadline_s: float, now_s: float
-    ) -> Execution | Reply | None:
-        """Note a request; return what is to be run, or the reply if it was, or None while it is.
+    ) -> Execution | Sequence[Reply]:
+        """Note a request; return what is to be run, or the replies that it has so far.
 
         Args:
             content: a hash of what is asked. Keyed per process, so that nobody makes two that collide.
@@ -70,33 +75,38 @@ class Duplicates:
         if known is not None and known.deadline_s > now_s:
             if known.content != content:
                 raise Conflict("Correlation Data: expected new ones for another request, got those of one not yet over")
-            return known.reply
+            return known.replies
         if known is not None:
             self.forget(known)
             self._shelves[client] = shelf
         return self._note(Execution(shelf, correlation, content, deadline_s))
 
-    def finish(self, execution: Execution, reply: Reply, *, is_final: bool = True) -> None:
-        """Store the reply to a request; one that is not final is replaced by the one that follows it."""
-        shelf = execution.shelf
-        if shelf.executions.get(execution.correlation) is not execution:
-            # It ran for longer than it was asked to, and is forgotten.
-            return
-        size_bytes = OVERHEAD_BYTES + reply.size_bytes
-        grown_bytes = size_bytes - execution.size_bytes
-        execution.reply = reply
-        execution.is_under_way = not is_final
-        execution.size_bytes = size_bytes
-        shelf.size_bytes += grown_bytes
-        self._size_bytes += grown_bytes
-        if self._size_bytes > self._max_bytes:
-            self._make_room(shelf)
+    def finish(self, execution: Execution, reply: Reply) -> None:
+        """Store the final reply."""
+        if self._holds(execution) and execution.final is None:
+            execution.final = reply
+            execution.is_under_way = False
+            self._grow(execution, reply.size_bytes)
+
+    def note_provisional(self, execution: Execution, reply: Reply, *, is_under_way: bool) -> None:
+        """Store a reply that another one follows, from this run or else by `follow_up`."""
+        if self._holds(execution) and execution.final is None:
+            known, execution.provisional = execution.provisional, reply
+            execution.is_under_way = is_under_way
+            self._grow(execution, reply.size_bytes - (0 if known is None else known.size_bytes))
+
+    def follow_up(self, client: str, correlation: bytes, reply: Reply) -> None:
+        """Store the final reply behind a provisional one; a request of the same name that has none is another one."""
+        shelf = self._shelves.get(client)
+        execution = None if shelf is None else shelf.executions.get(correlation)
+        if execution is not None and execution.provisional is not None:
+            self.finish(execution, reply)
 
     def forget(self, execution: Execution) -> None:
         """Let the request be run again, for example because it was refused only for now."""
-        shelf = execution.shelf
-        if shelf.executions.get(execution.correlation) is not execution:
+        if not self._holds(execution):
             return
+        shelf = execution.shelf
         del shelf.executions[execution.correlation]
         self._requests -= 1
         self._size_bytes -= execution.size_bytes
@@ -116,6 +126,17 @@ class Duplicates:
     def size_bytes(self) -> int:
         """What it holds in memory, about."""
         return self._size_bytes
+
+    def _holds(self, execution: Execution) -> bool:
+        """Say whether it is still remembered; a run may outlive its deadline."""
+        return execution.shelf.executions.get(execution.correlation) is execution
+
+    def _grow(self, execution: Execution, size_bytes: int) -> None:
+        execution.size_bytes += size_bytes
+        execution.shelf.size_bytes += size_bytes
+        self._size_bytes += size_bytes
+        if self._size_bytes > self._max_bytes:
+            self._make_room(execution.shelf)
 
     def _note(self, execution: Execution) -> Execution:
         shelf = execution.shelf

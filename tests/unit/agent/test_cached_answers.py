@@ -14,7 +14,7 @@ from core.clock import SystemClock
 from core.deadline import Deadline
 from core.errors import DeadlineExceeded, Forbidden
 from core.manifest import Cascade
-from core.open_inference.messages import InferRequest, ParameterValue, RequestedOutput
+from core.open_inference.messages import InferRequest, RequestedOutput
 from core.open_inference.service import Call
 from core.telemetry import Tracing, TracingSettings
 from core.tensors import Array
@@ -77,8 +77,8 @@ class Counting:
         )
         return self
 
-    async def ask(self, request: InferRequest | None = None, **parameters: ParameterValue) -> Answer:
-        return await self.plane.answer(request or request_of(SURE, **parameters), Call(None))
+    async def ask(self, request: InferRequest | None = None, *, privacy: str = "any") -> Answer:
+        return await self.plane.answer(request or request_of(SURE, privacy=privacy), Call(None))
 
 
 async def test_an_equal_request_is_answered_again_without_a_run() -> None:

@@ -1,6 +1,6 @@
 """One execution per request: whatever comes again finds its reply, within bounds that are shared fairly."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import settings
@@ -28,7 +28,7 @@ def begun(
     content: int = 1,
     deadline_s: float = 10.0,
     now_s: float = 0.0,
-) -> Execution | Reply | None:
+) -> Execution | Sequence[Reply]:
     return memory.begin(client, correlation, content=content, deadline_s=deadline_s, now_s=now_s)
 
 
@@ -39,19 +39,19 @@ def run(memory: Duplicates, correlation: bytes = b"r1", *, client: str = "camera
 
 
 def is_known(memory: Duplicates, correlation: bytes, *, client: str = "camera-1") -> bool:
-    return isinstance(begun(memory, correlation, client=client), Reply)
+    return not isinstance(begun(memory, correlation, client=client), Execution)
 
 
 def test_a_request_is_run_once_and_while_it_is_under_way_it_has_no_other_answer() -> None:
     memory = duplicates()
     assert isinstance(begun(memory), Execution)
-    assert begun(memory, now_s=1) is None
+    assert begun(memory, now_s=1) == []
 
 
 def test_a_request_that_comes_again_finds_its_reply() -> None:
     memory = duplicates()
     run(memory)
-    assert begun(memory, now_s=2) == reply()
+    assert begun(memory, now_s=2) == [reply()]
 
 
 def test_requests_of_two_clients_with_the_same_correlation_data_are_two() -> None:
@@ -65,7 +65,7 @@ def test_other_content_under_a_correlation_that_is_taken_is_a_conflict_and_chang
     run(memory)
     with pytest.raises(Conflict):
         begun(memory, content=2)
-    assert begun(memory) == reply()
+    assert begun(memory) == [reply()]
 
 
 def test_other_content_under_a_correlation_that_is_over_is_a_request_like_any() -> None:
@@ -95,21 +95,63 @@ def test_a_run_that_outlived_its_deadline_does_not_answer_the_request_that_came_
     assert isinstance(late, Execution)
     assert isinstance(again, Execution)
     memory.finish(late, reply(b"old"))
-    assert begun(memory, now_s=3) is None
+    assert begun(memory, now_s=3) == []
     memory.finish(again, reply(b"new"))
     memory.forget(late)
-    assert begun(memory, now_s=3) == reply(b"new")
+    assert begun(memory, now_s=3) == [reply(b"new")]
 
 
-def test_a_provisional_reply_is_sent_again_until_the_final_one_takes_its_place() -> None:
-    memory = duplicates()
+def started(memory: Duplicates) -> Execution:
     execution = begun(memory)
     assert isinstance(execution, Execution)
-    memory.finish(execution, reply(b"provisional"), is_final=False)
-    assert begun(memory) == reply(b"provisional")
-    memory.finish(execution, reply(b"final"))
-    assert begun(memory) == reply(b"final")
-    assert memory.size_bytes == OVERHEAD_BYTES + reply(b"final").size_bytes
+    return execution
+
+
+def test_a_request_with_a_provisional_reply_finds_that_and_then_both() -> None:
+    memory = duplicates()
+    execution = started(memory)
+    memory.note_provisional(execution, reply(b"first"), is_under_way=True)
+    assert begun(memory) == [reply(b"first")]
+    memory.finish(execution, reply(b"last"))
+    assert begun(memory) == [reply(b"first"), reply(b"last")]
+    assert memory.size_bytes == OVERHEAD_BYTES + reply(b"first").size_bytes + reply(b"last").size_bytes
+
+
+def test_a_second_provisional_reply_takes_the_place_of_the_first() -> None:
+    memory = duplicates()
+    execution = started(memory)
+    memory.note_provisional(execution, reply(b"first"), is_under_way=True)
+    memory.note_provisional(execution, reply(b"second"), is_under_way=False)
+    assert begun(memory) == [reply(b"second")]
+    assert memory.size_bytes == OVERHEAD_BYTES + reply(b"second").size_bytes
+
+
+def test_after_the_final_reply_nothing_is_provisional_or_final() -> None:
+    memory = duplicates()
+    execution = started(memory)
+    memory.finish(execution, reply(b"last"))
+    memory.note_provisional(execution, reply(b"stray"), is_under_way=True)
+    memory.finish(execution, reply(b"second"))
+    assert begun(memory) == [reply(b"last")]
+
+
+def test_a_late_verdict_belongs_to_the_request_that_was_told_of_it() -> None:
+    memory = duplicates()
+    memory.follow_up("camera-1", b"r1", reply(b"of nobody"))
+    execution = started(memory)
+    memory.follow_up("camera-1", b"r1", reply(b"of another"))
+    assert begun(memory) == []
+    memory.note_provisional(execution, reply(b"first"), is_under_way=False)
+    memory.follow_up("camera-1", b"r1", reply(b"last"))
+    assert begun(memory) == [reply(b"first"), reply(b"last")]
+
+
+def test_a_request_that_waits_for_the_heavy_tier_elsewhere_may_be_given_up() -> None:
+    memory = duplicates(requests=2)
+    memory.note_provisional(started(memory), reply(b"first"), is_under_way=False)
+    for number in range(2):
+        run(memory, b"%d" % number)
+    assert isinstance(begun(memory), Execution)
 
 
 def test_the_number_of_remembered_requests_is_bounded_and_the_oldest_go_first_and_are_counted() -> None:
@@ -134,7 +176,7 @@ def test_what_is_under_way_is_never_given_up() -> None:
     begun(memory, b"long")
     for number in range(5):
         run(memory, b"%d" % number)
-    assert begun(memory, b"long") is None
+    assert begun(memory, b"long") == []
 
 
 def test_one_client_cannot_push_out_what_others_need() -> None:
@@ -180,8 +222,8 @@ class OneExecution(RuleBasedStateMachine):
         self.forgotten = self.run_again = 0
         self.memory = duplicates(requests=6, size_bytes=8 * OVERHEAD_BYTES, note=self.count)
         self.now_s = 0.0
-        # By client and correlation: deadline, content and the reply, if there is one by now.
-        self.owed: dict[tuple[str, bytes], tuple[float, int, Reply | None]] = {}
+        # By client and correlation: deadline, content and the replies so far.
+        self.owed: dict[tuple[str, bytes], tuple[float, int, list[Reply]]] = {}
         self.running: dict[tuple[str, bytes], Execution] = {}
 
     def count(self) -> None:
@@ -195,7 +237,7 @@ class OneExecution(RuleBasedStateMachine):
     )
     def arrive(self, client: str, correlation: bytes, content: int, lasts_s: float) -> None:
         key = (client, correlation)
-        deadline_s, known_content, known_reply = self.owed.get(key, (0.0, 0, None))
+        deadline_s, known_content, replies = self.owed.get(key, (0.0, 0, []))
         forgotten = self.forgotten
         try:
             seen = begun(
@@ -213,26 +255,31 @@ class OneExecution(RuleBasedStateMachine):
         if isinstance(seen, Execution):
             if deadline_s > self.now_s:
                 # A second execution: only of what was answered, and only if the bound was counted.
-                assert known_reply is not None
+                assert replies != []
                 assert key not in self.running
                 self.run_again += 1
                 assert self.run_again <= self.forgotten
-            self.owed[key] = (self.now_s + lasts_s, content, None)
+            self.owed[key] = (self.now_s + lasts_s, content, [])
             self.running[key] = seen
         else:
-            assert (deadline_s > self.now_s, known_content, known_reply) == (True, content, seen)
+            assert (deadline_s > self.now_s, known_content, replies) == (True, content, seen)
             assert self.forgotten == forgotten
 
     @precondition(lambda self: self.running)
-    @rule(data=st.data(), is_final=st.booleans(), size_bytes=st.sampled_from([10, 500, 2000]))
-    def answer(self, data: st.DataObject, is_final: bool, size_bytes: int) -> None:
+    @rule(data=st.data(), size_bytes=st.sampled_from([10, 500, 2000]))
+    def answer(self, data: st.DataObject, size_bytes: int) -> None:
         key = data.draw(st.sampled_from(sorted(self.running)))
-        deadline_s, content, _ = self.owed[key]
         made = reply(bytes(size_bytes))
-        self.memory.finish(self.running[key], made, is_final=is_final)
-        self.owed[key] = (deadline_s, content, made)
-        if is_final:
-            del self.running[key]
+        self.memory.finish(self.running.pop(key), made)
+        self.owed[key][2].append(made)
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), size_bytes=st.sampled_from([10, 500, 2000]))
+    def answer_provisionally(self, data: st.DataObject, size_bytes: int) -> None:
+        key = data.draw(st.sampled_from(sorted(self.running)))
+        made = reply(bytes(size_bytes))
+        self.memory.note_provisional(self.running[key], made, is_under_way=True)
+        self.owed[key][2][:] = [made]
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())

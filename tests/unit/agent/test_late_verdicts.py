@@ -8,7 +8,7 @@ import pytest
 from core.clock import SystemClock
 from core.deadline import Deadline
 from core.errors import DeadlineExceeded, HeavyUnavailable
-from core.open_inference.messages import InferRequest, InferResponse
+from core.open_inference.messages import InferRequest
 from core.open_inference.service import Call
 from edge_agent.cascade.policy import Reason, Tier
 from edge_agent.terms import Terms
@@ -18,6 +18,7 @@ from tests.support.edge_plane import (
     FakeDeferrals,
     FakeHeavy,
     FakeMailbox,
+    GatedHeavy,
     away,
     cascade_of,
     echo_model,
@@ -35,25 +36,6 @@ MAILBOX = FakeMailbox()
 
 def call_with(seconds: float = 5.0) -> Call:
     return Call(Deadline.after(seconds, now_s=SystemClock().monotonic_s()))
-
-
-class GatedHeavy(FakeHeavy):
-    """Answers once its gate is open."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate = asyncio.Event()
-        self.is_left = asyncio.Event()
-
-    async def ask(
-        self, request: InferRequest, *, deadline: Deadline | None = None, traceparent: str | None = None
-    ) -> InferResponse:
-        try:
-            await self.gate.wait()
-        except asyncio.CancelledError:
-            self.is_left.set()
-            raise
-        return await super().ask(request, deadline=deadline, traceparent=traceparent)
 
 
 async def test_a_provisional_answer_comes_before_the_heavy_tier_has_answered() -> None:
