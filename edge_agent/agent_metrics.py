@@ -12,9 +12,10 @@ from dataclasses import asdict
 from enum import Enum
 
 from core.breaker import BreakerState
-from core.fleet_state import SlotPhase
+from core.fleet_state import Energy, SlotPhase
 from core.metrics import Reading, Registry
 from edge_agent.cascade.offload import Offload
+from edge_agent.energy.meter import EnergyMeter
 from edge_agent.front.mqtt.broker import BrokerState
 from edge_agent.front.mqtt.front import MqttFront
 from edge_agent.link.session import SessionState
@@ -68,6 +69,28 @@ def register_cache(registry: Registry, caches: Mapping[str, ResponseCache]) -> N
         "Memory that kept answers and their requests take.",
         ("model",),
         lambda: [((name,), cache.size_bytes) for name, cache in caches.items()],
+    )
+
+
+def register_energy(registry: Registry, meter: EnergyMeter) -> None:
+    """Add what the agent's work takes; figures of different methods stand apart."""
+    registry.tally(
+        "nanofleet_energy_joules",
+        "The agent's part of the machine's energy, by its share of the processor time.",
+        ("method",),
+        lambda: [((energy.method.value,), energy.joules) for energy in meter.totals()],
+    )
+    registry.tally(
+        "nanofleet_energy_answers",
+        "Answers that were given while energy was known by the method.",
+        ("method",),
+        lambda: [((energy.method.value,), energy.answers) for energy in meter.totals()],
+    )
+    registry.gauge(
+        "nanofleet_energy_joules_per_answer",
+        "Of the last minute, by the method in use; nothing without answers.",
+        ("method",),
+        lambda: _recent_j(meter.energy),
     )
 
 
@@ -149,6 +172,12 @@ class _StoreSizes:
 
 def one_of(states: type[Enum], holds: Enum) -> Iterable[Reading]:
     return [((str(state.value),), float(state is holds)) for state in states]
+
+
+def _recent_j(energy: Energy | None) -> Iterable[Reading]:
+    if energy is None or energy.recent_j_per_answer is None:
+        return []
+    return [((energy.method.value,), energy.recent_j_per_answer)]
 
 
 def _in_flight(front: MqttFront | None) -> Iterable[Reading]:

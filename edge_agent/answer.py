@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from core.errors import Forbidden, HeavyUnavailable, NanofleetError
+from core.fleet_state import EnergyMethod
 from core.open_inference.messages import InferResponse, ParameterValue
 from edge_agent.cascade.confidence import Verdict
 from edge_agent.cascade.policy import Privacy, Reason, Tier
@@ -28,6 +29,8 @@ class Answer:
     later: "asyncio.Future[Answer] | None" = None
     # Given before to the same request, and not worked out anew.
     is_cached: bool = False
+    # Joules that an answer of this agent took on average over the last minute, where RAPL measures them.
+    measured_j: float | None = None
 
 
 def tagged(answer: Answer) -> InferResponse:
@@ -42,6 +45,8 @@ def tagged(answer: Answer) -> InferResponse:
         parameters["confidence"] = round(answer.confidence, 4)
     if answer.is_cached:
         parameters["cache"] = "hit"
+    if answer.measured_j is not None:
+        parameters["energy_mj"] = round(answer.measured_j * 1000, 3)
     return InferResponse(response.model_name, response.model_version, response.outputs, response.id, parameters)
 
 
@@ -67,4 +72,6 @@ def span_attributes(answer: Answer, privacy: Privacy) -> Mapping[str, Attribute]
         attributes["nanofleet.confidence"] = answer.confidence
     if answer.is_cached:
         attributes["nanofleet.cache"] = "hit"
+    if answer.measured_j is not None:
+        attributes["nanofleet.energy.method"] = EnergyMethod.RAPL.value
     return attributes

@@ -156,6 +156,10 @@ class EdgeDataPlane:
     async def infer(self, request: InferRequest, call: Call) -> InferResponse:
         return tagged(await self.ask(request, call, terms_of(request.parameters)))
 
+    def note_energy(self, joules_per_answer: float | None) -> None:
+        """Say with the answers that follow what one takes; None: nothing measures it."""
+        self._services.measured_j = joules_per_answer
+
     async def is_ready(self) -> bool:
         return bool(self._pool.models())
 

@@ -34,10 +34,17 @@ from core.process_metrics import register_process
 from core.service_notices import READY, STOPPING, ServiceNotices
 from core.tasks import supervise
 from core.telemetry import Tracing, TracingSettings
-from edge_agent.agent_metrics import register_broker, register_cache, register_member, register_serving
+from edge_agent.agent_metrics import (
+    register_broker,
+    register_cache,
+    register_energy,
+    register_member,
+    register_serving,
+)
 from edge_agent.cached_answers import CachedAnswers
 from edge_agent.cascade.offload import Offload
 from edge_agent.data_plane import EdgeDataPlane
+from edge_agent.energy.meter import EnergyMeter
 from edge_agent.front.grpc import GrpcFront
 from edge_agent.front.http import Answer, HttpFront, Request
 from edge_agent.front.mqtt.broker import BrokerState
@@ -50,6 +57,7 @@ from edge_agent.health.status_file import (
     AgentIdentity,
     AgentStatus,
     CertificateView,
+    EnergyView,
     PeerView,
     Since,
     StatusWriter,
@@ -118,6 +126,9 @@ class _Agent:
             self._pool, self._offload, tracing=self._tracing, clock=clock, metrics=counted, cached=self._cached
         )
         closing.push_async_callback(self._plane.close)
+        self._energy = EnergyMeter(
+            settings.energy, answers=lambda: counted.usage().answered, disk=self._disk, clock=clock
+        )
         self._member = Member(
             Surroundings(
                 settings,
@@ -131,11 +142,14 @@ class _Agent:
                 self._disk,
                 clock,
                 counted.usage,
+                lambda: self._energy.energy,
             )
         )
         self._front: MqttFront | None = None
         self._broker_since = Since(clock)
-        self._status = StatusWriter(folder.status, self._look, disk=self._disk, clock=clock)
+        self._status = StatusWriter(
+            folder.status, self._look, disk=self._disk, clock=clock, refresh=self._refresh_energy
+        )
         self._register()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -165,6 +179,7 @@ class _Agent:
         register_process(self._metrics, version=self._identity.software_version)
         register_serving(self._metrics, pool=self._pool, offload=self._offload)
         register_cache(self._metrics, {} if self._cached is None else self._cached.caches())
+        register_energy(self._metrics, self._energy)
         register_broker(self._metrics, lambda: self._front)
         register_member(self._metrics, self._member, disk=self._disk)
 
@@ -234,7 +249,12 @@ class _Agent:
         except TimeoutError:
             _log.warning("requests were still under way at the end", extra={"requests": self._front.in_flight})
 
+    async def _refresh_energy(self) -> None:
+        await self._energy.refresh()
+        self._plane.note_energy(self._energy.measured_j)
+
     def _look(self) -> AgentStatus:
+        energy = self._energy.energy
         return AgentStatus.of(
             self._identity,
             self._member.board.reported(),
@@ -244,6 +264,7 @@ class _Agent:
             heavy_breaker=self._offload.state.value,
             clock_problem=self._member.clock_problem,
             counters={} if self._front is None else asdict(self._front.counters),
+            energy=None if energy is None else EnergyView.of(energy),
             now=self._clock.now(),
         )
 

@@ -212,7 +212,10 @@ class Request:
     ) -> Answer:
         confidence = None if ran.verdict is None else ran.verdict.confidence
         response = self.model.response(self._request, ran.outputs)
-        return Answer(response, Tier.EDGE, reason, confidence, self._traceparent, is_final, later)
+        measured_j = self._services.measured_j
+        return Answer(
+            response, Tier.EDGE, reason, confidence, self._traceparent, is_final, later, measured_j=measured_j
+        )
 
     def _keep(self, keep: Keep, ran: Ran | None, *, error_type: str = "") -> None:
         """Begin the trace of a request that was not sampled, late and with what is known of it, if there may be one."""

@@ -191,6 +191,23 @@ class OffloadSettings(Section):
     """Escalations under way at one time; beyond it the edge answers."""
 
 
+class EnergySettings(Section):
+    """What the agent's work takes: measured where the machine tells, else by these figures, and always so labelled."""
+
+    enabled: bool = True
+    """False: nothing is read or said of energy."""
+    idle_watts: Annotated[float, Field(ge=0, le=100_000, allow_inf_nan=False)] = 2.0
+    """Power of the whole machine at rest, for method `model` only; the default suits a single-board computer."""
+    max_watts: Annotated[float, Field(ge=0, le=100_000, allow_inf_nan=False)] = 7.0
+    """Power of the whole machine with every processor busy, for method `model` only."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.max_watts < self.idle_watts:
+            raise ValueError(f"max_watts: expected at least idle_watts, {self.idle_watts:g}, got {self.max_watts:g}")
+        return self
+
+
 class TelemetrySettings(Section):
     """Traces."""
 
@@ -251,6 +268,8 @@ class AgentSettings(ProcessSettings):
     """By name of the model, such as `[models.digits]`: what this agent makes of it."""
     offload: OffloadSettings = OffloadSettings()
     """Asking the heavy tier when the local answer is not sure enough."""
+    energy: EnergySettings = EnergySettings()
+    """What the agent's work takes: measured where the machine tells, else by these figures, and always so labelled."""
     telemetry: TelemetrySettings = TelemetrySettings()
     """Traces."""
     logs: LogSettings = LogSettings()

@@ -10,7 +10,7 @@ from typing import Any
 
 from core.errors import NanofleetError
 from edge_agent.health.state_folder import StateFolder
-from edge_agent.health.status_file import AgentStatus, CertificateView, ModelView, PeerView, read_status
+from edge_agent.health.status_file import AgentStatus, CertificateView, EnergyView, ModelView, PeerView, read_status
 
 _MIB = 1 << 20
 # The agent looks once a second whether there is something to write.
@@ -77,6 +77,7 @@ def render(status: AgentStatus, *, is_running: bool, now: datetime) -> list[str]
         f"certificate {_certificate(status.certificate, now=now)}",
         *([f"clock       {status.clock_problem}"] if status.clock_problem else []),
         f"heavy tier  breaker {status.heavy_breaker}",
+        *([f"energy      {_energy(status.energy)}"] if status.energy is not None else []),
         f"desired     epoch {status.epoch}, generation {status.generation} applied",
         "",
         *_table(("MODEL", "VERSION", "VARIANT", "PHASE", "STORED", "PROBLEM"), map(_row, status.models)),
@@ -107,6 +108,14 @@ def _peer(peer: PeerView | None, *, is_running: bool, now: datetime) -> str:
 def _certificate(certificate: CertificateView, *, now: datetime) -> str:
     text = f"good for {_span(now, certificate.not_after)}" if now < certificate.not_after else "expired"
     return "; ".join(part for part in (text, certificate.last_error, certificate.clock_problem) if part)
+
+
+def _energy(energy: EnergyView) -> str:
+    recent = (
+        f"{energy.recent_joules / energy.recent_answers:.3g} J an answer" if energy.recent_answers else "no answers"
+    )
+    total = f"{energy.joules:.4g} J for {energy.answers} answers since it began"
+    return f"{energy.method}: {energy.watts:.3g} W and {recent} over the last minute; {total}"
 
 
 def _row(model: ModelView) -> tuple[str, ...]:

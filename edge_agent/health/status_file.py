@@ -5,7 +5,7 @@ written every few seconds only, so that a busy agent does not wear out its flash
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from core.atomic_files import write_atomically
 from core.clock import Clock
 from core.errors import InvalidRequest, NotFound
-from core.fleet_state import ReportedState, SlotReport
+from core.fleet_state import Energy, ReportedState, SlotReport
 from edge_agent.identity.renewal import RenewalStatus
 
 LOOK_INTERVAL_S = 1.0
@@ -86,6 +86,28 @@ class CertificateView(_View):
         )
 
 
+class EnergyView(_View):
+    """What the agent's work took by one method, since it began; `recent` is about a minute."""
+
+    method: str
+    joules: float
+    answers: int
+    watts: float
+    recent_joules: float
+    recent_answers: int
+
+    @classmethod
+    def of(cls, energy: Energy) -> Self:
+        return cls(
+            method=energy.method.value,
+            joules=round(energy.joules, 3),
+            answers=energy.answers,
+            watts=round(energy.watts, 3),
+            recent_joules=round(energy.recent_joules, 3),
+            recent_answers=energy.recent_answers,
+        )
+
+
 class AgentIdentity(_View):
     agent_id: str
     site: str
@@ -109,6 +131,8 @@ class AgentStatus(_View):
     clock_problem: str = ""
     """How this machine's clock contradicts what the catalogue says has passed."""
     counters: dict[str, int]
+    energy: EnergyView | None = None
+    """None: switched off, or nothing is known yet."""
     written_at: datetime
 
     @classmethod
@@ -123,6 +147,7 @@ class AgentStatus(_View):
         heavy_breaker: str,
         clock_problem: str = "",
         counters: dict[str, int],
+        energy: EnergyView | None = None,
         now: datetime,
     ) -> Self:
         return cls(
@@ -136,6 +161,7 @@ class AgentStatus(_View):
             generation=reported.applied.generation,
             models=tuple(ModelView.of(report) for report in reported.slots),
             counters=counters,
+            energy=energy,
             written_at=now,
         )
 
@@ -143,9 +169,15 @@ class AgentStatus(_View):
         """Say whether this status is worth writing over `other`, which was written `age_s` ago."""
         if other is None:
             return True
-        if self.counters != other.counters and age_s >= COUNTERS_INTERVAL_S:
+        if self._counted() != other._counted() and age_s >= COUNTERS_INTERVAL_S:
             return True
-        return self.model_copy(update={"counters": other.counters, "written_at": other.written_at}) != other
+        # Joules change all the time, and an agent at rest writes nothing.
+        kept = {"counters": other.counters, "energy": other.energy, "written_at": other.written_at}
+        return self.model_copy(update=kept) != other
+
+    def _counted(self) -> tuple[object, ...]:
+        energy = self.energy
+        return self.counters, energy and (energy.method, energy.answers)
 
 
 def read_status(path: Path) -> AgentStatus:
@@ -180,7 +212,17 @@ class Since:
 class StatusWriter:
     """Keeps the file up to date; `look` gives the status of this moment."""
 
-    def __init__(self, path: Path, look: Callable[[], AgentStatus], *, disk: Executor, clock: Clock) -> None:
+    def __init__(
+        self,
+        path: Path,
+        look: Callable[[], AgentStatus],
+        *,
+        disk: Executor,
+        clock: Clock,
+        refresh: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """`refresh` is awaited before each look, for what cannot be read at once."""
+        self._refresh = refresh
         self._path = path
         self._look = look
         self._disk = disk
@@ -190,6 +232,8 @@ class StatusWriter:
 
     async def run(self) -> None:
         while True:
+            if self._refresh is not None:
+                await self._refresh()
             await self.write_if_changed()
             await asyncio.sleep(LOOK_INTERVAL_S)
 

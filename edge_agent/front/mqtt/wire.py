@@ -190,6 +190,8 @@ class Wire:
         changing = [] if answer.confidence is None else [("confidence", f"{answer.confidence:.4f}")]
         if answer.traceparent is not None:
             changing.append(("traceparent", answer.traceparent))
+        if answer.measured_j is not None:
+            changing.append(("energy-mj", f"{answer.measured_j * 1000:.3f}"))
         encoded = properties + encode_correlation(address.correlation) + words + encode_words(changing)
         return Reply(address.topic, payload, qos, encoded, deadline_s)
 
@@ -389,6 +391,8 @@ def _with_parameters(answer: Answer, agent: str) -> InferResponse:
         parameters["confidence"] = round(answer.confidence, 4)
     if answer.is_cached:
         parameters["cache"] = "hit"
+    if answer.measured_j is not None:
+        parameters["energy_mj"] = round(answer.measured_j * 1000, 3)
     if answer.traceparent is not None:
         parameters["traceparent"] = answer.traceparent
     return InferResponse(response.model_name, response.model_version, response.outputs, response.id, parameters)

@@ -519,3 +519,14 @@ def test_an_answer_says_in_either_form_whether_it_comes_from_the_cache(is_cached
     assert (encode_words([("cache", "hit")]) in (reply.properties or b"")) is is_cached
     v311 = mapping.encode_answer(V5._replace(is_v5=False), REQUEST, JSON, answer, qos=1, deadline_s=9)
     assert orjson.loads(v311.payload)["parameters"].get("cache") == ("hit" if is_cached else None)
+
+
+@pytest.mark.parametrize(("measured_j", "said"), [(None, None), (0.00275, "2.750")])
+def test_an_answer_says_what_it_took_only_where_that_was_measured(measured_j: float | None, said: str | None) -> None:
+    answer = replace(ANSWER, measured_j=measured_j)
+    reply = wire().encode_answer(V5, REQUEST, JSON, answer, qos=1, deadline_s=9)
+    assert (b"energy-mj" in (reply.properties or b"")) is (said is not None)
+    if said is not None:
+        assert encode_words([("energy-mj", said)]) in (reply.properties or b"")
+    v311 = wire().encode_answer(V5._replace(is_v5=False), REQUEST, JSON, answer, qos=1, deadline_s=9)
+    assert orjson.loads(v311.payload)["parameters"].get("energy_mj") == (None if said is None else 2.75)
