@@ -33,6 +33,18 @@ class Answer:
     measured_j: float | None = None
 
 
+def particulars(answer: Answer) -> dict[str, ParameterValue]:
+    """Return what only some answers have to say, as parameters of an Open Inference body."""
+    said: dict[str, ParameterValue] = {}
+    if answer.confidence is not None:
+        said["confidence"] = round(answer.confidence, 4)
+    if answer.is_cached:
+        said["cache"] = "hit"
+    if answer.measured_j is not None:
+        said["energy_mj"] = round(answer.measured_j * 1000, 3)
+    return said
+
+
 def tagged(answer: Answer) -> InferResponse:
     """Return the response with what is known of its origin among its parameters, for faces without other room."""
     response = answer.response
@@ -40,13 +52,8 @@ def tagged(answer: Answer) -> InferResponse:
         **response.parameters,
         "tier": answer.tier.value,
         "reason": answer.reason.value,
+        **particulars(answer),
     }
-    if answer.confidence is not None:
-        parameters["confidence"] = round(answer.confidence, 4)
-    if answer.is_cached:
-        parameters["cache"] = "hit"
-    if answer.measured_j is not None:
-        parameters["energy_mj"] = round(answer.measured_j * 1000, 3)
     return InferResponse(response.model_name, response.model_version, response.outputs, response.id, parameters)
 
 

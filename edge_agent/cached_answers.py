@@ -23,6 +23,7 @@ from edge_agent.cascade.policy import Privacy, Reason, Tier
 from edge_agent.request_content import Content, content_of
 from edge_agent.runtime.pool import LoadedModel
 from edge_agent.runtime.response_cache import Kept, ResponseCache
+from edge_agent.settings import ModelSettings
 
 _KEPT_REASONS = (Reason.CONFIDENT, Reason.NO_CASCADE)
 
@@ -34,6 +35,12 @@ class CachedAnswers:
         """`budgets` are bytes by name of the model."""
         self._caches = {name: ResponseCache(max_bytes=size_bytes) for name, size_bytes in budgets.items()}
         self._digests: dict[str, str] = {}
+
+    @classmethod
+    def of(cls, models: Mapping[str, ModelSettings]) -> "CachedAnswers | None":
+        """Return the caches that the settings ask for; None: there are none."""
+        budgets = {name: model.cache_bytes for name, model in models.items() if model.cache_bytes}
+        return cls(budgets) if budgets else None
 
     def place_of(self, model: LoadedModel, request: InferRequest, privacy: Privacy) -> "Place | None":
         """Return where the answer to `request` is or will be; None: it is not cached."""

@@ -159,6 +159,10 @@ class Member:
         return self._renewal
 
     @property
+    def is_link_open(self) -> bool:
+        return self._link.status.state is SessionState.OPEN
+
+    @property
     def clock_problem(self) -> str:
         return self._gate.clock_problem
 
@@ -175,7 +179,7 @@ class Member:
         return PeerView(
             address=str(self._around.enrolled.controller),
             state=status.state.value,
-            is_connected=status.state is SessionState.OPEN,
+            is_connected=self.is_link_open,
             since=status.since,
             last_error=status.last_error,
             retry_at=status.retry_at,

@@ -85,11 +85,12 @@ class Request:
             self.trace.ran(started_s=ran.started_s, finished_s=ran.finished_s, batch_rows=ran.batch_rows)
         deadline = self.call.deadline
         remaining_s = None if deadline is None else deadline.remaining_s(self._services.now_s())
-        decision = decide(ran.verdict, cascade=self.model.cascade, privacy=self._privacy, remaining_s=remaining_s)
-        if decision.choice is not Choice.ESCALATE:
+        cascade = self.model.cascade
+        decision = decide(ran.verdict, cascade=cascade, privacy=self._privacy, remaining_s=remaining_s)
+        if cascade is None or decision.choice is not Choice.ESCALATE:
             self._answer_at_edge(ran, decision, finished_s=ran.finished_s)
             return
-        obstacle = self._services.obstacle()
+        obstacle = self._services.obstacle(cascade.escalate_to, remaining_s=remaining_s)
         if obstacle is None:
             self._begin_escalation(ran, decision)
         else:
@@ -148,6 +149,7 @@ class Request:
         try:
             response = await self._services.ask_heavy(request, self.call, self.trace)
         except DeadlineExceeded:
+            self._note_offload(asked_s)
             self._fall_back(ran, decision, Reason.DEADLINE, finished_s=self._services.now_s())
         except Exception as error:
             if not isinstance(error, NanofleetError):

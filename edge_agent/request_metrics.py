@@ -10,12 +10,15 @@ Only models that run here are named; a request for another has an empty `model`,
 instruments of a model are looked up once: an answer at the edge costs 1.2 us (measured, ADR 19).
 """
 
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from core import metrics
 from core.clock import Clock
-from core.errors import DeadlineExceeded, InternalError, NanofleetError
+from core.errors import DeadlineExceeded, ErrorCode, InternalError, NanofleetError
 from core.fleet_state import Usage
-from core.metrics import OTHER, STAGE_BUCKETS_S, Counter, Exemplar, Family, Histogram, Registry
+from core.metrics import OTHER, STAGE_BUCKETS_S, Exemplar, Family, Histogram, Registry
 from edge_agent.cascade.policy import Reason, Tier
 
 NO_TIER = "none"
@@ -108,6 +111,27 @@ class RequestMetrics:
             failed=self._failed,
         )
 
+    def usage_by_model(self) -> Mapping[str, Usage]:
+        """Return the same by model; requests for models that do not run here stand under the empty name."""
+        found: dict[str, Counter[str]] = defaultdict(Counter)
+        for (model, outcome, tier, _reason), instrument in self._requests.items():
+            word = f"answered_{tier}" if outcome == "answered" else "failed" if outcome == "failed" else "refused"
+            found[model][word] += int(instrument.count)
+        return {
+            model: Usage(words["answered_edge"], words["answered_heavy"], words["refused"], words["failed"])
+            for model, words in found.items()
+        }
+
+    def private(self) -> Mapping[tuple[str, str], int]:
+        """Return how many requests of each model stayed at the edge, or were refused, because they are private."""
+        found: Counter[tuple[str, str]] = Counter()
+        for (model, outcome, _tier, reason), instrument in self._requests.items():
+            if outcome == "answered" and reason == Reason.PRIVACY.value:
+                found["privacy.kept", model] += int(instrument.count)
+            if outcome == "refused" and reason == ErrorCode.FORBIDDEN.value:
+                found["privacy.refused", model] += int(instrument.count)
+        return found
+
     def _of(self, model: str) -> "_OfModel":
         if model not in self._models and len(self._models) >= MAX_MODELS:
             model = OTHER
@@ -128,8 +152,8 @@ class _OfModel:
     total_edge: Histogram
     total_heavy: Histogram
     # By reason.
-    answers_edge: dict[str, Counter]
-    answers_heavy: dict[str, Counter]
+    answers_edge: dict[str, metrics.Counter]
+    answers_heavy: dict[str, metrics.Counter]
 
     @classmethod
     def of(cls, stages: Family[Histogram], model: str) -> "_OfModel":

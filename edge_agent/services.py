@@ -25,6 +25,8 @@ _log = logging.getLogger(__name__)
 class Escalation(Protocol):
     """The way to the large models; `cascade.offload.Offload` is the real one."""
 
+    def obstacle(self, model: str, *, remaining_s: float | None) -> Reason | None: ...
+
     async def ask(
         self, request: InferRequest, *, deadline: Deadline | None = None, traceparent: str | None = None
     ) -> InferResponse: ...
@@ -79,11 +81,11 @@ class Services:
         """Say whether a request that was not sampled may be traced all the same."""
         return self._tracing.keeper.permits(keep, now_s=self.now_s(), error_type=error_type)
 
-    def obstacle(self) -> Reason | None:
-        """Return why the heavy tier is not worth asking now; None: it is."""
+    def obstacle(self, model: str, *, remaining_s: float | None) -> Reason | None:
+        """Return why the large model is not worth asking with so much time left; None: it is."""
         if self._is_reachable is not None and not self._is_reachable():
             return Reason.HEAVY_UNAVAILABLE
-        return None
+        return self._offload.obstacle(model, remaining_s=remaining_s)
 
     def start(self, escalation: Coroutine[None, None, None], *, model: str) -> "asyncio.Task[None]":
         task = self._loop.create_task(escalation, name=f"offload {model}")

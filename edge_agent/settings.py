@@ -226,6 +226,49 @@ class TelemetrySettings(Section):
     """
 
 
+class OutboxKindSettings(Section):
+    """How much of one kind is kept; the oldest go first, and are counted."""
+
+    max_rows: Count
+    """Most rows."""
+    max_bytes: Annotated[int, Field(ge=1 << 14)]
+    """Most bytes, with what the database adds to each row."""
+    max_age_s: Seconds
+    """Seconds after which a row is of no use any more."""
+
+
+_DAY_S = 86_400.0
+
+
+class OutboxSettings(Section):
+    """What is kept on disk while the controller or the heavy tier is away, and how it leaves afterwards."""
+
+    max_bytes: Annotated[int, Field(ge=1 << 16)] = 40 << 20
+    """Most bytes of all kinds together; telemetry goes first, then escalations, audit and usage."""
+    min_free_bytes: Annotated[int, Field(ge=0)] = 16 << 20
+    """Disk space that the outbox leaves free: with less it keeps few rows, in memory only."""
+    escalation: OutboxKindSettings = OutboxKindSettings(max_rows=20_000, max_bytes=32 << 20, max_age_s=7 * _DAY_S)
+    """Escalations that their devices marked as deferrable."""
+    audit: OutboxKindSettings = OutboxKindSettings(max_rows=5_000, max_bytes=2 << 20, max_age_s=90 * _DAY_S)
+    """What the agent did that an operator wants to know."""
+    usage: OutboxKindSettings = OutboxKindSettings(max_rows=10_000, max_bytes=4 << 20, max_age_s=90 * _DAY_S)
+    """What became of requests, by hour and model; three models make 2,160 rows in thirty days."""
+    telemetry: OutboxKindSettings = OutboxKindSettings(max_rows=4_000, max_bytes=8 << 20, max_age_s=3 * _DAY_S)
+    """Spans that could not be exported."""
+    spread_s: SecondsOrZero = 30.0
+    """After an absence the first delivery comes within so many seconds, at random: a fleet comes back at once."""
+    interval_s: Seconds = 1.0
+    """Least time between two deliveries of one kind."""
+    retry_base_s: Seconds = 2.0
+    """Base of the full-jitter delay after a delivery that failed."""
+    retry_cap_s: Seconds = 300.0
+    """Longest delay after a delivery that failed."""
+    probe_first_s: Seconds = 5.0
+    """Seconds between the first probes of a heavy tier that is away; the intervals grow from there."""
+    probe_cap_s: Seconds = 60.0
+    """Longest interval between probes."""
+
+
 class LogSettings(Section):
     """What the process writes to standard error."""
 
@@ -272,6 +315,8 @@ class AgentSettings(ProcessSettings):
     """What the agent's work takes: measured where the machine tells, else by these figures, and always so labelled."""
     telemetry: TelemetrySettings = TelemetrySettings()
     """Traces."""
+    outbox: OutboxSettings = OutboxSettings()
+    """What is kept on disk while the controller or the heavy tier is away."""
     logs: LogSettings = LogSettings()
     """What the process writes to standard error."""
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from core.clock import Clock
-from core.fleet_state import Energy, EnergyMethod
+from core.fleet_state import Energy, EnergyMethod, Usage
 from edge_agent.energy.sources import Battery, Model, Rapl, Source, Window
 from edge_agent.settings import EnergySettings
 
@@ -66,15 +66,20 @@ class EnergyMeter:
         self,
         settings: EnergySettings,
         *,
-        answers: Callable[[], int],
+        usage: Callable[[], Usage],
         disk: Executor,
         clock: Clock,
+        tell: Callable[[float | None], None] = lambda _: None,
         root: Path = Path("/"),
         read_times: Callable[[], Times] | None = None,
     ) -> None:
-        """`answers` counts those given so far; `root` is where /sys and /proc are found."""
+        """Read `usage`, what became of requests so far, and what /sys and /proc below `root` say.
+
+        `tell` is called with what an answer takes where that is measured, see `measured_j`.
+        """
         self._is_enabled = settings.enabled
-        self._answers = answers
+        self._usage = usage
+        self._tell = tell
         self._disk = disk
         self._clock = clock
         self._read_times = read_times or (lambda: times_of(root))
@@ -113,11 +118,12 @@ class EnergyMeter:
         part = await asyncio.get_running_loop().run_in_executor(self._disk, self._look)
         if part is not None:
             self._account(part)
+            self._tell(self.measured_j)
 
     def _look(self) -> _Part | None:
         """Read everything and return what the agent took since the last look; on the disk's thread."""
         times, before = self._read_times(), self._times
-        answered, answered_before = self._answers(), self._answered
+        answered, answered_before = self._usage().answered, self._answered
         self._times, self._answered = times, answered
         window = Window(0.0, 0.0) if before is None else _window(before, times)
         # Each is asked each time: a counter must be read at both ends of a window.

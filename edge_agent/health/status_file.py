@@ -108,6 +108,38 @@ class EnergyView(_View):
         )
 
 
+class WaitingView(_View):
+    """What waits in the outbox of one kind, and what became of the rest since the process began."""
+
+    rows: int
+    size_bytes: int
+    oldest_age_s: float | None
+    sent: int
+    lost: dict[str, int]
+    """By reason."""
+
+    @property
+    def text(self) -> str:
+        lost = "".join(f", {rows} lost ({why})" for why, rows in sorted(self.lost.items()))
+        return f"{self.rows} wait, {self.sent} sent{lost}"
+
+
+class OutboxView(_View):
+    """What waits for the controller or the heavy tier."""
+
+    trouble: str = ""
+    """Why rows are kept in memory only, and few: `full`, `read_only` or `faulty`; empty: they are on disk."""
+    is_heavy_reachable: bool = True
+    """As probes know."""
+    clock_jumps: int = 0
+    kinds: dict[str, WaitingView] = {}
+
+    @property
+    def news(self) -> tuple[str, bool]:
+        """What is worth writing at once, in contrast to numbers."""
+        return self.trouble, self.is_heavy_reachable
+
+
 class AgentIdentity(_View):
     agent_id: str
     site: str
@@ -130,6 +162,8 @@ class AgentStatus(_View):
     """`open`: the heavy tier failed repeatedly, so the edge answers alone for the moment."""
     clock_problem: str = ""
     """How this machine's clock contradicts what the catalogue says has passed."""
+    outbox: OutboxView = OutboxView()
+    """What waits for the controller or the heavy tier."""
     counters: dict[str, int]
     energy: EnergyView | None = None
     """None: switched off, or nothing is known yet."""
@@ -146,8 +180,9 @@ class AgentStatus(_View):
         certificate: CertificateView,
         heavy_breaker: str,
         clock_problem: str = "",
+        outbox: OutboxView = OutboxView(),  # noqa: B008 (frozen)
         counters: dict[str, int],
-        energy: EnergyView | None = None,
+        energy: Energy | None = None,
         now: datetime,
     ) -> Self:
         return cls(
@@ -160,8 +195,9 @@ class AgentStatus(_View):
             epoch=reported.applied.epoch,
             generation=reported.applied.generation,
             models=tuple(ModelView.of(report) for report in reported.slots),
+            outbox=outbox,
             counters=counters,
-            energy=energy,
+            energy=None if energy is None else EnergyView.of(energy),
             written_at=now,
         )
 
@@ -169,15 +205,20 @@ class AgentStatus(_View):
         """Say whether this status is worth writing over `other`, which was written `age_s` ago."""
         if other is None:
             return True
-        if self._counted() != other._counted() and age_s >= COUNTERS_INTERVAL_S:
+        if self._numbers != other._numbers and age_s >= COUNTERS_INTERVAL_S:
+            return True
+        if self.outbox.news != other.outbox.news:
             return True
         # Joules change all the time, and an agent at rest writes nothing.
-        kept = {"counters": other.counters, "energy": other.energy, "written_at": other.written_at}
-        return self.model_copy(update=kept) != other
+        aside = {name: getattr(other, name) for name in ("counters", "outbox", "energy", "written_at")}
+        return self.model_copy(update=aside) != other
 
-    def _counted(self) -> tuple[object, ...]:
-        energy = self.energy
-        return self.counters, energy and (energy.method, energy.answers)
+    @property
+    def _numbers(self) -> tuple[object, ...]:
+        """What changes with every request; ages and joules, which change by themselves, are no news."""
+        waiting = {kind: (each.rows, each.sent, each.lost) for kind, each in self.outbox.kinds.items()}
+        took = None if self.energy is None else (self.energy.method, self.energy.answers)
+        return self.counters, waiting, self.outbox.clock_jumps, took
 
 
 def read_status(path: Path) -> AgentStatus:

@@ -22,12 +22,13 @@ from core.clock import SystemClock
 from core.ids import AgentId, SiteId
 from core.telemetry import Tracing
 from edge_agent.cascade.deferral import Deferrals
-from edge_agent.client.device import disable_nagle
+from edge_agent.client.connection import disable_nagle
 from edge_agent.data_plane import EdgeDataPlane
 from edge_agent.front.mqtt.broker import BrokerState
 from edge_agent.front.mqtt.front import MqttFront
 from edge_agent.front.mqtt.tls import BrokerTls
 from edge_agent.runtime.pool import LoadedModel, ModelPool
+from edge_agent.services import Escalation
 from edge_agent.settings import MqttSettings, RuntimeSettings
 from tests.support.edge_plane import SURE, UNSAMPLED, FakeHeavy
 from tests.support.mosquitto import Mosquitto
@@ -46,7 +47,7 @@ async def serving(
     broker: Mosquitto,
     *models: LoadedModel,
     pool: ModelPool | None = None,
-    heavy: FakeHeavy | None = None,
+    heavy: Escalation | None = None,
     settings: Mapping[str, Any] | None = None,
     tracing: Tracing | None = None,
     agent: str = AGENT,

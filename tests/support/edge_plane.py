@@ -34,8 +34,12 @@ class FakeHeavy:
 
     def __init__(self, error: NanofleetError | None = None) -> None:
         self.error = error
+        self.known_obstacle: Reason | None = None
         self.asked: list[InferRequest] = []
         self.traceparents: list[str | None] = []
+
+    def obstacle(self, model: str, *, remaining_s: float | None) -> Reason | None:
+        return self.known_obstacle
 
     async def ask(
         self, request: InferRequest, *, deadline: Deadline | None = None, traceparent: str | None = None

@@ -17,6 +17,8 @@ class FrontCounters:
     duplicates: int = 0
     # Answers that a bound made this agent forget before the deadline of their request.
     duplicates_forgotten: int = 0
+    # Devices that measured how near this agent is.
+    probes: int = 0
     # Came too late, or their deadline passed in the queue: never answered.
     expired: int = 0
     # Answered, but not in time to be sent.

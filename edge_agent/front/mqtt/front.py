@@ -31,6 +31,7 @@ from edge_agent.front.mqtt.duplicates import Duplicates, Execution
 from edge_agent.front.mqtt.exchange import Exchange
 from edge_agent.front.mqtt.late_address import decode_late_address
 from edge_agent.front.mqtt.message_metrics import MessageMetrics
+from edge_agent.front.mqtt.probes import Load, asks_for_load, encode_load, watch
 from edge_agent.front.mqtt.publication import Publication
 from edge_agent.front.mqtt.replies import Replies
 from edge_agent.front.mqtt.tls import BrokerTls
@@ -67,6 +68,7 @@ class MqttFront:
         self._plane = plane
         self._pool = pool
         self._clock = clock
+        self._agent = agent
         # Other ways to this agent, by protocol; they stand in the status message.
         self._faces = dict(faces or {})
         self._topics = Topics(site, agent, requires_client=settings.requires_client, shared_by=settings.share_group)
@@ -111,7 +113,9 @@ class MqttFront:
 
     async def run(self) -> None:
         """Serve until cancelled."""
-        await self._broker.run()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._broker.run(), name="mqtt broker")
+            group.create_task(watch(self._load, self.announce), name="mqtt load")
 
     def announce(self) -> None:
         """Publish the agent's status anew, because a model or a face has changed."""
@@ -248,6 +252,9 @@ class MqttFront:
         now_s = exchange.open(envelope)
         if envelope.remaining_s <= 0:
             raise DeadlineExceeded("the deadline had passed when the message came")
+        if envelope.probe is not None and asks_for_load(envelope.probe):
+            self._answer_probe(exchange)
+            return
         if not self._is_fresh(exchange, envelope, now_s):
             return
         if self._is_draining:
@@ -258,6 +265,17 @@ class MqttFront:
         call = exchange.admit(request, envelope)
         exchange.is_asked = True
         self._follow(exchange, self._plane.ask(request, call, envelope.terms, origin=exchange, mailbox=exchange))
+
+    def _answer_probe(self, exchange: Exchange) -> None:
+        if self._is_draining:
+            raise Unavailable("the agent is stopping; try again later")
+        self.counters.probes += 1
+        reply = encode_load(exchange.address, self._load(), agent=self._agent, deadline_s=exchange.deadline_s)
+        self._replies.send(reply)
+
+    def _load(self) -> Load:
+        room = max(0, self._settings.max_in_flight - self.in_flight)
+        return Load(self.in_flight, self._pool.queued, 0 if self._is_draining else room)
 
     def _may_be_backlog(self, exchange: Exchange) -> bool:
         return exchange.received_s - self._online_since_s < _BACKLOG_S
@@ -313,7 +331,7 @@ class MqttFront:
                 {"name": model.manifest.model, "version": model.version, "variant": model.manifest.variant}
                 for model in self._pool.models()
             ],
-            "load": {"in_flight": self.in_flight, "queued": self._pool.queued},
+            "load": self._load().to_json(),
             "faces": self._faces,
         }
 

@@ -26,7 +26,7 @@ from core.open_inference.messages import (
 )
 from core.status import STATUS
 from core.telemetry import parse_traceparent
-from edge_agent.answer import Answer
+from edge_agent.answer import Answer, particulars
 from edge_agent.front.mqtt.publication import (
     Publication,
     encode_content_type,
@@ -82,6 +82,8 @@ class Envelope(NamedTuple):
     terms: Terms = NO_TERMS
     # Decoded already, because a 3.1.1 envelope is inside of the body.
     request: InferRequest | None = None
+    # The word `probe` as it came; see `probes`.
+    probe: object = None
 
 
 class Reply(NamedTuple):
@@ -222,6 +224,7 @@ class Wire:
             tracestate=_tracestate(_parameter(request, "tracestate", (str,))),
             terms=terms_of(request.parameters, client=address.client),
             request=request,
+            probe=request.parameters.get("probe"),
         )
 
     def _words_of(self, answer: Answer) -> bytes:
@@ -289,6 +292,7 @@ def _open_v5(publication: Publication, address: Address) -> Envelope:
         _traceparent(_optional_text(words.get(b"traceparent"))),
         _tracestate(_optional_text(words.get(b"tracestate"))),
         _terms(words, publication.words, client=address.client),
+        probe=words.get(b"probe"),
     )
 
 
@@ -387,12 +391,7 @@ def _with_parameters(answer: Answer, agent: str) -> InferResponse:
         "final": int(answer.is_final),
         "reason": answer.reason.value,
     }
-    if answer.confidence is not None:
-        parameters["confidence"] = round(answer.confidence, 4)
-    if answer.is_cached:
-        parameters["cache"] = "hit"
-    if answer.measured_j is not None:
-        parameters["energy_mj"] = round(answer.measured_j * 1000, 3)
+    parameters.update(particulars(answer))
     if answer.traceparent is not None:
         parameters["traceparent"] = answer.traceparent
     return InferResponse(response.model_name, response.model_version, response.outputs, response.id, parameters)

@@ -330,3 +330,13 @@ async def test_a_measured_figure_is_said_with_the_edge_s_answers_and_its_method_
     assert root.attributes["nanofleet.energy.method"] == "rapl"
     plane.note_energy(None)
     assert (await plane.answer(request_of(SURE), call_with(5))).measured_j is None
+
+
+@pytest.mark.parametrize("obstacle", [Reason.DEADLINE, Reason.HEAVY_UNAVAILABLE])
+async def test_a_heavy_tier_that_is_not_worth_asking_is_not_asked(obstacle: Reason) -> None:
+    heavy = FakeHeavy()
+    heavy.known_obstacle = obstacle
+    plane = await plane_with(echo_model(cascade=cascade_of()), heavy=heavy)
+    answer = await plane.answer(request_of(UNSURE), call_with(5))
+    assert (answer.tier, answer.reason) == (Tier.EDGE, obstacle)
+    assert heavy.asked == []

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from core.exposition import written
-from core.fleet_state import Energy, EnergyMethod
+from core.fleet_state import Energy, EnergyMethod, Usage
 from core.metrics import Registry
 from edge_agent.agent_metrics import register_energy
 from edge_agent.energy.meter import INTERVAL_S, MIN_ANSWERS, EnergyMeter, Times, times_of
@@ -33,9 +33,11 @@ class Machine:
         self.times = Times(0.0, 0.0, agent_s=0.0, machine_busy_s=0.0, processors=4)
         self.answers = 0
         self.looks = 0
+        self.told: list[float | None] = []
         self.meter = EnergyMeter(
             settings or EnergySettings(idle_watts=2.0, max_watts=10.0),
-            answers=lambda: self.answers,
+            usage=lambda: Usage(answered_edge=self.answers),
+            tell=self.told.append,
             disk=disk,
             clock=self.clock,
             root=root,
@@ -187,6 +189,7 @@ async def test_only_what_is_measured_and_often_enough_is_said_with_an_answer(mac
     machine.sysfs.zone("intel-rapl:0", 8_000_000)
     await machine.passes(answers=MIN_ANSWERS + 1)
     assert machine.meter.measured_j == pytest.approx(2.0 / (2 * MIN_ANSWERS))
+    assert machine.told == [None, None, None, machine.meter.measured_j]
 
 
 def test_the_processor_time_of_the_machine_is_what_is_neither_idle_nor_waiting(tmp_path: Path) -> None:

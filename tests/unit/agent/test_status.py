@@ -22,7 +22,6 @@ from edge_agent.health.status_file import (
     AgentIdentity,
     AgentStatus,
     CertificateView,
-    EnergyView,
     PeerView,
     StatusWriter,
     read_status,
@@ -58,7 +57,7 @@ def status(
     certificate: CertificateView = CERTIFICATE,
     clock_problem: str = "",
     expired: int = 0,
-    energy: EnergyView | None = None,
+    energy: Energy | None = None,
     now: datetime = NOW,
 ) -> AgentStatus:
     reported = ReportedState(Position(1, 7), (FAILED,))
@@ -163,8 +162,8 @@ def test_counters_alone_are_written_seldom() -> None:
     assert after.differs_from(before, age_s=COUNTERS_INTERVAL_S)
 
 
-def took(joules: float, *, answers: int = 20, recent_answers: int = 10) -> EnergyView:
-    return EnergyView.of(Energy(EnergyMethod.MODEL, joules, answers, 0.5, 4.0, recent_answers))
+def took(joules: float, *, answers: int = 20, recent_answers: int = 10) -> Energy:
+    return Energy(EnergyMethod.MODEL, joules, answers, 0.5, 4.0, recent_answers)
 
 
 def test_energy_is_shown_with_the_method_that_it_is_known_by() -> None:
