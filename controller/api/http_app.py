@@ -22,6 +22,7 @@ from controller.api import (
     identity_rest,
     operator_rest,
     operators_rest,
+    records_rest,
     restoration_rest,
     samples_rest,
     sign_in,
@@ -38,6 +39,7 @@ from controller.api.signing_rest import signing_router
 from controller.audit.service import Audit
 from controller.fleet.service import Fleet
 from controller.identity.service import Identity
+from controller.records.service import Records
 from controller.registry.service import Registry
 from controller.samples.service import SamplePulls
 from controller.signing.service import Catalogue
@@ -67,6 +69,7 @@ def create_app(
     registry: Registry,
     fleet: Fleet,
     traces: Traces,
+    records: Records,
     pulls: SamplePulls,
     trust: TrustFaces,
     pages: APIRouter,
@@ -89,9 +92,11 @@ def create_app(
         registry=registry,
         fleet=fleet,
         traces=traces,
+        records=records,
         pulls=pulls,
         trust=trust,
         pages=pages,
+        clock=clock,
         server_version=server_version,
         metrics=metrics,
     )
@@ -104,9 +109,11 @@ def create_operator_app(
     registry: Registry,
     fleet: Fleet,
     traces: Traces,
+    records: Records,
     pulls: SamplePulls,
     trust: TrustFaces,
     pages: APIRouter,
+    clock: Clock,
     server_version: str,
     metrics: Metrics | None = None,
 ) -> FastAPI:
@@ -129,6 +136,7 @@ def create_operator_app(
     app.include_router(identity_rest.router(trust.identity, trust.destination))
     app.include_router(signing_router(trust.catalogue))
     app.include_router(restoration_rest.router(fleet, trust.catalogue))
+    app.include_router(records_rest.router(records, fleet, clock=clock))
     app.include_router(samples_rest.router(pulls, fleet))
     app.include_router(audit_rest.router(trust.audit))
     app.include_router(sign_in.pages(trust.access))

@@ -20,6 +20,7 @@ from controller.api import (
     access_views,
     audit_views,
     identity_views,
+    records_views,
     restoration_views,
     sample_views,
     signing_views,
@@ -245,6 +246,14 @@ class ControllerClient:
 
     def confirm_restore(self) -> restoration_views.ConfirmedView:
         return self._parsed(self._send("POST", "/api/restoration/confirmation"), restoration_views.ConfirmedView)
+
+    # ---- what agents write down -----------------------------------------------------------------------------------
+
+    def usage(self, parameters: Parameters) -> records_views.UsageReportView:
+        return self._get("/api/usage", records_views.UsageReportView, parameters)
+
+    def events(self, agent: str, parameters: Parameters) -> records_views.AgentEventsView:
+        return self._get(f"/api/agents/{_segment(agent)}/events", records_views.AgentEventsView, parameters)
 
     # ---- audit ----------------------------------------------------------------------------------------------------
 

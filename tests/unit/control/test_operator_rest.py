@@ -13,6 +13,7 @@ from fastapi import APIRouter
 from controller.api.http_app import create_operator_app
 from controller.registry.model import Publication
 from controller.traces.model import SpanKind, SpanRecord
+from core.clock import SystemClock
 from core.digest import digest_of
 from core.errors import Overloaded
 from core.fleet_state import Problem
@@ -201,9 +202,11 @@ async def test_too_many_waiting_publications_are_refused_with_a_time_to_come_aga
         registry=full,
         fleet=side.fleet,
         traces=side.traces,
-        pulls=side.pulls,
+        records=side.records,
         trust=side.trust,
         pages=APIRouter(),
+        clock=SystemClock(),
+        pulls=side.pulls,
         server_version="0",
     )
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://127.0.0.1") as client:
@@ -411,9 +414,11 @@ async def test_a_defect_shows_nothing_of_its_inside(side: OperatorSide) -> None:
         registry=side.registry,
         fleet=side.fleet,
         traces=broken,
-        pulls=side.pulls,
+        records=side.records,
         trust=side.trust,
         pages=APIRouter(),
+        clock=SystemClock(),
+        pulls=side.pulls,
         server_version="0",
     )
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
