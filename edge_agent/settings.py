@@ -228,6 +228,8 @@ class SamplesSettings(Section):
     """Seconds for which a sample is kept."""
     reserve_bytes: Annotated[int, Field(ge=0)] = 64 << 20
     """Disk space that samples must leave free."""
+    upload_bytes_per_s: Annotated[int, Field(ge=0)] = 1 << 20
+    """Bytes a second that samples may take of the link when somebody pulls them; 0: as fast as they are taken."""
 
 
 class OffloadSettings(Section):
