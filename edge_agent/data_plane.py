@@ -120,6 +120,7 @@ class EdgeDataPlane:
         if self._tracing.is_sampled(call.traceparent):
             waiter.trace = self.start_trace(waiter, Keep.SAMPLED)
         try:
+            model.admit(deadline_s)
             model.batcher.submit(arrays, waiter, deadline_s=deadline_s)
         except NanofleetError as error:
             waiter.fail(error)
@@ -136,21 +137,21 @@ class EdgeDataPlane:
         return bool(self._pool.models())
 
     async def index(self) -> Sequence[ModelIndexEntry]:
-        return [ModelIndexEntry(model.manifest.model, model.version, "READY") for model in self._pool.models()]
+        return [self._pool.residency(model.manifest.model).index_entry() for model in self._pool.models()]
 
     async def metadata(self, name: str, version: str) -> ModelMetadata:
         return self._pool.find(name, version).metadata()
 
     async def is_model_ready(self, name: str, version: str) -> bool:
+        """Say whether a request would be answered: also by a model that it brings into memory first."""
         self._pool.find(name, version)
-        return True
+        return self._pool.residency(name).would_answer
 
     async def load(self, name: str) -> None:
-        self._pool.find(name)
+        await self._pool.keep_resident(name)
 
     async def unload(self, name: str) -> None:
-        self._pool.find(name)
-        raise Forbidden(f"model {name}: what is deployed here stays loaded")
+        await self._pool.park(name)
 
     async def close(self) -> None:
         """Cancel the escalations under way; their callers get the edge's answer or a cancellation."""

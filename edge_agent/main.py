@@ -34,6 +34,7 @@ from core.process_metrics import register_process
 from core.service_notices import READY, STOPPING, ServiceNotices
 from core.tasks import supervise
 from core.telemetry import Tracing, TracingSettings
+from edge_agent.activation.self_test import SelfTester, SelfTestLimits
 from edge_agent.agent_metrics import register_broker, register_member, register_serving
 from edge_agent.cascade.offload import Offload
 from edge_agent.data_plane import EdgeDataPlane
@@ -49,6 +50,7 @@ from edge_agent.health.status_file import (
     AgentIdentity,
     AgentStatus,
     CertificateView,
+    MemoryView,
     PeerView,
     Since,
     StatusWriter,
@@ -57,6 +59,9 @@ from edge_agent.identity.channel import RotatingChannel
 from edge_agent.identity.folder import Identity, IdentityFolder
 from edge_agent.member import Member, Surroundings
 from edge_agent.request_metrics import RequestMetrics
+from edge_agent.runtime.footprint import Footprints
+from edge_agent.runtime.hosting import hosting_by
+from edge_agent.runtime.memory import keep_malloc_tight
 from edge_agent.runtime.pool import ModelPool
 from edge_agent.settings import AgentSettings
 
@@ -71,6 +76,8 @@ _log = logging.getLogger(__name__)
 def run_agent(settings: AgentSettings) -> None:
     """Run until a signal says stop."""
     configure_logging(level=settings.logs.level, log_format=settings.logs.format)
+    # Before anything large is freed, from which on malloc would keep it.
+    keep_malloc_tight()
     uvloop.run(serve(settings))
 
 
@@ -107,7 +114,9 @@ class _Agent:
         closing.push_async_callback(_flush, self._tracing)
         channel = RotatingChannel(enrolled.controller, enrolled.tls)
         closing.push_async_callback(channel.close)
-        self._pool = ModelPool(settings.runtime, clock=clock)
+        tester = SelfTester(_self_test_limits(settings), footprints := self._footprints())
+        hosting = hosting_by(settings.residency, settings.models, footprints, tester)
+        self._pool = ModelPool(settings.runtime, clock=clock, hosting=hosting)
         closing.push_async_callback(self._pool.close)
         self._offload = Offload(channel, settings.offload, clock=clock)
         self._metrics = Registry()
@@ -123,6 +132,7 @@ class _Agent:
                 (f"arch:{platform.machine()}", *settings.tags),
                 channel,
                 self._pool,
+                tester,
                 self._tracing,
                 self._disk,
                 clock,
@@ -133,6 +143,14 @@ class _Agent:
         self._broker_since = Since(clock)
         self._status = StatusWriter(folder.status, self._look, disk=self._disk, clock=clock)
         self._register()
+
+    def _footprints(self) -> Footprints:
+        runtime = self._settings.runtime
+        # What a variant takes depends on them, beside the variant itself.
+        conditions = (
+            f"onnxruntime {version('onnxruntime')}, {runtime.intra_op_threads} threads, batches of {runtime.max_batch}"
+        )
+        return Footprints(self._folder.footprints, conditions=conditions, disk=self._disk)
 
     async def run(self, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as group:
@@ -238,7 +256,11 @@ class _Agent:
             certificate=CertificateView.of(self._member.renewal.status()),
             heavy_breaker=self._offload.state.value,
             clock_problem=self._member.clock_problem,
-            counters={} if self._front is None else asdict(self._front.counters),
+            memory=MemoryView.of(self._pool),
+            counters={
+                **({} if self._front is None else asdict(self._front.counters)),
+                **self._pool.load_counts.totals(),
+            },
             now=self._clock.now(),
         )
 
@@ -255,6 +277,15 @@ class _Agent:
             since=self._broker_since.of(is_connected),
             last_error="" if front is None else front.last_error or "",
         )
+
+
+def _self_test_limits(settings: AgentSettings) -> SelfTestLimits:
+    runtime = settings.runtime
+    return SelfTestLimits(
+        settings.activation.self_test_timeout_s,
+        intra_op_threads=runtime.intra_op_threads,
+        max_batch=runtime.max_batch,
+    )
 
 
 def _enrolled(folder: IdentityFolder, settings: AgentSettings) -> Identity:

@@ -10,9 +10,19 @@ from typing import Any
 
 from core.errors import NanofleetError
 from edge_agent.health.state_folder import StateFolder
-from edge_agent.health.status_file import AgentStatus, CertificateView, ModelView, PeerView, read_status
+from edge_agent.health.status_file import (
+    AgentStatus,
+    CertificateView,
+    MemoryView,
+    ModelView,
+    PeerView,
+    ResidencyView,
+    read_status,
+)
 
 _MIB = 1 << 20
+# More than any machine has.
+_NO_BUDGET_BYTES = 1 << 60
 # The agent looks once a second whether there is something to write.
 _WATCH_INTERVAL_S = 1.0
 # Home, and clear what is below (ECMA-48: CUP, ED).
@@ -77,9 +87,13 @@ def render(status: AgentStatus, *, is_running: bool, now: datetime) -> list[str]
         f"certificate {_certificate(status.certificate, now=now)}",
         *([f"clock       {status.clock_problem}"] if status.clock_problem else []),
         f"heavy tier  breaker {status.heavy_breaker}",
+        *([f"memory      {_memory(status.memory)}"] if status.memory is not None else []),
         f"desired     epoch {status.epoch}, generation {status.generation} applied",
         "",
-        *_table(("MODEL", "VERSION", "VARIANT", "PHASE", "STORED", "PROBLEM"), map(_row, status.models)),
+        *_table(
+            ("MODEL", "VERSION", "VARIANT", "PHASE", "STORED", "MEMORY", "PROBLEM"),
+            [_row(model, status.memory) for model in status.models],
+        ),
     ]
     counted = [(name, str(count)) for name, count in sorted(status.counters.items())]
     return [*lines, "", *_table(("COUNTER", "VALUE"), counted)]
@@ -109,9 +123,25 @@ def _certificate(certificate: CertificateView, *, now: datetime) -> str:
     return "; ".join(part for part in (text, certificate.last_error, certificate.clock_problem) if part)
 
 
-def _row(model: ModelView) -> tuple[str, ...]:
+def _memory(memory: MemoryView) -> str:
+    budget = "no limit" if memory.budget_bytes >= _NO_BUDGET_BYTES else f"{memory.budget_bytes / _MIB:.1f} MiB"
+    resident = sum(model.state == "resident" for model in memory.models.values())
+    return f"models take {memory.taken_bytes / _MIB:.1f} MiB of {budget}; {resident} of {len(memory.models)} resident"
+
+
+def _row(model: ModelView, memory: MemoryView | None) -> tuple[str, ...]:
     stored = f"{model.stored_bytes / _MIB:.1f}/{model.total_bytes / _MIB:.1f} MiB"
-    return model.model, str(model.version), model.variant, model.phase, stored, model.problem
+    residency = None if memory is None else memory.models.get(model.model)
+    place, problem = ("-", model.problem) if residency is None else (_place(residency), model.problem)
+    if residency is not None and residency.state == "cold" and not problem:
+        problem = residency.reason
+    return model.model, str(model.version), model.variant, model.phase, stored, place, problem
+
+
+def _place(residency: ResidencyView) -> str:
+    if not residency.taken_bytes:
+        return residency.state
+    return f"{residency.state} {residency.taken_bytes / _MIB:.1f} MiB"
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -16,6 +16,7 @@ class StateFolder:
         self.store = root / "store"
         self.journal = root / "journal"
         self.status = root / "status.json"
+        self.footprints = root / "footprints.json"
         self.endpoints = root / "endpoints.json"
         self._lock = root / "agent.lock"
 

@@ -1,7 +1,7 @@
 """How this agent is, as a file: written by the running agent, read by `nanofleet-agent status` and by people.
 
-The writer looks once a second and writes when something changed; counters alone, which change with every request, are
-written every few seconds only, so that a busy agent does not wear out its flash.
+The writer looks once a second and writes when something changed; counters and what is in memory, which change with
+every request, are written every few seconds only, so that a busy agent does not wear out its flash.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from core.clock import Clock
 from core.errors import InvalidRequest, NotFound
 from core.fleet_state import ReportedState, SlotReport
 from edge_agent.identity.renewal import RenewalStatus
+from edge_agent.runtime.pool import ModelPool
 
 LOOK_INTERVAL_S = 1.0
 # Chosen: counters are for people and for trends; liveness shows in the lock of the state folder.
@@ -66,6 +67,35 @@ class ModelView(_View):
         )
 
 
+class ResidencyView(_View):
+    state: str
+    """`resident`, `cold`, `loading` or `unloading`."""
+    taken_bytes: int
+    """Memory that it takes now, as it was measured."""
+    reason: str = ""
+    """Why it is not in memory."""
+
+
+class MemoryView(_View):
+    """Which models are in memory, and what that takes of what they may take together."""
+
+    budget_bytes: int
+    taken_bytes: int
+    models: dict[str, ResidencyView]
+
+    @classmethod
+    def of(cls, pool: ModelPool) -> Self:
+        found = {model.manifest.model: pool.residency(model.manifest.model) for model in pool.models()}
+        return cls(
+            budget_bytes=pool.budget_bytes,
+            taken_bytes=pool.taken_bytes,
+            models={
+                name: ResidencyView(state=one.phase.value, taken_bytes=one.taken_bytes, reason=one.reason)
+                for name, one in found.items()
+            },
+        )
+
+
 class CertificateView(_View):
     """The agent's own certificate."""
 
@@ -108,6 +138,8 @@ class AgentStatus(_View):
     """`open`: the heavy tier failed repeatedly, so the edge answers alone for the moment."""
     clock_problem: str = ""
     """How this machine's clock contradicts what the catalogue says has passed."""
+    memory: MemoryView | None = None
+    """None: written by an agent that kept every model in memory."""
     counters: dict[str, int]
     written_at: datetime
 
@@ -122,6 +154,7 @@ class AgentStatus(_View):
         certificate: CertificateView,
         heavy_breaker: str,
         clock_problem: str = "",
+        memory: MemoryView | None = None,
         counters: dict[str, int],
         now: datetime,
     ) -> Self:
@@ -135,6 +168,7 @@ class AgentStatus(_View):
             epoch=reported.applied.epoch,
             generation=reported.applied.generation,
             models=tuple(ModelView.of(report) for report in reported.slots),
+            memory=memory,
             counters=counters,
             written_at=now,
         )
@@ -143,9 +177,10 @@ class AgentStatus(_View):
         """Say whether this status is worth writing over `other`, which was written `age_s` ago."""
         if other is None:
             return True
-        if self.counters != other.counters and age_s >= COUNTERS_INTERVAL_S:
+        if (self.counters, self.memory) != (other.counters, other.memory) and age_s >= COUNTERS_INTERVAL_S:
             return True
-        return self.model_copy(update={"counters": other.counters, "written_at": other.written_at}) != other
+        moving = {"counters": other.counters, "memory": other.memory, "written_at": other.written_at}
+        return self.model_copy(update=moving) != other
 
 
 def read_status(path: Path) -> AgentStatus:

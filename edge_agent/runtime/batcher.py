@@ -176,14 +176,15 @@ class Batcher:
                 self._idle = self._loop.create_future()
             await asyncio.shield(self._idle)
 
-    def close(self) -> None:
-        """Refuse what comes and what still waits; a run under way ends by itself."""
+    def close(self, why: str = "was unloaded", *, after_s: float | None = None) -> None:
+        """Refuse what comes and what still waits, which is told `why`; a run under way ends by itself."""
         self._is_closed = True
         self._disarm_expiry()
         while self._queue:
             waiter = self._pop().waiter
             if waiter.is_waiting():
-                self._fail(waiter, ModelNotReady(f"model {self._name}: was unloaded; try again later"))
+                refusal = ModelNotReady(f"model {self._name}: {why}; try again later")
+                self._fail(waiter, refusal if after_s is None else refusal.after(after_s))
         if self._under_way is None:
             self._tell_idle()
         self._executor.shutdown(wait=False)

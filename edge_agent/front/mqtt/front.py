@@ -33,6 +33,7 @@ from edge_agent.front.mqtt.tls import BrokerTls
 from edge_agent.front.mqtt.topics import DropCause, Topics, Undeliverable, template_of
 from edge_agent.front.mqtt.wire import DEFAULT_DEADLINE_S, Address, Envelope, Reply, Wire, within_timeout
 from edge_agent.request_trace import Attribute
+from edge_agent.runtime.berth import Phase
 from edge_agent.runtime.pool import ModelPool
 from edge_agent.settings import MqttSettings
 
@@ -303,7 +304,12 @@ class MqttFront:
     def _describe(self) -> Mapping[str, object]:
         return {
             "models": [
-                {"name": model.manifest.model, "version": model.version, "variant": model.manifest.variant}
+                {
+                    "name": model.manifest.model,
+                    "version": model.version,
+                    "variant": model.manifest.variant,
+                    "resident": self._pool.residency(model.manifest.model).phase is Phase.RESIDENT,
+                }
                 for model in self._pool.models()
             ],
             "load": {"in_flight": self.in_flight, "queued": self._pool.queued},
