@@ -6,20 +6,26 @@ Nothing is kept here. States are one gauge per word, 1 for the one that holds, s
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import asdict
 from enum import Enum
 
 from core.breaker import BreakerState
-from core.fleet_state import SlotPhase
+from core.fleet_state import Energy, SlotPhase
 from core.metrics import Reading, Registry
+from edge_agent.cached_answers import CachedAnswers
 from edge_agent.cascade.offload import Offload
+from edge_agent.energy.meter import EnergyMeter
 from edge_agent.front.mqtt.broker import BrokerState
 from edge_agent.front.mqtt.front import MqttFront
 from edge_agent.link.session import SessionState
 from edge_agent.member import Member
+from edge_agent.outbox.rows import Tally
+from edge_agent.outbox.storage import Trouble
+from edge_agent.post import PostOffice
 from edge_agent.runtime.pool import ModelPool
+from edge_agent.runtime.response_cache import ResponseCache
 
 # Chosen: a scrape has 10 s by default; a large file is hashed for as long as that.
 DISK_PATIENCE_S = 1.0
@@ -35,6 +41,16 @@ def register_serving(registry: Registry, *, pool: ModelPool, offload: Offload) -
         ("model",),
         lambda: [((model.manifest.model,), model.batcher.queued) for model in pool.models()],
     )
+    registry.tally(
+        "nanofleet_queue_shed",
+        "Requests that were not run, by why.",
+        ("model", "reason"),
+        lambda: [
+            ((model.manifest.model, reason.value), count)
+            for model in pool.models()
+            for reason, count in model.shed.items()
+        ],
+    )
     registry.gauge("nanofleet_models_running", "Models that answer.", (), lambda: [((), len(pool.models()))])
     _register_residency(registry, pool)
     registry.gauge(
@@ -42,6 +58,12 @@ def register_serving(registry: Registry, *, pool: ModelPool, offload: Offload) -
         "Requests that the heavy tier is asked now.",
         (),
         lambda: [((), offload.in_flight)],
+    )
+    registry.gauge(
+        "nanofleet_heavy_expected_seconds",
+        "How long the heavy tier takes in nine of ten cases, by the large model; with less time left it is not asked.",
+        ("model",),
+        lambda: [((model,), seconds) for model, seconds in offload.expected_s().items()],
     )
     registry.gauge(
         "nanofleet_heavy_breaker_state",
@@ -83,6 +105,49 @@ def _register_residency(registry: Registry, pool: ModelPool) -> None:
             (("held",), counts.cold_requests - counts.refused_requests),
             (("refused",), counts.refused_requests),
         ],
+    )
+
+
+def register_cache(registry: Registry, cached: CachedAnswers | None) -> None:
+    """Add what says how often an answer is given again, by model; nothing for those that keep none."""
+    caches: Mapping[str, ResponseCache] = {} if cached is None else cached.caches()
+    registry.tally(
+        "nanofleet_cache_lookups",
+        "Requests that the response cache of their model was asked for.",
+        ("model", "outcome"),
+        lambda: [
+            reading
+            for name, cache in caches.items()
+            for reading in (((name, "hit"), cache.hits), ((name, "miss"), cache.misses))
+        ],
+    )
+    registry.gauge(
+        "nanofleet_cache_bytes",
+        "Memory that kept answers and their requests take.",
+        ("model",),
+        lambda: [((name,), cache.size_bytes) for name, cache in caches.items()],
+    )
+
+
+def register_energy(registry: Registry, meter: EnergyMeter) -> None:
+    """Add what the agent's work takes; figures of different methods stand apart."""
+    registry.tally(
+        "nanofleet_energy_joules",
+        "The agent's part of the machine's energy, by its share of the processor time.",
+        ("method",),
+        lambda: [((energy.method.value,), energy.joules) for energy in meter.totals()],
+    )
+    registry.tally(
+        "nanofleet_energy_answers",
+        "Answers that were given while energy was known by the method.",
+        ("method",),
+        lambda: [((energy.method.value,), energy.answers) for energy in meter.totals()],
+    )
+    registry.gauge(
+        "nanofleet_energy_joules_per_answer",
+        "Of the last minute, by the method in use; nothing without answers.",
+        ("method",),
+        lambda: _recent_j(meter.energy),
     )
 
 
@@ -143,6 +208,69 @@ def register_member(registry: Registry, member: Member, *, disk: Executor) -> No
     )
 
 
+def register_post(registry: Registry, post: PostOffice) -> None:
+    """Add what waits in the outbox, what left it and what was lost."""
+
+    def tallies(read: Callable[[Tally, float], float]) -> Iterable[Reading]:
+        figures = post.figures
+        if figures is None:
+            return []
+        return [((kind.value,), read(tally, figures.now_s)) for kind, tally in figures.tallies.items()]
+
+    registry.gauge(
+        "nanofleet_outbox_rows", "Rows that wait.", ("kind",), lambda: tallies(lambda tally, _: float(tally.rows))
+    )
+    registry.gauge(
+        "nanofleet_outbox_bytes",
+        "Bytes of the rows that wait.",
+        ("kind",),
+        lambda: tallies(lambda tally, _: float(tally.size_bytes)),
+    )
+    registry.gauge(
+        "nanofleet_outbox_oldest_age_seconds",
+        "How long the oldest row has waited; 0 when none does.",
+        ("kind",),
+        lambda: tallies(lambda tally, now_s: 0.0 if tally.oldest_s is None else max(0.0, now_s - tally.oldest_s)),
+    )
+    registry.tally(
+        "nanofleet_outbox_sent",
+        "Rows that their receiver took.",
+        ("kind",),
+        lambda: [((kind.value,), count) for kind, count in post.sent.items()],
+    )
+    registry.tally(
+        "nanofleet_outbox_lost",
+        "Rows that were lost, by reason.",
+        ("kind", "reason"),
+        lambda: (
+            []
+            if post.figures is None
+            else [((kind.value, why.value), rows) for (kind, why), rows in post.figures.losses.items()]
+        ),
+    )
+    registry.gauge(
+        "nanofleet_outbox_disk_state",
+        "1 for how the disk of the outbox is; all but `ok`: rows are kept in memory only, and few.",
+        ("state",),
+        lambda: _disk_state(post),
+    )
+    registry.gauge(
+        "nanofleet_heavy_reachable",
+        "1 while the heavy tier can be reached, as probes know.",
+        (),
+        lambda: [((), float(post.reachability.is_reachable()))],
+    )
+    registry.tally("nanofleet_probes", "Probes of the heavy tier.", (), lambda: [((), float(post.reachability.probes))])
+    registry.tally("nanofleet_clock_jumps", "Jumps of the wall clock.", (), lambda: [((), float(post.clock_jumps))])
+
+
+def _disk_state(post: PostOffice) -> Iterable[Reading]:
+    trouble = None if post.figures is None else post.figures.trouble
+    holds = "ok" if trouble is None else trouble.value
+    states = ("ok", *(each.value for each in Trouble if each is not Trouble.CORRUPT))
+    return [((state,), float(state == holds)) for state in states]
+
+
 class _StoreSizes:
     """What the disk says, asked on its own thread: it may wait for a fetch."""
 
@@ -164,6 +292,12 @@ class _StoreSizes:
 
 def one_of(states: type[Enum], holds: Enum) -> Iterable[Reading]:
     return [((str(state.value),), float(state is holds)) for state in states]
+
+
+def _recent_j(energy: Energy | None) -> Iterable[Reading]:
+    if energy is None or energy.recent_j_per_answer is None:
+        return []
+    return [((energy.method.value,), energy.recent_j_per_answer)]
 
 
 def _in_flight(front: MqttFront | None) -> Iterable[Reading]:

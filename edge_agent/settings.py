@@ -16,6 +16,7 @@ from core.addresses import LoopbackAddress, is_loopback, parse_address
 from core.errors import InvalidRequest
 from core.ids import Name
 from core.logs import LogFormat
+from core.manifest import PrivacyClass
 from core.settings import Count, Port, ProcessSettings, Ratio, Seconds, Section, load
 from core.telemetry import DEFAULT_SAMPLE_RATIO
 
@@ -91,6 +92,8 @@ class MqttSettings(Section):
     """Replies kept until their request expires, to answer redeliveries without running the model again."""
     remembered_bytes: Bytes = 16 << 20
     """Memory that the remembered replies may take."""
+    verdict_expiry_s: Seconds = 3600.0
+    """How long the broker keeps the reply to a deferred escalation for a client that is away when it comes."""
 
     @model_validator(mode="after")
     def _tls_beyond_loopback(self) -> Self:
@@ -158,13 +161,22 @@ class RuntimeSettings(Section):
     """How models run."""
 
     intra_op_threads: Annotated[int, Field(ge=1, le=256)] = 1
-    """Threads inside one run; small models are fastest with one."""
+    """Threads inside one run; small models are fastest with one.
+
+    More are shared by all models, and so many fewer run at one time. They keep their cores busy for about 5 ms after a
+    run, which ONNX Runtime does not let us switch off: not for a battery.
+    """
     max_batch: Annotated[int, Field(ge=1, le=1024)] = 32
     """Most requests in one run, for models that allow batching; a model's own limit may be lower."""
-    max_batch_wait_s: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0
-    """Seconds that a request waits for others to share its run; 0 takes only what waits already."""
-    max_queue: Count = 1024
-    """Requests that may wait per model; more are refused with status 429."""
+    max_batch_wait_s: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.005
+    """Longest wait in seconds for others to share a run, where the average answer comes sooner for it.
+
+    Measured run times and the rate of requests decide that; 0 takes only what waits already.
+    """
+    max_queue: Count = 256
+    """Requests that may wait per model; beyond it the client with the most gives way (status 429)."""
+    reply_reserve_s: SecondsOrZero = 0.02
+    """Part of a request's deadline that is kept back for the way to and from the device; at most a quarter of it."""
     drain_timeout_s: Seconds = 10.0
     """Seconds that a replaced model gets to finish its requests."""
 
@@ -182,20 +194,60 @@ class ResidencySettings(Section):
     protect_s: SecondsOrZero = 0.2
     """Seconds after its load that a model stays; only one that has waited for as long comes in its place."""
     protect_loads: SecondsOrZero = 2.0
-    """The same in times what its load took, where that is longer; 10 means that loading takes a tenth of the time."""
+    """The same in times what its load took, where that is longer; 2: no place loads for over a third of the time."""
     max_wait_s: Seconds = 30.0
     """Seconds that a model waits for room, after which its requests are refused."""
+
+
+# A name of a client, or a pattern of the shell for several.
+ClientPattern = Annotated[str, Field(min_length=1, max_length=128)]
+
+
+class PrivacySettings(Section):
+    """How far data from devices may go, whatever their requests say; the strictest word counts."""
+
+    default: PrivacyClass = "any"
+    """For devices that `devices` does not name, and for requests that name no client."""
+    devices: Annotated[Mapping[ClientPattern, PrivacyClass], Field(max_length=1000)] = Field(default_factory=dict)
+    """By the client's name as in its topics, or a shell pattern such as `"ward-*"`."""
 
 
 class ModelSettings(Section):
     """What this agent makes of one model, beyond what the model's manifest says."""
 
-    privacy: Literal["device", "site", "any"] = "any"
+    privacy: PrivacyClass = "any"
     """Where the data of requests to this model may go, whatever else they say; the strictest word counts."""
     pinned: bool = False
     """True: once loaded, it never leaves memory."""
     prewarm: bool = False
     """True: after a start it stays in memory before models that nobody asked for, as if it was asked once just now."""
+    cache_bytes: Annotated[int, Field(ge=0)] = 0
+    """Memory for answers to be given again to equal requests; 0: none are kept."""
+    samples: bool | None = None
+    """True: hard examples of this model are kept, False: not; when it is not set, as `[samples] enabled` says."""
+
+
+class SamplesSettings(Section):
+    """Hard examples: requests that a model was not sure of, kept on this disk for whoever retrains it."""
+
+    enabled: bool = False
+    """True: those of every model are kept, unless `[models.NAME] samples` says no. They hold what devices sent."""
+    keep_site: bool = False
+    """True: also of requests that may not leave the site; such samples are exported on this machine only."""
+    threshold_band: Ratio = 1.0
+    """Largest distance of a kept answer's confidence from the cascade's threshold; 1.0: any. Flawed ones have none."""
+    max_per_class_per_hour: Count = 10
+    """Samples of one predicted class that a model keeps of an hour, drawn evenly from all there were."""
+    max_per_hour: Count = 100
+    """Samples that a model keeps of an hour."""
+    max_samples: Annotated[int, Field(ge=1, le=100_000)] = 2000
+    """Samples on disk; the oldest go first."""
+    max_bytes: Bytes = 64 << 20
+    """Bytes on disk; the oldest go first."""
+    max_age_s: Seconds = 14 * 86_400.0
+    """Seconds for which a sample is kept."""
+    reserve_bytes: Annotated[int, Field(ge=0)] = 64 << 20
+    """Disk space that samples must leave free."""
 
 
 class OffloadSettings(Section):
@@ -207,6 +259,23 @@ class OffloadSettings(Section):
     """Part of a request's deadline that is kept back for sending the reply."""
     max_in_flight: Count = 64
     """Escalations under way at one time; beyond it the edge answers."""
+
+
+class EnergySettings(Section):
+    """What the agent's work takes: measured where the machine tells, else by these figures, and always so labelled."""
+
+    enabled: bool = True
+    """False: nothing is read or said of energy."""
+    idle_watts: Annotated[float, Field(ge=0, le=100_000, allow_inf_nan=False)] = 2.0
+    """Power of the whole machine at rest, for method `model` only; the default suits a single-board computer."""
+    max_watts: Annotated[float, Field(ge=0, le=100_000, allow_inf_nan=False)] = 7.0
+    """Power of the whole machine with every processor busy, for method `model` only."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.max_watts < self.idle_watts:
+            raise ValueError(f"max_watts: expected at least idle_watts, {self.idle_watts:g}, got {self.max_watts:g}")
+        return self
 
 
 class TelemetrySettings(Section):
@@ -225,6 +294,49 @@ class TelemetrySettings(Section):
 
     Ten at once are always kept. By default 2,000 agents in one outage send no more than their controller can store.
     """
+
+
+class OutboxKindSettings(Section):
+    """How much of one kind is kept; the oldest go first, and are counted."""
+
+    max_rows: Count
+    """Most rows."""
+    max_bytes: Annotated[int, Field(ge=1 << 14)]
+    """Most bytes, with what the database adds to each row."""
+    max_age_s: Seconds
+    """Seconds after which a row is of no use any more."""
+
+
+_DAY_S = 86_400.0
+
+
+class OutboxSettings(Section):
+    """What is kept on disk while the controller or the heavy tier is away, and how it leaves afterwards."""
+
+    max_bytes: Annotated[int, Field(ge=1 << 16)] = 40 << 20
+    """Most bytes of all kinds together; telemetry goes first, then escalations, audit and usage."""
+    min_free_bytes: Annotated[int, Field(ge=0)] = 16 << 20
+    """Disk space that the outbox leaves free: with less it keeps few rows, in memory only."""
+    escalation: OutboxKindSettings = OutboxKindSettings(max_rows=20_000, max_bytes=32 << 20, max_age_s=7 * _DAY_S)
+    """Escalations that their devices marked as deferrable."""
+    audit: OutboxKindSettings = OutboxKindSettings(max_rows=5_000, max_bytes=2 << 20, max_age_s=90 * _DAY_S)
+    """What the agent did that an operator wants to know."""
+    usage: OutboxKindSettings = OutboxKindSettings(max_rows=10_000, max_bytes=4 << 20, max_age_s=90 * _DAY_S)
+    """What became of requests, by hour and model; three models make 2,160 rows in thirty days."""
+    telemetry: OutboxKindSettings = OutboxKindSettings(max_rows=4_000, max_bytes=8 << 20, max_age_s=3 * _DAY_S)
+    """Spans that could not be exported."""
+    spread_s: SecondsOrZero = 30.0
+    """After an absence the first delivery comes within so many seconds, at random: a fleet comes back at once."""
+    interval_s: Seconds = 1.0
+    """Least time between two deliveries of one kind."""
+    retry_base_s: Seconds = 2.0
+    """Base of the full-jitter delay after a delivery that failed."""
+    retry_cap_s: Seconds = 300.0
+    """Longest delay after a delivery that failed."""
+    probe_first_s: Seconds = 5.0
+    """Seconds between the first probes of a heavy tier that is away; the intervals grow from there."""
+    probe_cap_s: Seconds = 60.0
+    """Longest interval between probes."""
 
 
 class LogSettings(Section):
@@ -269,10 +381,18 @@ class AgentSettings(ProcessSettings):
     """Which of the models that this agent runs are in memory."""
     models: Mapping[Name, ModelSettings] = Field(default_factory=dict)
     """By name of the model, such as `[models.digits]`: what this agent makes of it."""
+    privacy: PrivacySettings = PrivacySettings()
+    """How far data from devices may go."""
+    samples: SamplesSettings = SamplesSettings()
+    """Hard examples, kept for whoever retrains the models."""
     offload: OffloadSettings = OffloadSettings()
     """Asking the heavy tier when the local answer is not sure enough."""
+    energy: EnergySettings = EnergySettings()
+    """What the agent's work takes: measured where the machine tells, else by these figures, and always so labelled."""
     telemetry: TelemetrySettings = TelemetrySettings()
     """Traces."""
+    outbox: OutboxSettings = OutboxSettings()
+    """What is kept on disk while the controller or the heavy tier is away."""
     logs: LogSettings = LogSettings()
     """What the process writes to standard error."""
 

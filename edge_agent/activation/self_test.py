@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
+from typing import Self
 
 import orjson
 
@@ -29,6 +30,7 @@ from core.fleet_state import Problem
 from core.logs import peer_text
 from core.manifest import Manifest
 from edge_agent.runtime.footprint import Footprint, Footprints
+from edge_agent.settings import AgentSettings
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +65,15 @@ class SelfTestLimits:
     intra_op_threads: int = 1
     # Rows of the largest run, which memory is measured with.
     max_batch: int = 1
+
+    @classmethod
+    def of(cls, settings: AgentSettings) -> Self:
+        runtime = settings.runtime
+        return cls(
+            settings.activation.self_test_timeout_s,
+            intra_op_threads=runtime.intra_op_threads,
+            max_batch=runtime.max_batch,
+        )
 
 
 class SelfTester:

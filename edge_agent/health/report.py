@@ -13,8 +13,10 @@ from edge_agent.health.state_folder import StateFolder
 from edge_agent.health.status_file import (
     AgentStatus,
     CertificateView,
+    EnergyView,
     MemoryView,
     ModelView,
+    OutboxView,
     PeerView,
     ResidencyView,
     read_status,
@@ -86,8 +88,10 @@ def render(status: AgentStatus, *, is_running: bool, now: datetime) -> list[str]
         f"broker      {_peer(status.broker, is_running=is_running, now=now)}",
         f"certificate {_certificate(status.certificate, now=now)}",
         *([f"clock       {status.clock_problem}"] if status.clock_problem else []),
-        f"heavy tier  breaker {status.heavy_breaker}",
+        f"heavy tier  breaker {status.heavy_breaker}" + ("" if status.outbox.is_heavy_reachable else ", out of reach"),
+        *_outbox(status.outbox),
         *([f"memory      {_memory(status.memory)}"] if status.memory is not None else []),
+        *([f"energy      {_energy(status.energy)}"] if status.energy is not None else []),
         f"desired     epoch {status.epoch}, generation {status.generation} applied",
         "",
         *_table(
@@ -118,9 +122,24 @@ def _peer(peer: PeerView | None, *, is_running: bool, now: datetime) -> str:
     return f"{text}; trying again" + (f" in {_span(now, peer.retry_at)}" if peer.retry_at is not None else "")
 
 
+def _outbox(outbox: OutboxView) -> list[str]:
+    """Return what waits, and what was lost; nothing when there is nothing to tell."""
+    lines = [f"outbox      in memory only, the disk is {outbox.trouble}"] if outbox.trouble else []
+    told = {kind: each for kind, each in outbox.kinds.items() if each.rows or each.lost}
+    return [*lines, *(f"outbox      {kind}: {each.text}" for kind, each in told.items())]
+
+
 def _certificate(certificate: CertificateView, *, now: datetime) -> str:
     text = f"good for {_span(now, certificate.not_after)}" if now < certificate.not_after else "expired"
     return "; ".join(part for part in (text, certificate.last_error, certificate.clock_problem) if part)
+
+
+def _energy(energy: EnergyView) -> str:
+    recent = (
+        f"{energy.recent_joules / energy.recent_answers:.3g} J an answer" if energy.recent_answers else "no answers"
+    )
+    total = f"{energy.joules:.4g} J for {energy.answers} answers since it began"
+    return f"{energy.method}: {energy.watts:.3g} W and {recent} over the last minute; {total}"
 
 
 def _memory(memory: MemoryView) -> str:

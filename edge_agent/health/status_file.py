@@ -5,7 +5,7 @@ every request, are written every few seconds only, so that a busy agent does not
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from core.atomic_files import write_atomically
 from core.clock import Clock
 from core.errors import InvalidRequest, NotFound
-from core.fleet_state import ReportedState, SlotReport
+from core.fleet_state import Energy, ReportedState, SlotReport
 from edge_agent.identity.renewal import RenewalStatus
 from edge_agent.runtime.pool import ModelPool
 
@@ -116,6 +116,60 @@ class CertificateView(_View):
         )
 
 
+class EnergyView(_View):
+    """What the agent's work took by one method, since it began; `recent` is about a minute."""
+
+    method: str
+    joules: float
+    answers: int
+    watts: float
+    recent_joules: float
+    recent_answers: int
+
+    @classmethod
+    def of(cls, energy: Energy) -> Self:
+        return cls(
+            method=energy.method.value,
+            joules=round(energy.joules, 3),
+            answers=energy.answers,
+            watts=round(energy.watts, 3),
+            recent_joules=round(energy.recent_joules, 3),
+            recent_answers=energy.recent_answers,
+        )
+
+
+class WaitingView(_View):
+    """What waits in the outbox of one kind, and what became of the rest since the process began."""
+
+    rows: int
+    size_bytes: int
+    oldest_age_s: float | None
+    sent: int
+    lost: dict[str, int]
+    """By reason."""
+
+    @property
+    def text(self) -> str:
+        lost = "".join(f", {rows} lost ({why})" for why, rows in sorted(self.lost.items()))
+        return f"{self.rows} wait, {self.sent} sent{lost}"
+
+
+class OutboxView(_View):
+    """What waits for the controller or the heavy tier."""
+
+    trouble: str = ""
+    """Why rows are kept in memory only, and few: `full`, `read_only` or `faulty`; empty: they are on disk."""
+    is_heavy_reachable: bool = True
+    """As probes know."""
+    clock_jumps: int = 0
+    kinds: dict[str, WaitingView] = {}
+
+    @property
+    def news(self) -> tuple[str, bool]:
+        """What is worth writing at once, in contrast to numbers."""
+        return self.trouble, self.is_heavy_reachable
+
+
 class AgentIdentity(_View):
     agent_id: str
     site: str
@@ -140,7 +194,11 @@ class AgentStatus(_View):
     """How this machine's clock contradicts what the catalogue says has passed."""
     memory: MemoryView | None = None
     """None: written by an agent that kept every model in memory."""
+    outbox: OutboxView = OutboxView()
+    """What waits for the controller or the heavy tier."""
     counters: dict[str, int]
+    energy: EnergyView | None = None
+    """None: switched off, or nothing is known yet."""
     written_at: datetime
 
     @classmethod
@@ -155,7 +213,9 @@ class AgentStatus(_View):
         heavy_breaker: str,
         clock_problem: str = "",
         memory: MemoryView | None = None,
+        outbox: OutboxView = OutboxView(),  # noqa: B008 (frozen)
         counters: dict[str, int],
+        energy: Energy | None = None,
         now: datetime,
     ) -> Self:
         return cls(
@@ -169,7 +229,9 @@ class AgentStatus(_View):
             generation=reported.applied.generation,
             models=tuple(ModelView.of(report) for report in reported.slots),
             memory=memory,
+            outbox=outbox,
             counters=counters,
+            energy=None if energy is None else EnergyView.of(energy),
             written_at=now,
         )
 
@@ -177,10 +239,20 @@ class AgentStatus(_View):
         """Say whether this status is worth writing over `other`, which was written `age_s` ago."""
         if other is None:
             return True
-        if (self.counters, self.memory) != (other.counters, other.memory) and age_s >= COUNTERS_INTERVAL_S:
+        if self._numbers != other._numbers and age_s >= COUNTERS_INTERVAL_S:
             return True
-        moving = {"counters": other.counters, "memory": other.memory, "written_at": other.written_at}
-        return self.model_copy(update=moving) != other
+        if self.outbox.news != other.outbox.news:
+            return True
+        # Joules change all the time, and an agent at rest writes nothing.
+        aside = {name: getattr(other, name) for name in ("counters", "memory", "outbox", "energy", "written_at")}
+        return self.model_copy(update=aside) != other
+
+    @property
+    def _numbers(self) -> tuple[object, ...]:
+        """What changes with every request; ages and joules, which change by themselves, are no news."""
+        waiting = {kind: (each.rows, each.sent, each.lost) for kind, each in self.outbox.kinds.items()}
+        took = None if self.energy is None else (self.energy.method, self.energy.answers)
+        return self.counters, self.memory, waiting, self.outbox.clock_jumps, took
 
 
 def read_status(path: Path) -> AgentStatus:
@@ -215,7 +287,17 @@ class Since:
 class StatusWriter:
     """Keeps the file up to date; `look` gives the status of this moment."""
 
-    def __init__(self, path: Path, look: Callable[[], AgentStatus], *, disk: Executor, clock: Clock) -> None:
+    def __init__(
+        self,
+        path: Path,
+        look: Callable[[], AgentStatus],
+        *,
+        disk: Executor,
+        clock: Clock,
+        refresh: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """`refresh` is awaited before each look, for what cannot be read at once."""
+        self._refresh = refresh
         self._path = path
         self._look = look
         self._disk = disk
@@ -225,6 +307,8 @@ class StatusWriter:
 
     async def run(self) -> None:
         while True:
+            if self._refresh is not None:
+                await self._refresh()
             await self.write_if_changed()
             await asyncio.sleep(LOOK_INTERVAL_S)
 

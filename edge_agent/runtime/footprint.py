@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -20,6 +21,7 @@ from core.atomic_files import write_atomically
 from core.digest import Digest
 from core.errors import InvalidRequest
 from core.manifest import Manifest
+from edge_agent.settings import RuntimeSettings
 
 _log = logging.getLogger(__name__)
 
@@ -78,6 +80,14 @@ class Footprints:
         self._conditions = conditions
         self._disk = disk
         self._known = {} if path is None else _read(path, conditions)
+
+    @classmethod
+    def under(cls, path: Path, runtime: RuntimeSettings, *, disk: Executor) -> Self:
+        """Return the figures in `path` that were measured under the conditions of this agent."""
+        conditions = (
+            f"onnxruntime {version('onnxruntime')}, {runtime.intra_op_threads} threads, batches of {runtime.max_batch}"
+        )
+        return cls(path, conditions=conditions, disk=disk)
 
     def get(self, digest: Digest) -> Footprint | None:
         return self._known.get(digest)

@@ -79,7 +79,7 @@ class Loader:
         if berth.open is None:
             berth.phase = Phase.RESIDENT
         else:
-            berth.model.cool(partial(self.ask, berth)).close()
+            berth.model.tell_when_cold(partial(self.ask, berth))
 
     def ask(self, berth: Berth, deadline_s: float) -> None:
         """Want `berth` in memory because a request came that may wait until `deadline_s`.
@@ -156,7 +156,7 @@ class Loader:
             if berth.phase is Phase.RESIDENT:
                 self._evict(berth)
             await self._look_again()
-        self._refuse_held(berth, "was unloaded by hand", None)
+        berth.model.refuse_held("was unloaded by hand")
 
     async def retire(self, berth: Berth, *, drain_timeout_s: float) -> None:
         """Let `berth` finish what it has, for at most `drain_timeout_s`, and forget it."""
@@ -303,7 +303,7 @@ class Loader:
             before.close()
         # What runs now ends by itself, and its session is not touched before.
         await before.drain()
-        berth.model.forget()
+        berth.model.forget(before)
         session, berth.session = berth.session, None
         if session is not None:
             await self._on_thread(partial(close_model, session))
@@ -321,10 +321,7 @@ class Loader:
         berth.problem, berth.retry_at_s = str(error), self._clock.monotonic_s() + delay_s
         self.counts.failed_loads += 1
         _log.warning("a model could not be loaded", extra={"model": berth.name, "reason": str(error)[:256]})
-        self._refuse_held(berth, f"could not be loaded: {error}", delay_s)
-
-    def _refuse_held(self, berth: Berth, why: str, after_s: float | None) -> None:
-        berth.model.cool(partial(self.ask, berth)).close(why, after_s=after_s)
+        berth.model.refuse_held(f"could not be loaded: {error}", after_s=delay_s)
 
     def _expected_s(self, berth: Berth, now_s: float) -> float:
         """Return how long it takes until `berth` is in memory, as far as loads were measured."""

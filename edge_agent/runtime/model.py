@@ -5,7 +5,8 @@ releases them. `cool` puts a new batcher in its place: the old one finishes what
 there, and what comes from then on waits for the next load. So a session is closed only when nothing can run with it.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 
 from core.clock import Clock
 from core.digest import Digest
@@ -16,7 +17,9 @@ from core.open_inference.signature import ModelSignature
 from core.tensors import Array, Tensor
 from edge_agent.cascade.confidence import judge_for
 from edge_agent.runtime.batcher import Batcher, JudgeOutputs, QueueBounds, Run
+from edge_agent.runtime.outcomes import Shed
 from edge_agent.runtime.session import RunTime
+from edge_agent.runtime.threads import RunThreads
 from edge_agent.runtime.vitals import Watch
 from edge_agent.settings import RuntimeSettings
 
@@ -39,7 +42,9 @@ class LoadedModel:
         run_time: RunTime,
         settings: RuntimeSettings,
         clock: Clock,
+        threads: RunThreads | None = None,
     ) -> None:
+        """`threads` None: it does not share them with other models."""
         self.manifest = manifest
         self.digest = digest
         self.version = str(manifest.version)
@@ -51,6 +56,10 @@ class LoadedModel:
         self._run_time = run_time
         self._settings = settings
         self._clock = clock
+        self._threads = threads
+        # What batchers shed that are gone, and those that still finish what they have.
+        self._shed_before: Counter[Shed] = Counter()
+        self._finishing: list[Batcher] = []
         self._watch: Watch | None = None
         self._when_cold: WhenCold | None = None
         self.batcher = self._new_batcher()
@@ -65,6 +74,10 @@ class LoadedModel:
         if self._when_cold is not None:
             self._when_cold(deadline_s)
 
+    def tell_when_cold(self, told: WhenCold) -> None:
+        """Have `told` hear of requests to this model, which was not in memory yet."""
+        self._when_cold = told
+
     def warm(self, run: Run, run_time: RunTime) -> None:
         """Answer with `run` from now on, first what was held."""
         self._run, self._run_time, self._when_cold = run, run_time, None
@@ -77,10 +90,28 @@ class LoadedModel:
         """
         before, self._when_cold = self.batcher, when_cold
         self.batcher = self._new_batcher(is_cold=True)
+        self._finishing.append(before)
         return before
 
-    def forget(self) -> None:
+    def forget(self, before: Batcher) -> None:
+        """Let go of the session that `before` had, which is drained."""
         self._run = None
+        self._finishing.remove(before)
+        self._shed_before.update(before.shed)
+
+    def refuse_held(self, why: str, *, after_s: float | None = None) -> None:
+        """Tell everybody who waits for the model that it does not come."""
+        before, self.batcher = self.batcher, self._new_batcher(is_cold=True)
+        before.close(why, after_s=after_s)
+        self._shed_before.update(before.shed)
+
+    @property
+    def shed(self) -> Mapping[Shed, int]:
+        """Count the requests that were not run, by why."""
+        shed = self._shed_before.copy()
+        for batcher in (*self._finishing, self.batcher):
+            shed.update(batcher.shed)
+        return shed
 
     def _new_batcher(self, *, is_cold: bool = False) -> Batcher:
         return Batcher(
@@ -93,6 +124,8 @@ class LoadedModel:
             may_run_inline=not _varies_within_a_row(self.manifest),
             judge=_judge_of(self.manifest),
             bounds=QueueBounds(max_requests=self._settings.max_queue),
+            threads=self._threads,
+            reply_reserve_s=self._settings.reply_reserve_s,
         )
 
     def arrays_of(self, request: InferRequest) -> Sequence[Array]:

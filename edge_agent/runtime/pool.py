@@ -25,6 +25,7 @@ from edge_agent.runtime.loader import Loader
 from edge_agent.runtime.model import LoadedModel, joint_rows
 from edge_agent.runtime.opening import open_model
 from edge_agent.runtime.session import RunTime
+from edge_agent.runtime.threads import RunThreads, available_cores
 from edge_agent.runtime.vitals import Watch
 from edge_agent.settings import RuntimeSettings
 
@@ -57,6 +58,8 @@ class ModelPool:
             available_bytes=hosting.available_bytes,
             on_change=self._announce_soon,
         )
+        # A run takes as many cores as it has threads inside.
+        self._threads = RunThreads(max(1, available_cores() // settings.intra_op_threads))
 
     async def load(self, manifest: Manifest, digest: Digest, folder: Path) -> None:
         """Load, warm up, switch, then drain and close the variant that ran before.
@@ -159,6 +162,7 @@ class ModelPool:
         for name in list(self._models):
             await self.unload(ModelName(name))
         self._loader.close()
+        self._threads.close()
         if self._announcement is not None:
             self._announcement.cancel()
 
@@ -181,7 +185,15 @@ class ModelPool:
 
     def _new_berth(self, manifest: Manifest, digest: Digest, folder: Path, footprint: Footprint) -> Berth:
         settings, terms = self._settings, self._hosting.of(manifest.model)
-        model = LoadedModel(manifest, digest, None, run_time=RunTime(0, 0), settings=settings, clock=self._clock)
+        model = LoadedModel(
+            manifest,
+            digest,
+            None,
+            run_time=RunTime(0, 0),
+            settings=settings,
+            clock=self._clock,
+            threads=self._threads,
+        )
         max_batch = joint_rows(manifest, settings)
         opening = partial(open_model, manifest, folder, intra_op_threads=settings.intra_op_threads, max_batch=max_batch)
         return Berth(model, opening, footprint, is_pinned=terms.pinned, is_prewarmed=terms.prewarm)

@@ -6,8 +6,9 @@ The rule, in this order:
 2. Pinned models never leave. One that has no room beside them is refused for good.
 3. A model that serves a request, or has some waiting, does not leave while others would do.
 4. A model stays for a while after its load: `protect_s`, or `protect_loads` times what its load took if that is longer,
-   so that loading takes about a tenth of the time at most, however badly the models fit. Who wants a place and has
-   waited for as long goes first all the same, over the busy ones too, which finish what they have before they leave.
+   so that it serves for most of the time, however badly the models fit. Who wants a place and has waited for as long as
+   its own load protects goes first all the same, oldest first, over busy ones too if it must: those finish what they
+   have before they leave. So two that do not fit together take turns, and neither starves.
 5. Of those who may leave, the ones go whose bytes are worth least: worth = frequency x load time / size, the expected
    waiting that a byte saves. Nobody goes who need not.
 

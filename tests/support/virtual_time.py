@@ -4,6 +4,7 @@ import asyncio
 import functools
 import selectors
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor, Future
 from typing import Any, ParamSpec
 
 from core.clock import SystemClock
@@ -45,6 +46,26 @@ class LoopClock(SystemClock):
 
     def monotonic_s(self) -> float:
         return asyncio.get_running_loop().time()
+
+
+class VirtualExecutor(Executor):
+    """Runs everything at once, side by side, and has the results after `takes_s` of the running loop's time."""
+
+    def __init__(self, takes_s: float) -> None:
+        self.takes_s = takes_s
+        self.running = self.most_running = 0
+
+    def submit(self, work: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
+        future: Future[Any] = Future()
+        self.running += 1
+        self.most_running = max(self.running, self.most_running)
+
+        def end() -> None:
+            self.running -= 1
+            future.set_result(work(*args, **kwargs))
+
+        asyncio.get_running_loop().call_later(self.takes_s, end)
+        return future
 
 
 def in_virtual_time(test: Callable[_Parameters, Awaitable[None]]) -> Callable[_Parameters, None]:

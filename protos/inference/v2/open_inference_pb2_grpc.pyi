@@ -123,6 +123,22 @@ _GRPCInferenceServiceModelInferType = typing_extensions.TypeVar(
     ],
 )
 
+_GRPCInferenceServiceModelStatisticsType = typing_extensions.TypeVar(
+    '_GRPCInferenceServiceModelStatisticsType',
+    grpc.UnaryUnaryMultiCallable[
+        protos.inference.v2.open_inference_pb2.ModelStatisticsRequest,
+        protos.inference.v2.open_inference_pb2.ModelStatisticsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        protos.inference.v2.open_inference_pb2.ModelStatisticsRequest,
+        protos.inference.v2.open_inference_pb2.ModelStatisticsResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        protos.inference.v2.open_inference_pb2.ModelStatisticsRequest,
+        protos.inference.v2.open_inference_pb2.ModelStatisticsResponse,
+    ],
+)
+
 _GRPCInferenceServiceRepositoryIndexType = typing_extensions.TypeVar(
     '_GRPCInferenceServiceRepositoryIndexType',
     grpc.UnaryUnaryMultiCallable[
@@ -171,7 +187,7 @@ _GRPCInferenceServiceRepositoryModelUnloadType = typing_extensions.TypeVar(
     ],
 )
 
-class GRPCInferenceServiceStub(typing.Generic[_GRPCInferenceServiceServerLiveType, _GRPCInferenceServiceServerReadyType, _GRPCInferenceServiceModelReadyType, _GRPCInferenceServiceServerMetadataType, _GRPCInferenceServiceModelMetadataType, _GRPCInferenceServiceModelInferType, _GRPCInferenceServiceRepositoryIndexType, _GRPCInferenceServiceRepositoryModelLoadType, _GRPCInferenceServiceRepositoryModelUnloadType]):
+class GRPCInferenceServiceStub(typing.Generic[_GRPCInferenceServiceServerLiveType, _GRPCInferenceServiceServerReadyType, _GRPCInferenceServiceModelReadyType, _GRPCInferenceServiceServerMetadataType, _GRPCInferenceServiceModelMetadataType, _GRPCInferenceServiceModelInferType, _GRPCInferenceServiceModelStatisticsType, _GRPCInferenceServiceRepositoryIndexType, _GRPCInferenceServiceRepositoryModelLoadType, _GRPCInferenceServiceRepositoryModelUnloadType]):
     @typing.overload
     def __init__(self: GRPCInferenceServiceStub[
         grpc.UnaryUnaryMultiCallable[
@@ -197,6 +213,10 @@ class GRPCInferenceServiceStub(typing.Generic[_GRPCInferenceServiceServerLiveTyp
         grpc.UnaryUnaryMultiCallable[
             protos.inference.v2.open_inference_pb2.ModelInferRequest,
             protos.inference.v2.open_inference_pb2.ModelInferResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            protos.inference.v2.open_inference_pb2.ModelStatisticsRequest,
+            protos.inference.v2.open_inference_pb2.ModelStatisticsResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             protos.inference.v2.open_inference_pb2.RepositoryIndexRequest,
@@ -239,6 +259,10 @@ class GRPCInferenceServiceStub(typing.Generic[_GRPCInferenceServiceServerLiveTyp
             protos.inference.v2.open_inference_pb2.ModelInferResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            protos.inference.v2.open_inference_pb2.ModelStatisticsRequest,
+            protos.inference.v2.open_inference_pb2.ModelStatisticsResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             protos.inference.v2.open_inference_pb2.RepositoryIndexRequest,
             protos.inference.v2.open_inference_pb2.RepositoryIndexResponse,
         ],
@@ -263,6 +287,8 @@ class GRPCInferenceServiceStub(typing.Generic[_GRPCInferenceServiceServerLiveTyp
     ModelMetadata: _GRPCInferenceServiceModelMetadataType
 
     ModelInfer: _GRPCInferenceServiceModelInferType
+
+    ModelStatistics: _GRPCInferenceServiceModelStatisticsType
 
     RepositoryIndex: _GRPCInferenceServiceRepositoryIndexType
 
@@ -294,6 +320,10 @@ GRPCInferenceServiceAsyncStub: typing_extensions.TypeAlias = GRPCInferenceServic
     grpc.aio.UnaryUnaryMultiCallable[
         protos.inference.v2.open_inference_pb2.ModelInferRequest,
         protos.inference.v2.open_inference_pb2.ModelInferResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        protos.inference.v2.open_inference_pb2.ModelStatisticsRequest,
+        protos.inference.v2.open_inference_pb2.ModelStatisticsResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         protos.inference.v2.open_inference_pb2.RepositoryIndexRequest,
@@ -351,6 +381,13 @@ class GRPCInferenceServiceServicer(metaclass=abc.ABCMeta):
         request: protos.inference.v2.open_inference_pb2.ModelInferRequest,
         context: _ServicerContext,
     ) -> typing.Union[protos.inference.v2.open_inference_pb2.ModelInferResponse, collections.abc.Awaitable[protos.inference.v2.open_inference_pb2.ModelInferResponse]]: ...
+
+    @abc.abstractmethod
+    def ModelStatistics(
+        self,
+        request: protos.inference.v2.open_inference_pb2.ModelStatisticsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[protos.inference.v2.open_inference_pb2.ModelStatisticsResponse, collections.abc.Awaitable[protos.inference.v2.open_inference_pb2.ModelStatisticsResponse]]: ...
 
     @abc.abstractmethod
     def RepositoryIndex(

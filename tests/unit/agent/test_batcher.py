@@ -56,9 +56,11 @@ def row(*values: float) -> Array:
     return np.array([values], dtype=np.float32)
 
 
-def ask(batcher: Batcher, inputs: Array, *, deadline_s: float = NEVER) -> "asyncio.Future[Ran]":
+def ask(
+    batcher: Batcher, inputs: Array, *, deadline_s: float = NEVER, client: str = "", priority: int = 0
+) -> "asyncio.Future[Ran]":
     caller = Caller()
-    batcher.submit([inputs], caller, deadline_s=deadline_s)
+    batcher.submit([inputs], caller, deadline_s=deadline_s, client=client, priority=priority)
     return caller.future
 
 
