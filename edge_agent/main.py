@@ -30,6 +30,7 @@ from core.metrics import Registry
 from core.process_metrics import register_process
 from core.service_notices import READY, STOPPING, ServiceNotices
 from core.telemetry import Tracing, TracingSettings
+from edge_agent.activation.self_test import SelfTester, SelfTestLimits
 from edge_agent.agent_metrics import (
     register_broker,
     register_cache,
@@ -58,6 +59,7 @@ from edge_agent.health.status_file import (
     AgentIdentity,
     AgentStatus,
     CertificateView,
+    MemoryView,
     PeerView,
     Since,
     StatusWriter,
@@ -68,6 +70,9 @@ from edge_agent.lifetime import first_of, flush, start, stop_on_signal, thread
 from edge_agent.member import Member, Surroundings
 from edge_agent.post import Correspondents, PostOffice
 from edge_agent.request_metrics import RequestMetrics
+from edge_agent.runtime.footprint import Footprints
+from edge_agent.runtime.hosting import hosting_by
+from edge_agent.runtime.memory import keep_malloc_tight
 from edge_agent.runtime.pool import ModelPool
 from edge_agent.samples.service import Samples
 from edge_agent.settings import AgentSettings
@@ -81,6 +86,8 @@ _log = logging.getLogger(__name__)
 def run_agent(settings: AgentSettings) -> None:
     """Run until a signal says stop."""
     configure_logging(level=settings.logs.level, log_format=settings.logs.format)
+    # Before anything large is freed, from which on malloc would keep it.
+    keep_malloc_tight()
     uvloop.run(serve(settings))
 
 
@@ -119,7 +126,10 @@ class _Agent:
         closing.push_async_callback(flush, self._tracing)
         channel = RotatingChannel(enrolled.controller, enrolled.tls)
         closing.push_async_callback(channel.close)
-        self._pool = ModelPool(settings.runtime, clock=clock)
+        footprints = Footprints.under(folder.footprints, settings.runtime, disk=self._disk)
+        tester = SelfTester(SelfTestLimits.of(settings), footprints)
+        hosting = hosting_by(settings.residency, settings.models, footprints, tester)
+        self._pool = ModelPool(settings.runtime, clock=clock, hosting=hosting)
         closing.push_async_callback(self._pool.close)
         self._offload = Offload(channel, settings.offload, clock=clock)
         self._metrics = Registry()
@@ -168,6 +178,7 @@ class _Agent:
                 (f"arch:{platform.machine()}", *settings.tags),
                 channel,
                 self._pool,
+                tester,
                 self._tracing,
                 self._disk,
                 clock,
@@ -313,8 +324,13 @@ class _Agent:
             certificate=CertificateView.of(self._member.renewal.status()),
             heavy_breaker=self._offload.state.value,
             clock_problem=self._member.clock_problem,
+            memory=MemoryView.of(self._pool),
             outbox=self._post.view(),
-            counters={**({} if self._front is None else asdict(self._front.counters)), **self._samples.counters()},
+            counters={
+                **({} if self._front is None else asdict(self._front.counters)),
+                **self._pool.load_counts.totals(),
+                **self._samples.counters(),
+            },
             energy=self._energy.energy,
             now=self._clock.now(),
         )

@@ -181,6 +181,24 @@ class RuntimeSettings(Section):
     """Seconds that a replaced model gets to finish its requests."""
 
 
+class ResidencySettings(Section):
+    """Which of the models that this agent runs are in memory."""
+
+    budget_bytes: Annotated[int | None, Field(ge=1), BeforeValidator(_none_when_empty)] = None
+    """Memory that models may take together; unset: what is available at start, less `reserve_bytes`.
+
+    Available is what the kernel says, and what the limits of the cgroups above leave. What a model takes is measured.
+    """
+    reserve_bytes: Annotated[int, Field(ge=0)] = 64 << 20
+    """Memory that a load must leave available on this machine, whatever the budget says."""
+    protect_s: SecondsOrZero = 0.2
+    """Seconds after its load that a model stays; only one that has waited for as long comes in its place."""
+    protect_loads: SecondsOrZero = 2.0
+    """The same in times what its load took, where that is longer; 2: no place loads for over a third of the time."""
+    max_wait_s: Seconds = 30.0
+    """Seconds that a model waits for room, after which its requests are refused."""
+
+
 # A name of a client, or a pattern of the shell for several.
 ClientPattern = Annotated[str, Field(min_length=1, max_length=128)]
 
@@ -199,6 +217,10 @@ class ModelSettings(Section):
 
     privacy: PrivacyClass = "any"
     """Where the data of requests to this model may go, whatever else they say; the strictest word counts."""
+    pinned: bool = False
+    """True: once loaded, it never leaves memory."""
+    prewarm: bool = False
+    """True: after a start it stays in memory before models that nobody asked for, as if it was asked once just now."""
     cache_bytes: Annotated[int, Field(ge=0)] = 0
     """Memory for answers to be given again to equal requests; 0: none are kept."""
     samples: bool | None = None
@@ -355,6 +377,8 @@ class AgentSettings(ProcessSettings):
     """Between a model's first request and the word that it stays."""
     runtime: RuntimeSettings = RuntimeSettings()
     """How models run."""
+    residency: ResidencySettings = ResidencySettings()
+    """Which of the models that this agent runs are in memory."""
     models: Mapping[Name, ModelSettings] = Field(default_factory=dict)
     """By name of the model, such as `[models.digits]`: what this agent makes of it."""
     privacy: PrivacySettings = PrivacySettings()
