@@ -26,7 +26,7 @@ import psutil
 
 from controller.demo.ports import free_port
 from core.addresses import Address
-from edge_agent.client.device import DeviceClient, NoReply
+from edge_agent.client import DeviceClient, NoReply
 from tests.support.agent_environment import agent_environment
 from tests.support.edge_models import INPUT, BuiltModel, make_mlp
 from tests.support.enrolled import enrolled

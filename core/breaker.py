@@ -29,6 +29,8 @@ class Breaker:
         self._opened_at_s = 0.0
         self._probing = False
         self.state = BreakerState.CLOSED
+        # How often it opened, for whoever looks only now and then.
+        self.openings = 0
 
     def permits(self, now_s: float) -> bool:
         """Say whether a call may be made now; in half-open state the caller that gets True is the probe."""
@@ -41,6 +43,12 @@ class Breaker:
             self._probing = True
             return True
         return False
+
+    def refuses(self, now_s: float) -> bool:
+        """Say whether `permits` would refuse a call now, without asking for one."""
+        if self.state is BreakerState.OPEN:
+            return now_s - self._opened_at_s < self._policy.open_s
+        return self.state is BreakerState.HALF_OPEN and self._probing
 
     def succeeded(self) -> None:
         self._failures = 0
@@ -56,6 +64,7 @@ class Breaker:
         if self.state is BreakerState.HALF_OPEN or self._failures >= self._policy.failures_to_open:
             self.state = BreakerState.OPEN
             self._opened_at_s = now_s
+            self.openings += 1
 
     def abandoned(self) -> None:
         """The call ended without telling anything of the dependency, for example because its caller left."""

@@ -2,12 +2,14 @@
 
 In place of the exporter of `opentelemetry-exporter-otlp-proto-grpc`, with that package's encoder: its exporter brings
 the whole metrics SDK (2.2 MB of an agent's memory, measured), tries again for seconds when a process wants to end, and
-logs every attempt. A batch that cannot be delivered is dropped; the first of an outage is logged.
+logs every attempt. A batch that cannot be delivered is handed to whoever wants to try later (`keep_undelivered`), or
+dropped; the first of an outage is logged. A receiver that refuses a batch for good is not asked again (OTLP 1.9,
+"OTLP/gRPC Failures": the retryable codes).
 """
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import grpc
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
@@ -20,6 +22,18 @@ from core.grpc_transport import MUTUAL_TLS_OPTIONS, TlsIdentity
 from core.logs import peer_text
 
 EXPORT_TIMEOUT_S = 5.0
+# Those that OTLP calls retryable.
+_LATER = frozenset(
+    {
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.OUT_OF_RANGE,
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DATA_LOSS,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+    }
+)
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +49,12 @@ class OtlpSpanExporter(SpanExporter):
         self._lock = threading.Lock()
         self._replacement: TlsIdentity | None = None
         self._is_failing = False
+        self._keep: Callable[[bytes], None] | None = None
         self._open(credentials)
+
+    def keep_undelivered(self, keep: Callable[[bytes], None]) -> None:
+        """Have `keep` given, on the batch thread, each serialized ExportTraceServiceRequest that may be sent later."""
+        self._keep = keep
 
     def replace(self, credentials: TlsIdentity) -> None:
         """Send from the next batch on with `credentials`; may be called from any thread."""
@@ -44,11 +63,16 @@ class OtlpSpanExporter(SpanExporter):
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         self._follow()
+        request = encode_spans(spans)
         try:
-            self._stub.Export(encode_spans(spans), timeout=EXPORT_TIMEOUT_S)
+            self._stub.Export(request, timeout=EXPORT_TIMEOUT_S)
         except grpc.RpcError as error:
-            self._note_failure(len(spans), str(error))
-            return SpanExportResult.FAILURE
+            is_kept = self._keep is not None and error.code() in _LATER
+            self._note_failure(len(spans), str(error), is_kept=is_kept)
+            if self._keep is None or not is_kept:
+                return SpanExportResult.FAILURE
+            self._keep(request.SerializeToString())
+            return SpanExportResult.SUCCESS
         if self._is_failing:
             self._is_failing = False
             _log.info("spans are delivered again", extra={"endpoint": self._endpoint})
@@ -80,8 +104,11 @@ class OtlpSpanExporter(SpanExporter):
                 self._channel = grpc.secure_channel(self._endpoint, credentials)
         self._stub = TraceServiceStub(self._channel)  # type: ignore[no-untyped-call]  # generated without annotations
 
-    def _note_failure(self, spans: int, reason: str) -> None:
+    def _note_failure(self, spans: int, reason: str, *, is_kept: bool) -> None:
         level = logging.DEBUG if self._is_failing else logging.WARNING
         self._is_failing = True
         extra = {"endpoint": self._endpoint, "spans": spans, "reason": peer_text(reason)}
-        _log.log(level, "spans could not be delivered and are dropped", extra=extra)
+        message = "spans could not be delivered and are dropped"
+        if is_kept:
+            message = "spans could not be delivered and are kept for later"
+        _log.log(level, message, extra=extra)

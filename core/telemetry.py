@@ -69,8 +69,8 @@ class Tracing:
         self._uniform = uniform
         self._otlp: OtlpSpanExporter | None = None
         if exporter is None and settings.endpoint is not None:
-            exporter = otlp = OtlpSpanExporter(settings.endpoint, credentials=credentials)
-            self._otlp = otlp if isinstance(credentials, TlsIdentity) else None
+            exporter = self._otlp = OtlpSpanExporter(settings.endpoint, credentials=credentials)
+        self._follows = self._otlp is not None and isinstance(credentials, TlsIdentity)
         if exporter is not None:
             self._provider.add_span_processor(
                 BatchSpanProcessor(
@@ -90,8 +90,13 @@ class Tracing:
 
     def follow(self, credentials: TlsIdentity) -> None:
         """Send spans with `credentials` from now on; nothing happens where they left without a TlsIdentity."""
-        if self._otlp is not None:
+        if self._otlp is not None and self._follows:
             self._otlp.replace(credentials)
+
+    def keep_undelivered(self, keep: Callable[[bytes], None]) -> None:
+        """Have `keep` given each batch of spans that its receiver may take later; see `OtlpSpanExporter`."""
+        if self._otlp is not None:
+            self._otlp.keep_undelivered(keep)
 
     def shutdown(self) -> None:
         """Export what is left and stop; blocks for a few seconds at most."""

@@ -19,6 +19,9 @@ from edge_agent.front.mqtt.broker import BrokerState
 from edge_agent.front.mqtt.front import MqttFront
 from edge_agent.link.session import SessionState
 from edge_agent.member import Member
+from edge_agent.outbox.rows import Tally
+from edge_agent.outbox.storage import Trouble
+from edge_agent.post import PostOffice
 from edge_agent.runtime.pool import ModelPool
 
 # Chosen: a scrape has 10 s by default; a large file is hashed for as long as that.
@@ -51,6 +54,12 @@ def register_serving(registry: Registry, *, pool: ModelPool, offload: Offload) -
         "Requests that the heavy tier is asked now.",
         (),
         lambda: [((), offload.in_flight)],
+    )
+    registry.gauge(
+        "nanofleet_heavy_expected_seconds",
+        "How long the heavy tier takes in nine of ten cases, by the large model; with less time left it is not asked.",
+        ("model",),
+        lambda: [((model,), seconds) for model, seconds in offload.expected_s().items()],
     )
     registry.gauge(
         "nanofleet_heavy_breaker_state",
@@ -115,6 +124,69 @@ def register_member(registry: Registry, member: Member, *, disk: Executor) -> No
     registry.gauge(
         "nanofleet_store_free_bytes", "Bytes that the disk of the store has free.", (), lambda: [((), sizes.free_bytes)]
     )
+
+
+def register_post(registry: Registry, post: PostOffice) -> None:
+    """Add what waits in the outbox, what left it and what was lost."""
+
+    def tallies(read: Callable[[Tally, float], float]) -> Iterable[Reading]:
+        figures = post.figures
+        if figures is None:
+            return []
+        return [((kind.value,), read(tally, figures.now_s)) for kind, tally in figures.tallies.items()]
+
+    registry.gauge(
+        "nanofleet_outbox_rows", "Rows that wait.", ("kind",), lambda: tallies(lambda tally, _: float(tally.rows))
+    )
+    registry.gauge(
+        "nanofleet_outbox_bytes",
+        "Bytes of the rows that wait.",
+        ("kind",),
+        lambda: tallies(lambda tally, _: float(tally.size_bytes)),
+    )
+    registry.gauge(
+        "nanofleet_outbox_oldest_age_seconds",
+        "How long the oldest row has waited; 0 when none does.",
+        ("kind",),
+        lambda: tallies(lambda tally, now_s: 0.0 if tally.oldest_s is None else max(0.0, now_s - tally.oldest_s)),
+    )
+    registry.tally(
+        "nanofleet_outbox_sent",
+        "Rows that their receiver took.",
+        ("kind",),
+        lambda: [((kind.value,), count) for kind, count in post.sent.items()],
+    )
+    registry.tally(
+        "nanofleet_outbox_lost",
+        "Rows that were lost, by reason.",
+        ("kind", "reason"),
+        lambda: (
+            []
+            if post.figures is None
+            else [((kind.value, why.value), rows) for (kind, why), rows in post.figures.losses.items()]
+        ),
+    )
+    registry.gauge(
+        "nanofleet_outbox_disk_state",
+        "1 for how the disk of the outbox is; all but `ok`: rows are kept in memory only, and few.",
+        ("state",),
+        lambda: _disk_state(post),
+    )
+    registry.gauge(
+        "nanofleet_heavy_reachable",
+        "1 while the heavy tier can be reached, as probes know.",
+        (),
+        lambda: [((), float(post.reachability.is_reachable()))],
+    )
+    registry.tally("nanofleet_probes", "Probes of the heavy tier.", (), lambda: [((), float(post.reachability.probes))])
+    registry.tally("nanofleet_clock_jumps", "Jumps of the wall clock.", (), lambda: [((), float(post.clock_jumps))])
+
+
+def _disk_state(post: PostOffice) -> Iterable[Reading]:
+    trouble = None if post.figures is None else post.figures.trouble
+    holds = "ok" if trouble is None else trouble.value
+    states = ("ok", *(each.value for each in Trouble if each is not Trouble.CORRUPT))
+    return [((state,), float(state == holds)) for state in states]
 
 
 class _StoreSizes:

@@ -30,15 +30,20 @@ from core.ids import AgentId, SiteId
 from core.keeping import KeepRule
 from core.logs import configure_logging
 from core.metrics import Registry
+from core.open_inference.service import EXTENSIONS
 from core.process_metrics import register_process
 from core.service_notices import READY, STOPPING, ServiceNotices
 from core.tasks import supervise
 from core.telemetry import Tracing, TracingSettings
-from edge_agent.agent_metrics import register_broker, register_member, register_serving
+from edge_agent.agent_metrics import register_broker, register_member, register_post, register_serving
 from edge_agent.cascade.offload import Offload
+from edge_agent.cascade.privacy import PrivacyRules
 from edge_agent.data_plane import EdgeDataPlane
-from edge_agent.front.grpc import GrpcFront
-from edge_agent.front.http import Answer, HttpFront, Request
+from edge_agent.front.grpc import SERVER_NAME, GrpcFront
+from edge_agent.front.http.inference import OpenInferenceRoutes
+from edge_agent.front.http.messages import Answer, Request, text_answer
+from edge_agent.front.http.routes import Tasks, get_route, routing
+from edge_agent.front.http.server import HttpFront
 from edge_agent.front.mqtt.broker import BrokerState
 from edge_agent.front.mqtt.front import MqttFront
 from edge_agent.front.mqtt.tls import BrokerTls
@@ -56,8 +61,10 @@ from edge_agent.health.status_file import (
 from edge_agent.identity.channel import RotatingChannel
 from edge_agent.identity.folder import Identity, IdentityFolder
 from edge_agent.member import Member, Surroundings
+from edge_agent.post import Correspondents, PostOffice
 from edge_agent.request_metrics import RequestMetrics
 from edge_agent.runtime.pool import ModelPool
+from edge_agent.samples.service import Samples
 from edge_agent.settings import AgentSettings
 
 # Chosen: a model that takes longer to load must not keep the others from answering.
@@ -103,6 +110,8 @@ class _Agent:
         enrolled = _enrolled(IdentityFolder(folder.identity), settings)
         require_root_of(enrolled, folder.root)
         self._identity = _identity(enrolled)
+        # After the last spans, which may end up there.
+        closing.push_async_callback(self._close_post)
         self._tracing = _tracing(settings, enrolled)
         closing.push_async_callback(_flush, self._tracing)
         channel = RotatingChannel(enrolled.controller, enrolled.tls)
@@ -112,7 +121,34 @@ class _Agent:
         self._offload = Offload(channel, settings.offload, clock=clock)
         self._metrics = Registry()
         counted = RequestMetrics(self._metrics, clock=clock)
-        self._plane = EdgeDataPlane(self._pool, self._offload, tracing=self._tracing, clock=clock, metrics=counted)
+        self._samples = Samples(settings, folder.samples, channel, clock=clock)
+        closing.callback(self._samples.close)
+        spans = settings.telemetry.endpoint
+        self._post = PostOffice(
+            folder.outbox,
+            settings.outbox,
+            Correspondents(
+                channel,
+                self._offload,
+                None if spans is None else parse_address(spans),
+                lambda: self._member.is_link_open,
+            ),
+            counted=counted,
+            tracing=self._tracing,
+            boot_id=self._identity.boot_id,
+            clock=clock,
+        )
+        self._plane = EdgeDataPlane(
+            self._pool,
+            self._offload,
+            tracing=self._tracing,
+            clock=clock,
+            metrics=counted,
+            examples=self._samples.collector,
+            deferrals=self._post.deferrals,
+            is_reachable=self._post.reachability.is_reachable,
+            privacy=PrivacyRules.of(settings),
+        )
         closing.push_async_callback(self._plane.close)
         self._member = Member(
             Surroundings(
@@ -127,6 +163,7 @@ class _Agent:
                 self._disk,
                 clock,
                 counted.usage,
+                self._samples,
             )
         )
         self._front: MqttFront | None = None
@@ -135,9 +172,11 @@ class _Agent:
         self._register()
 
     async def run(self, stop: asyncio.Event) -> None:
+        await self._post.open()
         async with asyncio.TaskGroup() as group:
-            tasks = _start(group, {"reconciler": self._member.reconciling, "status": self._status.run})
-            tasks += _start(group, {"watchdog": self._notices.keep_alive})
+            tasks = _start(group, self._post.keeping)
+            tasks += _start(group, {"reconciler": self._member.reconciling, "status": self._status.run})
+            tasks += _start(group, {"watchdog": self._notices.keep_alive, **self._samples.loops})
             await _first_of(self._member.restored, stop.wait, timeout_s=RESTORE_TIMEOUT_S)
             faces = await self._open_local_faces()
             self._front = self._make_front(faces)
@@ -146,6 +185,7 @@ class _Agent:
             # Before anything is fetched, and its decoder loaded.
             code_pages.release()
             tasks += _start(group, self._member.outward)
+            tasks += _start(group, self._post.outward(self._member.board, self._front))
             self._announce(faces)
             self._notices.say(READY)
             await stop.wait()
@@ -162,6 +202,11 @@ class _Agent:
         register_serving(self._metrics, pool=self._pool, offload=self._offload)
         register_broker(self._metrics, lambda: self._front)
         register_member(self._metrics, self._member, disk=self._disk)
+        self._samples.register(self._metrics)
+        register_post(self._metrics, self._post)
+
+    async def _close_post(self) -> None:
+        await self._post.close()
 
     async def _open_local_faces(self) -> dict[str, str]:
         return {**await self._open_grpc(), **await self._open_http()}
@@ -169,14 +214,29 @@ class _Agent:
     async def _open_http(self) -> dict[str, str]:
         if self._settings.http_bind is None:
             return {}
-        routes = {"/metrics": self._expose, "/healthz": _say_well}
-        face = HttpFront(parse_address(self._settings.http_bind), routes)
+        tasks = Tasks()
+        self._closing.push_async_callback(tasks.close)
+        protocol = OpenInferenceRoutes(
+            self._plane,
+            server_name=SERVER_NAME,
+            server_version=self._identity.software_version,
+            extensions=EXTENSIONS,
+            tasks=tasks,
+        )
+        fixed = dict([get_route("/metrics", self._expose, tasks), get_route("/healthz", _say_well, tasks)])
+        face = HttpFront(
+            parse_address(self._settings.http_bind),
+            routing(protocol.find, fixed=fixed),
+            clock=self._clock,
+            metrics=self._metrics,
+        )
         address = await face.start()
-        self._closing.push_async_callback(face.stop)
+        self._closing.push_async_callback(face.stop, self._settings.drain_timeout_s)
         return {"http": str(address)}
 
     async def _expose(self, request: Request) -> Answer:
-        return Answer(*await exposed(self._metrics, accept=request.headers.get("accept", "")))
+        exposition = await exposed(self._metrics, accept=request.headers.get("accept", ""))
+        return Answer(exposition.body, content_type=exposition.content_type)
 
     async def _open_grpc(self) -> dict[str, str]:
         if self._settings.grpc_bind is None:
@@ -238,7 +298,8 @@ class _Agent:
             certificate=CertificateView.of(self._member.renewal.status()),
             heavy_breaker=self._offload.state.value,
             clock_problem=self._member.clock_problem,
-            counters={} if self._front is None else asdict(self._front.counters),
+            outbox=self._post.view(),
+            counters={**({} if self._front is None else asdict(self._front.counters)), **self._samples.counters()},
             now=self._clock.now(),
         )
 
@@ -304,7 +365,7 @@ def _tracing(settings: AgentSettings, enrolled: Identity) -> Tracing:
 
 async def _say_well(_request: Request) -> Answer:
     """Answer that the process lives and its loop turns; what it runs is in its status and its metrics."""
-    return Answer(b"ok\n")
+    return text_answer("ok")
 
 
 def _thread(name: str, closing: AsyncExitStack) -> ThreadPoolExecutor:

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 from core.clock import Clock
 from core.digest import Digest
@@ -21,6 +22,7 @@ from core.fleet_state import AgentHello, AgentVitals, PushResult, SignedAssignme
 from core.fleet_wire import MAX_HELD_MANIFESTS
 from core.grpc_transport import TlsIdentity
 from core.ids import AgentId, SiteId
+from core.samples import SampleCounts, SampleOrder
 from core.telemetry import Tracing
 from edge_agent.activation.journal import Journal
 from edge_agent.activation.probation import ProbationTerms
@@ -54,6 +56,14 @@ from edge_agent.trust.terms import AdmittedManifests
 from protos.fleet.v1.fleet_pb2_grpc import FleetServiceStub
 
 
+class KeptSamples(Protocol):
+    """The hard examples that this agent keeps."""
+
+    def counts(self) -> SampleCounts: ...
+
+    def order(self, order: SampleOrder) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """What a member is made among: its folder and settings, the pool that runs its models, its disk thread and time."""
@@ -70,6 +80,7 @@ class Surroundings:
     clock: Clock
     # What became of the requests so far.
     usage: Callable[[], Usage]
+    samples: KeptSamples
 
 
 class Member:
@@ -157,6 +168,10 @@ class Member:
         return self._renewal
 
     @property
+    def is_link_open(self) -> bool:
+        return self._link.status.state is SessionState.OPEN
+
+    @property
     def clock_problem(self) -> str:
         return self._gate.clock_problem
 
@@ -173,7 +188,7 @@ class Member:
         return PeerView(
             address=str(self._around.enrolled.controller),
             state=status.state.value,
-            is_connected=status.state is SessionState.OPEN,
+            is_connected=self.is_link_open,
             since=status.since,
             last_error=status.last_error,
             retry_at=status.retry_at,
@@ -190,6 +205,9 @@ class Member:
     async def permit_transfer(self, manifest_digest: Digest) -> None:
         self._delivery.allow(manifest_digest)
         self._reconciler.retry_failed()
+
+    def order_samples(self, order: SampleOrder) -> None:
+        self._around.samples.order(order)
 
     # ---- inside ------------------------------------------------------------------------------------------------
 
@@ -214,7 +232,14 @@ class Member:
         hello = await asyncio.get_running_loop().run_in_executor(self._around.disk, self._hello)
         limits = SessionLimits(link.handshake_timeout_s, link.write_timeout_s)
         return Session(
-            self._fleet, self._reconciler, self, hello=hello, limits=limits, on_state=on_state, vitals=self._vitals
+            self._fleet,
+            self._reconciler,
+            self,
+            hello=hello,
+            limits=limits,
+            on_state=on_state,
+            vitals=self._vitals,
+            samples=self._around.samples.counts,
         )
 
     def _vitals(self) -> AgentVitals:

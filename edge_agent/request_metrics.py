@@ -3,6 +3,9 @@
     nanofleet_requests_total{model, outcome, tier, reason}
         answered  tier and reason as in the reply
         refused, expired, failed  tier "none", the reason is the code of the error
+    nanofleet_provisional_answers_total{model, reason}
+        answers behind which another one follows, beside the one request that each belongs to: low_confidence while
+        the heavy tier is asked, heavy_unavailable where the escalation waits until it is back
     nanofleet_stage_duration_seconds{model, stage, tier}
         queue, compute at the edge; offload: the heavy tier was asked; total: from admission to the answer of `tier`
 
@@ -10,12 +13,15 @@ Only models that run here are named; a request for another has an empty `model`,
 instruments of a model are looked up once: an answer at the edge costs 1.2 us (measured, ADR 19).
 """
 
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from core import metrics
 from core.clock import Clock
-from core.errors import DeadlineExceeded, InternalError, NanofleetError
+from core.errors import DeadlineExceeded, ErrorCode, InternalError, NanofleetError
 from core.fleet_state import Usage
-from core.metrics import OTHER, STAGE_BUCKETS_S, Counter, Exemplar, Family, Histogram, Registry
+from core.metrics import OTHER, STAGE_BUCKETS_S, Exemplar, Family, Histogram, Registry
 from edge_agent.cascade.policy import Reason, Tier
 
 NO_TIER = "none"
@@ -30,6 +36,9 @@ class RequestMetrics:
         self._clock = clock
         self._requests = registry.counter(
             "nanofleet_requests", "Requests, by what became of them.", ("model", "outcome", "tier", "reason")
+        )
+        self._provisional = registry.counter(
+            "nanofleet_provisional_answers", "Answers behind which another one follows.", ("model", "reason")
         )
         self._stages = registry.histogram(
             "nanofleet_stage_duration_seconds",
@@ -68,6 +77,10 @@ class RequestMetrics:
         if traceparent is not None:
             total.remember(self._exemplar(traceparent, total_s))
 
+    def answered_provisionally(self, model: str, reason: Reason) -> None:
+        """Note an answer behind which another one follows."""
+        self._provisional.of(model, reason.value).inc()
+
     def offloaded(self, model: str, duration_s: float, *, traceparent: str | None) -> None:
         """Note how long the heavy tier took, whatever came of it."""
         offload = self._of(model).offload
@@ -92,6 +105,27 @@ class RequestMetrics:
             failed=self._failed,
         )
 
+    def usage_by_model(self) -> Mapping[str, Usage]:
+        """Return the same by model; requests for models that do not run here stand under the empty name."""
+        found: dict[str, Counter[str]] = defaultdict(Counter)
+        for (model, outcome, tier, _reason), instrument in self._requests.items():
+            word = f"answered_{tier}" if outcome == "answered" else "failed" if outcome == "failed" else "refused"
+            found[model][word] += int(instrument.count)
+        return {
+            model: Usage(words["answered_edge"], words["answered_heavy"], words["refused"], words["failed"])
+            for model, words in found.items()
+        }
+
+    def private(self) -> Mapping[tuple[str, str], int]:
+        """Return how many requests of each model stayed at the edge, or were refused, because they are private."""
+        found: Counter[tuple[str, str]] = Counter()
+        for (model, outcome, _tier, reason), instrument in self._requests.items():
+            if outcome == "answered" and reason == Reason.PRIVACY.value:
+                found["privacy.kept", model] += int(instrument.count)
+            if outcome == "refused" and reason == ErrorCode.FORBIDDEN.value:
+                found["privacy.refused", model] += int(instrument.count)
+        return found
+
     def _of(self, model: str) -> "_OfModel":
         if model not in self._models and len(self._models) >= MAX_MODELS:
             model = OTHER
@@ -112,8 +146,8 @@ class _OfModel:
     total_edge: Histogram
     total_heavy: Histogram
     # By reason.
-    answers_edge: dict[str, Counter]
-    answers_heavy: dict[str, Counter]
+    answers_edge: dict[str, metrics.Counter]
+    answers_heavy: dict[str, metrics.Counter]
 
     @classmethod
     def of(cls, stages: Family[Histogram], model: str) -> "_OfModel":

@@ -16,6 +16,7 @@ from core.addresses import LoopbackAddress, is_loopback, parse_address
 from core.errors import InvalidRequest
 from core.ids import Name
 from core.logs import LogFormat
+from core.manifest import PrivacyClass
 from core.settings import Count, Port, ProcessSettings, Ratio, Seconds, Section, load
 from core.telemetry import DEFAULT_SAMPLE_RATIO
 
@@ -91,6 +92,8 @@ class MqttSettings(Section):
     """Replies kept until their request expires, to answer redeliveries without running the model again."""
     remembered_bytes: Bytes = 16 << 20
     """Memory that the remembered replies may take."""
+    verdict_expiry_s: Seconds = 3600.0
+    """How long the broker keeps the reply to a deferred escalation for a client that is away when it comes."""
 
     @model_validator(mode="after")
     def _tls_beyond_loopback(self) -> Self:
@@ -178,11 +181,49 @@ class RuntimeSettings(Section):
     """Seconds that a replaced model gets to finish its requests."""
 
 
+# A name of a client, or a pattern of the shell for several.
+ClientPattern = Annotated[str, Field(min_length=1, max_length=128)]
+
+
+class PrivacySettings(Section):
+    """How far data from devices may go, whatever their requests say; the strictest word counts."""
+
+    default: PrivacyClass = "any"
+    """For devices that `devices` does not name, and for requests that name no client."""
+    devices: Annotated[Mapping[ClientPattern, PrivacyClass], Field(max_length=1000)] = Field(default_factory=dict)
+    """By the client's name as in its topics, or a shell pattern such as `"ward-*"`."""
+
+
 class ModelSettings(Section):
     """What this agent makes of one model, beyond what the model's manifest says."""
 
-    privacy: Literal["device", "site", "any"] = "any"
+    privacy: PrivacyClass = "any"
     """Where the data of requests to this model may go, whatever else they say; the strictest word counts."""
+    samples: bool | None = None
+    """True: hard examples of this model are kept, False: not; when it is not set, as `[samples] enabled` says."""
+
+
+class SamplesSettings(Section):
+    """Hard examples: requests that a model was not sure of, kept on this disk for whoever retrains it."""
+
+    enabled: bool = False
+    """True: those of every model are kept, unless `[models.NAME] samples` says no. They hold what devices sent."""
+    keep_site: bool = False
+    """True: also of requests that may not leave the site; such samples are exported on this machine only."""
+    threshold_band: Ratio = 1.0
+    """Largest distance of a kept answer's confidence from the cascade's threshold; 1.0: any. Flawed ones have none."""
+    max_per_class_per_hour: Count = 10
+    """Samples of one predicted class that a model keeps of an hour, drawn evenly from all there were."""
+    max_per_hour: Count = 100
+    """Samples that a model keeps of an hour."""
+    max_samples: Annotated[int, Field(ge=1, le=100_000)] = 2000
+    """Samples on disk; the oldest go first."""
+    max_bytes: Bytes = 64 << 20
+    """Bytes on disk; the oldest go first."""
+    max_age_s: Seconds = 14 * 86_400.0
+    """Seconds for which a sample is kept."""
+    reserve_bytes: Annotated[int, Field(ge=0)] = 64 << 20
+    """Disk space that samples must leave free."""
 
 
 class OffloadSettings(Section):
@@ -212,6 +253,49 @@ class TelemetrySettings(Section):
 
     Ten at once are always kept. By default 2,000 agents in one outage send no more than their controller can store.
     """
+
+
+class OutboxKindSettings(Section):
+    """How much of one kind is kept; the oldest go first, and are counted."""
+
+    max_rows: Count
+    """Most rows."""
+    max_bytes: Annotated[int, Field(ge=1 << 14)]
+    """Most bytes, with what the database adds to each row."""
+    max_age_s: Seconds
+    """Seconds after which a row is of no use any more."""
+
+
+_DAY_S = 86_400.0
+
+
+class OutboxSettings(Section):
+    """What is kept on disk while the controller or the heavy tier is away, and how it leaves afterwards."""
+
+    max_bytes: Annotated[int, Field(ge=1 << 16)] = 40 << 20
+    """Most bytes of all kinds together; telemetry goes first, then escalations, audit and usage."""
+    min_free_bytes: Annotated[int, Field(ge=0)] = 16 << 20
+    """Disk space that the outbox leaves free: with less it keeps few rows, in memory only."""
+    escalation: OutboxKindSettings = OutboxKindSettings(max_rows=20_000, max_bytes=32 << 20, max_age_s=7 * _DAY_S)
+    """Escalations that their devices marked as deferrable."""
+    audit: OutboxKindSettings = OutboxKindSettings(max_rows=5_000, max_bytes=2 << 20, max_age_s=90 * _DAY_S)
+    """What the agent did that an operator wants to know."""
+    usage: OutboxKindSettings = OutboxKindSettings(max_rows=10_000, max_bytes=4 << 20, max_age_s=90 * _DAY_S)
+    """What became of requests, by hour and model; three models make 2,160 rows in thirty days."""
+    telemetry: OutboxKindSettings = OutboxKindSettings(max_rows=4_000, max_bytes=8 << 20, max_age_s=3 * _DAY_S)
+    """Spans that could not be exported."""
+    spread_s: SecondsOrZero = 30.0
+    """After an absence the first delivery comes within so many seconds, at random: a fleet comes back at once."""
+    interval_s: Seconds = 1.0
+    """Least time between two deliveries of one kind."""
+    retry_base_s: Seconds = 2.0
+    """Base of the full-jitter delay after a delivery that failed."""
+    retry_cap_s: Seconds = 300.0
+    """Longest delay after a delivery that failed."""
+    probe_first_s: Seconds = 5.0
+    """Seconds between the first probes of a heavy tier that is away; the intervals grow from there."""
+    probe_cap_s: Seconds = 60.0
+    """Longest interval between probes."""
 
 
 class LogSettings(Section):
@@ -254,10 +338,16 @@ class AgentSettings(ProcessSettings):
     """How models run."""
     models: Mapping[Name, ModelSettings] = Field(default_factory=dict)
     """By name of the model, such as `[models.digits]`: what this agent makes of it."""
+    privacy: PrivacySettings = PrivacySettings()
+    """How far data from devices may go."""
+    samples: SamplesSettings = SamplesSettings()
+    """Hard examples, kept for whoever retrains the models."""
     offload: OffloadSettings = OffloadSettings()
     """Asking the heavy tier when the local answer is not sure enough."""
     telemetry: TelemetrySettings = TelemetrySettings()
     """Traces."""
+    outbox: OutboxSettings = OutboxSettings()
+    """What is kept on disk while the controller or the heavy tier is away."""
     logs: LogSettings = LogSettings()
     """What the process writes to standard error."""
 

@@ -1,12 +1,10 @@
 """Request bodies, read with a bound as they stream: what a client announces is a hint, what arrives is counted.
 
-A compressed body is inflated piece by piece into what is left of the same bound, so a small body cannot become a large
-one in memory.
+A compressed body is inflated into what is left of the same bound (`core.content_encoding`).
 """
 
-import zlib
 from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+from typing import Any
 
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
@@ -14,47 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message
 
-from core.errors import InvalidRequest
-
-# `wbits` of zlib.decompressobj: 16 + 15 expects a gzip header, 15 a zlib one (RFC 9110, section 8.4.1, "deflate").
-_WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
-
-
-class _Decoder(Protocol):
-    def feed(self, block: bytes, *, room_bytes: int) -> bytes:
-        """Return decoded bytes; more than `room_bytes` of them means that the body does not fit."""
-        ...
-
-    def finish(self) -> None:
-        """Raise InvalidRequest if the body ended too early."""
-        ...
-
-
-class _Identity:
-    def feed(self, block: bytes, *, room_bytes: int) -> bytes:
-        return block
-
-    def finish(self) -> None:
-        return
-
-
-class _Inflater:
-    def __init__(self, encoding: str) -> None:
-        self._encoding = encoding
-        self._zlib = zlib.decompressobj(_WINDOW_BITS[encoding])
-
-    def feed(self, block: bytes, *, room_bytes: int) -> bytes:
-        try:
-            inflated = self._zlib.decompress(block, room_bytes + 1)
-        except zlib.error as error:
-            raise InvalidRequest(f"body: expected {self._encoding}, as Content-Encoding says: {error}") from error
-        if self._zlib.unused_data:
-            raise InvalidRequest(f"body: expected the end of the {self._encoding} stream, got more bytes")
-        return inflated
-
-    def finish(self) -> None:
-        if not self._zlib.eof:
-            raise InvalidRequest(f"body: expected a whole {self._encoding} stream, got a truncated one")
+from core.content_encoding import ENCODINGS, Decoder, decoder_of
 
 
 async def read_body(request: Request, *, max_bytes: int) -> bytes:
@@ -108,13 +66,11 @@ class BoundedRoute(APIRoute):
         return handle_bounded
 
 
-def _decoder(encoding: str) -> _Decoder:
-    encoding = encoding.strip().lower()
-    if encoding in ("", "identity"):
-        return _Identity()
-    if encoding in _WINDOW_BITS:
-        return _Inflater(encoding)
-    raise HTTPException(415, f"Content-Encoding: expected gzip, deflate or none, got {encoding[:40]!r}")
+def _decoder(encoding: str) -> Decoder:
+    decoder = decoder_of(encoding)
+    if decoder is None:
+        raise HTTPException(415, f"Content-Encoding: expected {ENCODINGS}, got {encoding.strip()[:40]!r}")
+    return decoder
 
 
 def _too_large(max_bytes: int) -> HTTPException:

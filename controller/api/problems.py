@@ -18,12 +18,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from controller.api.operator_views import ProblemView
-from core.errors import InternalError, InvalidRequest, NanofleetError, Overloaded
+from core.errors import InternalError, InvalidRequest, NanofleetError
+from core.open_inference.http_form import retry_headers
 from core.status import STATUS, error_from_http
 
 PROBLEM_TYPE = "application/problem+json"
-# Chosen: a queue of inference requests drains in well under a second.
-RETRY_AFTER_S = 1
 # Chosen: enough to correct a body in one go, and a hostile body cannot make a long answer.
 _MAX_NAMED_FAULTS = 3
 _MAX_FAULT_CHARS = 200
@@ -52,7 +51,7 @@ def exception_handlers(answer: Answer) -> dict[int | type[Exception], Handler]:
     """Return the handlers that turn everything an endpoint may raise into answers of one shape."""
 
     async def of_ours(_request: Request, error: NanofleetError) -> Response:
-        return answer(STATUS[error.code].http, error, _headers_of(error))
+        return answer(STATUS[error.code].http, error, retry_headers(error))
 
     async def of_framework(request: Request, error: HTTPException) -> Response:
         text = f"{request.method} {request.url.path[:_MAX_FAULT_CHARS]}: {error.detail}"
@@ -78,10 +77,6 @@ def exception_handlers(answer: Answer) -> dict[int | type[Exception], Handler]:
         ClientDisconnect: of_disconnect,
         Exception: of_defect,
     }
-
-
-def _headers_of(error: NanofleetError) -> Headers:
-    return {"retry-after": str(RETRY_AFTER_S)} if isinstance(error, Overloaded) else {}
 
 
 def _faults(error: RequestValidationError) -> str:

@@ -271,11 +271,14 @@ class HeavyClient:
 
 
 def _fields(digest: Digest, header_length: int, remaining_s: float, traceparent: str | None) -> dict[str, str]:
+    allowed_ms = min(remaining_s * 1000, headers.MAX_DEADLINE_MS)
     fields = {
         "Content-Type": "application/octet-stream",
         headers.HEADER_LENGTH: str(header_length),
         headers.MODEL_ID: digest,
-        headers.DEADLINE_MS: f"{min(remaining_s * 1000, headers.MAX_DEADLINE_MS):.1f}",
+        headers.DEADLINE_MS: f"{allowed_ms:.1f}",
+        # Not zero, which says "for ever" to Serve.
+        headers.SERVE_TIMEOUT_S: f"{max(allowed_ms, 1.0) / 1000:.3f}",
     }
     if traceparent is not None:
         fields[TRACEPARENT] = traceparent

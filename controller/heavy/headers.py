@@ -1,4 +1,4 @@
-"""The HTTP headers between the gateway and the heavy tier; a server that does not know the latter two ignores them."""
+"""The HTTP headers between the gateway and the heavy tier; a server that does not know them ignores them."""
 
 from typing import Final
 
@@ -10,6 +10,8 @@ MODEL_ID: Final = "serve_multiplexed_model_id"
 DEADLINE_MS: Final = "x-deadline-ms"
 # Chosen: an hour. Longer deadlines are cut to it, because a caller may set one of years to mean none.
 MAX_DEADLINE_MS: Final = 3_600_000
+# Serve's own header for how long a request may take; Serve cancels the replica's work then and answers 408.
+SERVE_TIMEOUT_S: Final = "x-request-timeout-seconds"
 # Open Inference Protocol, binary tensor data extension: size in bytes of the JSON in front of the tensors.
 HEADER_LENGTH: Final = "inference-header-content-length"
 # Bodies are bounded far below what so many digits can say.

@@ -3,6 +3,7 @@
 Knows Starlette's Request and Response and nothing of Ray, so it is tested without either.
 """
 
+import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable
@@ -97,7 +98,7 @@ async def _infer(request: Request, infer: Infer, *, tracing: Tracing, clock: Clo
         call = HeavyCall(_decode(request, body, model, version), digest, deadline)
         if deadline is not None and deadline.remaining_s(clock.monotonic_s()) <= 0:
             raise DeadlineExceeded("the deadline passed before the request reached the model")
-        answer = await infer(call)
+        answer = await _in_time(infer(call), deadline, clock)
         if span is not None:
             _note_run(span, answer, tracing)
         return _encode(call.request, answer)
@@ -109,6 +110,18 @@ async def _infer(request: Request, infer: Infer, *, tracing: Tracing, clock: Clo
     finally:
         if span is not None:
             span.end()
+
+
+async def _in_time(answering: Awaitable[Answer], deadline: Deadline | None, clock: Clock) -> Answer:
+    """Wait no longer than the caller does, for a model that loads or for room in a batch."""
+    bound = asyncio.timeout(None if deadline is None else deadline.remaining_s(clock.monotonic_s()))
+    try:
+        async with bound:
+            return await answering
+    except TimeoutError:
+        if not bound.expired():
+            raise
+        raise DeadlineExceeded("the deadline passed before the model answered") from None
 
 
 async def _read_body(request: Request) -> bytes:

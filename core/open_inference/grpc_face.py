@@ -17,6 +17,7 @@ import grpc.aio
 from core.clock import Clock
 from core.deadline import Deadline
 from core.errors import DeadlineExceeded, InternalError, NanofleetError
+from core.logs import withheld
 from core.open_inference import protobuf_body
 from core.open_inference.messages import DEFAULT_LIMITS, BodyLimits, InferRequest, timeout_s
 from core.open_inference.service import EXTENSIONS, Call, DataPlane
@@ -166,4 +167,4 @@ class _Defects:
         kind = type(error)
         level = logging.DEBUG if kind in self._seen else logging.ERROR
         self._seen.add(kind)
-        _log.log(level, "request failed by a defect", extra={"error_type": kind.__qualname__}, exc_info=error)
+        _log.log(level, "request failed by a defect", extra={"error_type": kind.__qualname__}, exc_info=withheld(error))

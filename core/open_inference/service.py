@@ -10,18 +10,21 @@ from typing import Protocol
 
 from core.deadline import Deadline
 from core.open_inference.messages import InferRequest, InferResponse, ModelIndexEntry, ModelMetadata
+from core.open_inference.statistics import ModelStatistics
 
-# What every face of ours implements beyond the protocol's core; a face may name only these.
+# What every face of ours implements beyond the protocol's core; a face names these, and what its plane adds.
 EXTENSIONS = ("binary_tensor_data", "model_repository")
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What travels beside a request: until when an answer is of use, and the W3C context of its caller."""
+    """What travels beside a request: until when an answer is of use, the W3C context of its caller, and its name."""
 
     deadline: Deadline | None = None
     traceparent: str | None = None
     tracestate: str | None = None
+    # As its certificate says; empty where callers show none.
+    client: str = ""
 
 
 class DataPlane(Protocol):
@@ -56,5 +59,17 @@ class DataPlane(Protocol):
 
         Raises:
             NanofleetError: the request cannot be answered.
+        """
+        ...
+
+
+class Statistics(Protocol):
+    """What has counted the requests of a plane."""
+
+    async def statistics(self, name: str, version: str) -> Sequence[ModelStatistics]:
+        """Return what is known of a model, or of every model when `name` is empty.
+
+        Raises:
+            UnknownModel: no model of that name and version.
         """
         ...

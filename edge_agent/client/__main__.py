@@ -19,7 +19,8 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 from core.addresses import parse_address
 from core.telemetry import TRACEPARENT, Tracing, TracingSettings, traceparent_of
 from core.tls_files import folder_context, read_tls_identity
-from edge_agent.client.device import DeviceClient, NoReply, Protocol, Reply
+from edge_agent.client.device import DeviceClient
+from edge_agent.client.messages import NoReply, Protocol, Reply
 
 
 def main() -> int:
@@ -34,10 +35,12 @@ def main() -> int:
         tls=None if arguments.broker_tls is None else folder_context(arguments.broker_tls),
     )
     try:
-        with device, arguments.report.open("w") as report:
+        # Line by line, so that who watches the report sees each answer at once.
+        with device, arguments.report.open("w", buffering=1) as report:
             for index, picture in pictures(arguments):
-                row = {"index": index, **ask_once(device, tracing, arguments, picture)}
+                row = {"index": index, **ask_once(device, tracing, arguments, picture), "at_s": time.time()}
                 report.write(json.dumps(row) + "\n")
+                time.sleep(arguments.pause_ms / 1000)
             counters = device.counters
             totals = {"late": counters.late, "duplicates": counters.duplicates, "strangers": counters.strangers}
             report.write(json.dumps({"totals": totals}) + "\n")
@@ -56,11 +59,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--protocol", choices=[protocol.value for protocol in Protocol], default="5")
     parser.add_argument("--site", required=True)
     parser.add_argument("--client", required=True, help="this camera's id")
-    parser.add_argument("--agent", default="any", help="agent to ask (default: any agent of the site)")
+    parser.add_argument("--agent", help="agent to ask, or `any` (default: the nearest, and others if it fails)")
     parser.add_argument("--model", required=True)
     parser.add_argument("--input-name", required=True, help="name of the model's input tensor")
     parser.add_argument("--pictures", type=Path, required=True, help=".npz file with `inputs` (n, features) float32")
     parser.add_argument("--take", default="1/1", help="K/N: send every N-th picture, starting with the K-th")
+    parser.add_argument("--pause-ms", type=int, default=0, help="pause between two pictures (default: none)")
     parser.add_argument("--deadline-ms", type=int, default=5000)
     parser.add_argument("--qos", type=int, choices=(0, 1), default=1)
     parser.add_argument("--privacy", choices=("device", "site", "any"), default="any", help="where a picture may go")
@@ -112,6 +116,7 @@ def row_of(reply: Reply) -> dict[str, Any]:
     outputs = {output["name"]: output["data"] for output in reply.body.get("outputs", ())}
     return {
         "status": reply.status,
+        "agent": reply.agent,
         "tier": reply.tier,
         "reason": reply.reason,
         "outputs": outputs,

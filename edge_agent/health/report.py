@@ -10,7 +10,7 @@ from typing import Any
 
 from core.errors import NanofleetError
 from edge_agent.health.state_folder import StateFolder
-from edge_agent.health.status_file import AgentStatus, CertificateView, ModelView, PeerView, read_status
+from edge_agent.health.status_file import AgentStatus, CertificateView, ModelView, OutboxView, PeerView, read_status
 
 _MIB = 1 << 20
 # The agent looks once a second whether there is something to write.
@@ -76,7 +76,8 @@ def render(status: AgentStatus, *, is_running: bool, now: datetime) -> list[str]
         f"broker      {_peer(status.broker, is_running=is_running, now=now)}",
         f"certificate {_certificate(status.certificate, now=now)}",
         *([f"clock       {status.clock_problem}"] if status.clock_problem else []),
-        f"heavy tier  breaker {status.heavy_breaker}",
+        f"heavy tier  breaker {status.heavy_breaker}" + ("" if status.outbox.is_heavy_reachable else ", out of reach"),
+        *_outbox(status.outbox),
         f"desired     epoch {status.epoch}, generation {status.generation} applied",
         "",
         *_table(("MODEL", "VERSION", "VARIANT", "PHASE", "STORED", "PROBLEM"), map(_row, status.models)),
@@ -102,6 +103,13 @@ def _peer(peer: PeerView | None, *, is_running: bool, now: datetime) -> str:
     if not is_running:
         return text
     return f"{text}; trying again" + (f" in {_span(now, peer.retry_at)}" if peer.retry_at is not None else "")
+
+
+def _outbox(outbox: OutboxView) -> list[str]:
+    """Return what waits, and what was lost; nothing when there is nothing to tell."""
+    lines = [f"outbox      in memory only, the disk is {outbox.trouble}"] if outbox.trouble else []
+    told = {kind: each for kind, each in outbox.kinds.items() if each.rows or each.lost}
+    return [*lines, *(f"outbox      {kind}: {each.text}" for kind, each in told.items())]
 
 
 def _certificate(certificate: CertificateView, *, now: datetime) -> str:

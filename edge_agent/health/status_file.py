@@ -86,6 +86,38 @@ class CertificateView(_View):
         )
 
 
+class WaitingView(_View):
+    """What waits in the outbox of one kind, and what became of the rest since the process began."""
+
+    rows: int
+    size_bytes: int
+    oldest_age_s: float | None
+    sent: int
+    lost: dict[str, int]
+    """By reason."""
+
+    @property
+    def text(self) -> str:
+        lost = "".join(f", {rows} lost ({why})" for why, rows in sorted(self.lost.items()))
+        return f"{self.rows} wait, {self.sent} sent{lost}"
+
+
+class OutboxView(_View):
+    """What waits for the controller or the heavy tier."""
+
+    trouble: str = ""
+    """Why rows are kept in memory only, and few: `full`, `read_only` or `faulty`; empty: they are on disk."""
+    is_heavy_reachable: bool = True
+    """As probes know."""
+    clock_jumps: int = 0
+    kinds: dict[str, WaitingView] = {}
+
+    @property
+    def news(self) -> tuple[str, bool]:
+        """What is worth writing at once, in contrast to numbers."""
+        return self.trouble, self.is_heavy_reachable
+
+
 class AgentIdentity(_View):
     agent_id: str
     site: str
@@ -108,6 +140,8 @@ class AgentStatus(_View):
     """`open`: the heavy tier failed repeatedly, so the edge answers alone for the moment."""
     clock_problem: str = ""
     """How this machine's clock contradicts what the catalogue says has passed."""
+    outbox: OutboxView = OutboxView()
+    """What waits for the controller or the heavy tier."""
     counters: dict[str, int]
     written_at: datetime
 
@@ -122,6 +156,7 @@ class AgentStatus(_View):
         certificate: CertificateView,
         heavy_breaker: str,
         clock_problem: str = "",
+        outbox: OutboxView = OutboxView(),  # noqa: B008 (frozen)
         counters: dict[str, int],
         now: datetime,
     ) -> Self:
@@ -135,6 +170,7 @@ class AgentStatus(_View):
             epoch=reported.applied.epoch,
             generation=reported.applied.generation,
             models=tuple(ModelView.of(report) for report in reported.slots),
+            outbox=outbox,
             counters=counters,
             written_at=now,
         )
@@ -143,9 +179,18 @@ class AgentStatus(_View):
         """Say whether this status is worth writing over `other`, which was written `age_s` ago."""
         if other is None:
             return True
-        if self.counters != other.counters and age_s >= COUNTERS_INTERVAL_S:
+        if self._numbers != other._numbers and age_s >= COUNTERS_INTERVAL_S:
             return True
-        return self.model_copy(update={"counters": other.counters, "written_at": other.written_at}) != other
+        if self.outbox.news != other.outbox.news:
+            return True
+        aside = {"counters": other.counters, "outbox": other.outbox, "written_at": other.written_at}
+        return self.model_copy(update=aside) != other
+
+    @property
+    def _numbers(self) -> tuple[object, ...]:
+        """What changes with every request; ages, which change by themselves, are no news."""
+        waiting = {kind: (each.rows, each.sent, each.lost) for kind, each in self.outbox.kinds.items()}
+        return self.counters, waiting, self.outbox.clock_jumps
 
 
 def read_status(path: Path) -> AgentStatus:

@@ -27,7 +27,7 @@ from controller.demo.processes import Part, Parts, kill_group
 from controller.demo.stack import Agent, Controller
 from core.addresses import Address
 from core.manifest import MAX_CHUNK_BYTES
-from edge_agent.client.device import DeviceClient, Protocol
+from edge_agent.client import DeviceClient, Protocol
 from tests.support.asking import Stream, asking
 from tests.support.bulky import bulky_onnx
 from tests.support.mosquitto import Mosquitto, running_mosquitto

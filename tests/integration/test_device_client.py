@@ -14,7 +14,8 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from edge_agent.client.device import DeviceClient, MalformedReply, NoReply, Protocol, disable_nagle
+from edge_agent.client import DeviceClient, MalformedReply, NoReply, Protocol
+from edge_agent.client.connection import disable_nagle
 from tests.support.mosquitto import Mosquitto, running_mosquitto
 
 SITE = "berlin"

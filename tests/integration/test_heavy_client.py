@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 import numpy as np
@@ -93,11 +93,22 @@ async def test_digest_deadline_and_trace_travel_as_headers(client: HeavyClient, 
     assert headers["serve_multiplexed_model_id"] == DIGEST
     assert headers["traceparent"] == TRACEPARENT
     assert 4000 < float(headers["x-deadline-ms"]) <= 5000
+    assert float(headers["x-request-timeout-seconds"]) == pytest.approx(
+        float(headers["x-deadline-ms"]) / 1000, abs=1e-3
+    )
 
 
 async def test_a_deadline_of_years_is_cut_to_what_the_tier_takes(client: HeavyClient, server: FakeHeavy) -> None:
     await ask(client, timeout_s=1e9)
     assert float(server.asked[0]["x-deadline-ms"]) == 3_600_000
+
+
+async def test_the_last_moment_is_not_written_as_the_zero_that_lets_serve_wait_for_ever(
+    client: HeavyClient, server: FakeHeavy
+) -> None:
+    with suppress(DeadlineExceeded):
+        await ask(client, timeout_s=0.0004)
+    assert all(float(headers["x-request-timeout-seconds"]) > 0 for headers in server.asked)
 
 
 async def test_an_answer_as_json_is_understood(client: HeavyClient, server: FakeHeavy) -> None:

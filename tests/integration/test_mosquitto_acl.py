@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from edge_agent.client.device import DeviceClient, Protocol
+from edge_agent.client import DeviceClient, Protocol
 from edge_agent.front.mqtt.front import MqttFront
 from tests.support.edge_front import AGENT, SILENCE_S, TIMEOUT_S, Device, Received, body_of, device, serving
 from tests.support.edge_plane import SURE, echo_model

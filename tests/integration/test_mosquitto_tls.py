@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edge_agent.client.device import DeviceClient, NoReply
+from edge_agent.client import DeviceClient, NoReply
 from edge_agent.front.mqtt.broker import BrokerState
 from edge_agent.front.mqtt.front import MqttFront
 from edge_agent.health.state_folder import StateFolder

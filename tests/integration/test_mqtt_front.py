@@ -11,7 +11,7 @@ from core.clock import SystemClock
 from core.open_inference import binary_body, protobuf_body
 from core.open_inference.messages import InferRequest
 from core.tensors import Datatype, Tensor
-from edge_agent.client.device import DeviceClient, Protocol
+from edge_agent.client import DeviceClient, Protocol
 from edge_agent.runtime.pool import ModelPool
 from edge_agent.settings import RuntimeSettings
 from protos.inference.v2 import open_inference_pb2 as pb

@@ -12,16 +12,25 @@ from core.addresses import Address
 from core.breaker import BreakerPolicy, BreakerState
 from core.clock import SystemClock
 from core.deadline import Deadline
-from core.errors import DeadlineExceeded, HeavyUnavailable, InvalidTensor, ModelNotReady, Overloaded, UnknownModel
+from core.errors import (
+    DeadlineExceeded,
+    HeavyUnavailable,
+    InvalidTensor,
+    ModelNotReady,
+    NotFound,
+    Overloaded,
+    UnknownModel,
+)
 from core.grpc_transport import TransportCredentials, open_channel
 from core.open_inference import protobuf_body
 from core.open_inference.messages import InferRequest, InferResponse
 from core.open_inference.service import Call
 from edge_agent.cascade.offload import Offload
-from edge_agent.cascade.policy import MIN_OFFLOAD_S
+from edge_agent.cascade.policy import MIN_OFFLOAD_S, Reason
 from edge_agent.front.grpc import GrpcFront
 from edge_agent.settings import OffloadSettings
 from protos.inference.v2 import open_inference_pb2_grpc as services
+from tests.support.clocks import HeldClock
 from tests.support.echo_plane import EchoPlane
 from tests.support.edge_plane import SURE, cascade_of, echo_model, plane_with, request_of
 
@@ -144,11 +153,11 @@ async def test_with_the_tier_away_the_breaker_opens_and_lets_it_be() -> None:
     await channel.close()
 
 
-async def test_a_tier_that_does_not_answer_in_time_is_unavailable_before_the_deadline() -> None:
+async def test_a_tier_that_does_not_answer_in_time_is_given_up_before_the_deadline() -> None:
     front, address = await serve(SlowPlane())
     channel = open_channel(address, TransportCredentials.local())
     deadline = within(0.2)
-    with pytest.raises(HeavyUnavailable):
+    with pytest.raises(DeadlineExceeded):
         await Offload(channel, OffloadSettings(), clock=CLOCK).ask(REQUEST, deadline=deadline)
     assert deadline.remaining_s(CLOCK.monotonic_s()) > 0
     await channel.close()
@@ -182,17 +191,19 @@ async def test_a_fault_on_this_side_gives_back_the_slot_and_the_probe(plane: Ech
 
 
 @pytest.mark.parametrize(
-    ("seconds", "state"), [(0.1, BreakerState.CLOSED), (None, BreakerState.OPEN)], ids=["impatient", "fair"]
+    ("seconds", "state", "error"),
+    [(0.1, BreakerState.CLOSED, DeadlineExceeded), (None, BreakerState.OPEN, HeavyUnavailable)],
+    ids=["impatient", "fair"],
 )
 async def test_only_a_call_with_a_fair_time_opens_the_breaker_by_being_late(
-    seconds: float | None, state: BreakerState
+    seconds: float | None, state: BreakerState, error: type[Exception]
 ) -> None:
     front, address = await serve(SlowPlane())
     channel = open_channel(address, TransportCredentials.local())
     settings, policy = OffloadSettings(default_timeout_s=0.2), BreakerPolicy(failures_to_open=2, open_s=60)
     offload = Offload(channel, settings, clock=CLOCK, breaker=policy)
     for _ in range(2):
-        with pytest.raises(HeavyUnavailable):
+        with pytest.raises(error):
             await offload.ask(REQUEST, deadline=None if seconds is None else within(seconds))
     assert offload.state is state
     await channel.close()
@@ -223,6 +234,63 @@ async def test_more_escalations_than_allowed_are_not_made() -> None:
     await plane.asked.wait()
     with pytest.raises(HeavyUnavailable, match="at most 1"):
         await offload.ask(REQUEST, deadline=within(60))
+    asking.cancel()
+    await channel.close()
+    await front.stop(0)
+
+
+async def test_a_round_trip_that_is_longer_than_what_is_left_is_an_obstacle(offload: Offload) -> None:
+    assert offload.obstacle("echo", remaining_s=0.05) is None
+    offload._forecasts["echo"].observe(0.5, now_s=CLOCK.monotonic_s())
+    assert offload.obstacle("echo", remaining_s=0.5 + OffloadSettings().reply_reserve_s - 0.001) is Reason.DEADLINE
+    assert offload.obstacle("echo", remaining_s=0.6) is None
+    assert offload.obstacle("echo", remaining_s=None) is None
+    assert offload.obstacle("another", remaining_s=0.05) is None
+
+
+async def test_answers_and_timeouts_make_the_forecast_and_refusals_do_not(plane: EchoPlane, offload: Offload) -> None:
+    plane.refuse_with = UnknownModel("no such")
+    with pytest.raises(NotFound):
+        await offload.ask(REQUEST, deadline=within(5))
+    assert offload.expected_s() == {}
+    plane.refuse_with = None
+    await offload.ask(REQUEST, deadline=within(5))
+    assert 0 < offload.expected_s()["echo"] < 5
+
+
+async def test_a_timeout_counts_as_a_round_trip_of_at_least_that_length() -> None:
+    front, address = await serve(SlowPlane())
+    channel = open_channel(address, TransportCredentials.local())
+    offload = Offload(channel, OffloadSettings(), clock=CLOCK)
+    with pytest.raises(DeadlineExceeded):
+        await offload.ask(REQUEST, deadline=within(0.2))
+    assert offload.expected_s()["echo"] == pytest.approx(0.198, abs=0.02)
+    assert offload.obstacle("echo", remaining_s=0.15) is Reason.DEADLINE
+    await channel.close()
+    await front.stop(0)
+
+
+async def test_an_open_breaker_is_an_obstacle_until_its_probe_is_due() -> None:
+    channel = open_channel(Address("127.0.0.1", free_port()), TransportCredentials.local())
+    clock = HeldClock()
+    policy = BreakerPolicy(failures_to_open=1, open_s=10)
+    offload = Offload(channel, OffloadSettings(), clock=clock, breaker=policy)
+    with pytest.raises(HeavyUnavailable):
+        await offload.ask(REQUEST)
+    assert offload.obstacle("echo", remaining_s=5.0) is Reason.HEAVY_UNAVAILABLE
+    clock.pass_s(10)
+    assert offload.obstacle("echo", remaining_s=5.0) is None
+    await channel.close()
+
+
+async def test_as_many_escalations_as_there_may_be_are_an_obstacle() -> None:
+    plane = SlowPlane()
+    front, address = await serve(plane)
+    channel = open_channel(address, TransportCredentials.local())
+    offload = Offload(channel, OffloadSettings(max_in_flight=1), clock=CLOCK)
+    asking = asyncio.create_task(offload.ask(REQUEST, deadline=within(60)))
+    await plane.asked.wait()
+    assert offload.obstacle("echo", remaining_s=5.0) is Reason.HEAVY_UNAVAILABLE
     asking.cancel()
     await channel.close()
     await front.stop(0)

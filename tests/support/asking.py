@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from edge_agent.client.device import DeviceClient, NoReply
+from edge_agent.client import DeviceClient, NoReply
 
 # A breath between two requests of one device, so that the stream loads the machine lightly.
 PAUSE_S = 0.01

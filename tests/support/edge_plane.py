@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -14,7 +14,11 @@ from core.manifest import Batching, Cascade, File, Lineage, Manifest, ScoreKind,
 from core.open_inference.messages import InferRequest, InferResponse, ParameterValue
 from core.telemetry import Tracing, TracingSettings
 from core.tensors import Array, Datatype, Tensor
+from edge_agent.cascade.deferral import Deferrals
+from edge_agent.cascade.policy import Reason
+from edge_agent.cascade.privacy import PrivacyRules
 from edge_agent.data_plane import EdgeDataPlane
+from edge_agent.hard_examples import HardExample, HardExamples
 from edge_agent.runtime.pool import LoadedModel, ModelPool
 from edge_agent.runtime.session import RunTime
 from edge_agent.settings import RuntimeSettings
@@ -31,8 +35,12 @@ class FakeHeavy:
 
     def __init__(self, error: NanofleetError | None = None) -> None:
         self.error = error
+        self.known_obstacle: Reason | None = None
         self.asked: list[InferRequest] = []
         self.traceparents: list[str | None] = []
+
+    def obstacle(self, model: str, *, remaining_s: float | None) -> Reason | None:
+        return self.known_obstacle
 
     async def ask(
         self, request: InferRequest, *, deadline: Deadline | None = None, traceparent: str | None = None
@@ -42,6 +50,57 @@ class FakeHeavy:
         if self.error is not None:
             raise self.error
         return InferResponse(request.model_name, "7", (scores_tensor("scores", (1.0, 1.0, 1.0)),), request.id)
+
+
+class GatedHeavy(FakeHeavy):
+    """Answers once its gate is open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.is_left = asyncio.Event()
+
+    async def ask(
+        self, request: InferRequest, *, deadline: Deadline | None = None, traceparent: str | None = None
+    ) -> InferResponse:
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.is_left.set()
+            raise
+        return await super().ask(request, deadline=deadline, traceparent=traceparent)
+
+
+class FakeDeferrals:
+    """Keeps what it has room for, in the order in which it came."""
+
+    def __init__(self, *, room: int = 100) -> None:
+        self.room = room
+        self.taken: list[tuple[InferRequest, str, bytes]] = []
+
+    def take(self, request: InferRequest, *, dedupe_id: str, reply_to: bytes) -> bool:
+        if len(self.taken) >= self.room:
+            return False
+        self.taken.append((request, dedupe_id, reply_to))
+        return True
+
+
+class FakeExamples:
+    def __init__(self) -> None:
+        self.offered: list[HardExample] = []
+
+    def offer(self, example: HardExample) -> None:
+        self.offered.append(example)
+
+
+class FakeMailbox:
+    """The mailbox of one asker, whose address says why the heavy tier is asked."""
+
+    def dedupe_id(self) -> str:
+        return "gate-1/camera-1/01"
+
+    def reply_to(self, reason: Reason, confidence: float | None) -> bytes | None:
+        return f"camera-1 {reason.value}".encode()
 
 
 def away() -> FakeHeavy:
@@ -129,12 +188,23 @@ async def plane_with(
     heavy: FakeHeavy | None = None,
     clock: Clock | None = None,
     tracing: Tracing | None = None,
+    deferrals: Deferrals | None = None,
+    examples: HardExamples | None = None,
+    is_reachable: Callable[[], bool] | None = None,
+    privacy: PrivacyRules | None = None,
 ) -> EdgeDataPlane:
     pool = ModelPool(RuntimeSettings(), clock=clock or SystemClock())
     for model in models:
         await pool.host(model)
     return EdgeDataPlane(
-        pool, heavy or FakeHeavy(), tracing=tracing or Tracing("test", UNSAMPLED), clock=clock or SystemClock()
+        pool,
+        heavy or FakeHeavy(),
+        tracing=tracing or Tracing("test", UNSAMPLED),
+        clock=clock or SystemClock(),
+        deferrals=deferrals,
+        examples=examples,
+        is_reachable=is_reachable,
+        privacy=privacy,
     )
 
 

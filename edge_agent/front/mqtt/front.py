@@ -1,68 +1,49 @@
-"""The MQTT face of the data plane: every message that is accepted gets one reply or is counted as dropped.
+"""The MQTT face of the data plane: every message that is accepted gets one final reply or is counted as dropped.
 
     PUBLISH → address → envelope → duplicate? → decode → data plane → encode → reply
+                                                             └── provisional: another answer, another reply
+    a verdict that has waited for the heavy tier → its address → encode → reply
 
-All of it runs in callbacks of the loop; a request costs one future and no task. While the broker is away, replies wait
-until it is back or their deadline passes; so do QoS 1 replies that it had not acknowledged.
+All of it runs in callbacks of the loop; a request costs one future and no task. What is known of one under way is its
+`Exchange`; how replies get out, also over outages of the broker, is in `replies`.
 """
 
 import asyncio
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-
-from opentelemetry.trace import SpanKind
+from dataclasses import asdict
 
 from core.backoff import BackoffPolicy
 from core.clock import Clock
-from core.deadline import Deadline
 from core.errors import DeadlineExceeded, InternalError, NanofleetError, Overloaded, TooLarge, Unavailable
 from core.ids import AgentId, SiteId
-from core.logs import peer_text
+from core.logs import peer_text, withheld
 from core.metrics import Registry
-from core.open_inference.messages import BodyLimits, InferRequest
-from core.open_inference.service import Call
-from edge_agent.data_plane import Answer, EdgeDataPlane
+from core.open_inference.messages import BodyLimits, InferRequest, InferResponse
+from edge_agent.answer import Answer
+from edge_agent.cascade.policy import Tier
+from edge_agent.data_plane import EdgeDataPlane
 from edge_agent.front.mqtt.broker import Broker, BrokerState
 from edge_agent.front.mqtt.connection import ConnectionSettings
+from edge_agent.front.mqtt.counters import FrontCounters
 from edge_agent.front.mqtt.duplicates import Duplicates, Progress
+from edge_agent.front.mqtt.exchange import Exchange
+from edge_agent.front.mqtt.late_address import decode_late_address
 from edge_agent.front.mqtt.message_metrics import MessageMetrics
+from edge_agent.front.mqtt.probes import Load, asks_for_load, encode_load, watch
 from edge_agent.front.mqtt.publication import Publication
+from edge_agent.front.mqtt.replies import Replies
 from edge_agent.front.mqtt.tls import BrokerTls
-from edge_agent.front.mqtt.topics import DropCause, Topics, Undeliverable, template_of
-from edge_agent.front.mqtt.wire import DEFAULT_DEADLINE_S, Address, Envelope, Reply, Wire, within_timeout
-from edge_agent.request_trace import Attribute
+from edge_agent.front.mqtt.topics import DropCause, Topics, Undeliverable
+from edge_agent.front.mqtt.wire import Address, Reply, Wire
 from edge_agent.runtime.pool import ModelPool
 from edge_agent.settings import MqttSettings
 
 _log = logging.getLogger(__name__)
 
-# Replies that wait for the broker. Chosen: more than any in-flight bound, so that an outage loses none that has time.
-_MAX_WAITING = 4096
-# How often a reply that was not acknowledged goes out again: one that makes the broker hang up must not do so for ever.
-_MAX_RESENT = 1
 # How long after a connect messages may be older than the connection. Chosen: the broker sends what it kept at once.
 _BACKLOG_S = 2.0
-
-
-@dataclass(slots=True)
-class FrontCounters:
-    """What became of the messages that came in; for the agent's status."""
-
-    received: int = 0
-    replied: int = 0
-    refused: int = 0
-    duplicates: int = 0
-    # Came too late, or their deadline passed in the queue: never answered.
-    expired: int = 0
-    # Answered, but not in time to be sent.
-    late: int = 0
-    malformed_topic: int = 0
-    missing_response_topic: int = 0
-    foreign_response_topic: int = 0
-    unnamed_client: int = 0
-    retained: int = 0
 
 
 class MqttFront:
@@ -83,34 +64,34 @@ class MqttFront:
         self.counters = FrontCounters()
         self._measured = MessageMetrics(metrics or Registry())
         self._settings = settings
+        self._agent = agent
         self._plane = plane
         self._pool = pool
         self._clock = clock
+        self._agent = agent
         # Other ways to this agent, by protocol; they stand in the status message.
         self._faces = dict(faces or {})
         self._topics = Topics(site, agent, requires_client=settings.requires_client, shared_by=settings.share_group)
         self._wire = Wire(self._topics, agent=agent, limits=BodyLimits(max_body_bytes=settings.max_body_bytes))
         self._duplicates = Duplicates(max_entries=settings.remembered_replies, max_bytes=settings.remembered_bytes)
-        self._in_flight: set[_Exchange] = set()
+        self._in_flight: set[Exchange] = set()
         self._is_draining = False
         # Infinite while the connection is not open: the broker sends what it kept before that.
         self._online_since_s = math.inf
-        self._waiting: list[Reply] = []
-        self._unacknowledged: dict[int, Reply] = {}
-        self._all_acknowledged = asyncio.Event()
-        self._all_acknowledged.set()
+        self._replies = Replies(self.counters, clock=clock)
         self._warned: set[DropCause] = set()
         self._broker = Broker(
             _connection_settings(settings, self._topics, agent, tls),
             status_topic=self._topics.status,
             describe=self._describe,
             receive=self.receive,
-            acknowledged=self._acknowledged,
-            opened=self._send_waiting,
-            closed=self._keep_unacknowledged,
+            acknowledged=self._replies.acknowledged,
+            opened=self._opened,
+            closed=self._closed,
             backoff=BackoffPolicy(settings.reconnect_base_s, settings.reconnect_cap_s),
             clock=clock,
         )
+        self._replies.broker = self._broker
         pool.on_change(self.announce)
 
     @property
@@ -128,7 +109,9 @@ class MqttFront:
 
     async def run(self) -> None:
         """Serve until cancelled."""
-        await self._broker.run()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._broker.run(), name="mqtt broker")
+            group.create_task(watch(self._load, self.announce), name="mqtt load")
 
     def announce(self) -> None:
         """Publish the agent's status anew, because a model or a face has changed."""
@@ -153,7 +136,7 @@ class MqttFront:
         while self._in_flight:
             await asyncio.wait([exchange.future for exchange in self._in_flight if exchange.future is not None])
         # Once is enough: what comes now is refused, and refusals must not keep a busy agent from stopping.
-        await self._all_acknowledged.wait()
+        await self._replies.all_acknowledged()
 
     def receive(self, publication: Publication) -> None:
         """Take one message; never raises."""
@@ -163,46 +146,81 @@ class MqttFront:
         except Undeliverable as refusal:
             self._drop(refusal)
             return
-        exchange = _Exchange(self, publication, address, self._clock.monotonic_s())
+        exchange = Exchange(publication, address, self._clock.monotonic_s(), self._agent, self.settle)
         try:
             self._serve(exchange)
         except Exception as error:
             self._refuse(exchange, error)
 
-    def settle(self, exchange: "_Exchange", future: "asyncio.Future[Answer]") -> None:
+    def settle(self, exchange: Exchange, future: "asyncio.Future[Answer]") -> None:
         """Reply with what has become of a request that was under way; never raises."""
         self._in_flight.discard(exchange)
         if future.cancelled():
             return
         try:
-            self._answer(exchange, future.result())
+            answer = future.result()
+            if answer.later is not None:
+                self._follow(exchange, answer.later)
+            self._answer(exchange, answer)
         except Exception as error:
+            if exchange.future is not None:
+                # A provisional answer that cannot be sent: what would follow is of no use either.
+                exchange.future.cancel()
             self._refuse(exchange, error)
 
-    def _answer(self, exchange: "_Exchange", answer: Answer) -> None:
-        reply = self._wire.encode_answer(
-            exchange.address,
-            exchange.request,
-            exchange.content_type,
-            answer,
-            qos=exchange.qos,
-            deadline_s=exchange.deadline_s,
+    def deliver(self, reply_to: bytes, response: InferResponse) -> None:
+        """Send a verdict that has waited for the heavy tier; implements `VerdictSink`."""
+        try:
+            late = decode_late_address(reply_to, self._topics)
+        except NanofleetError as error:
+            self.counters.unreadable_address += 1
+            _log.warning("a late verdict cannot be sent", extra={"cause": type(error).__name__})
+            return
+        now_s = self._clock.monotonic_s()
+        # The request's own deadline is long over.
+        deadline_s = now_s + self._settings.verdict_expiry_s
+        answer = Answer(response, Tier.HEAVY, late.reason, late.confidence)
+        try:
+            reply = self._encode(late.address, late.request, late.content_type, answer, late.qos, deadline_s)
+        except Exception as error:
+            refusal = self._refusal(error, late.address.model)
+            reply = self._wire.encode_refusal(late.address, refusal, qos=late.qos, deadline_s=deadline_s)
+        self.counters.verdicts += 1
+        self._duplicates.follow_up((late.address.client, late.address.correlation), reply, now_s=now_s)
+        self._replies.send(reply)
+
+    def _follow(self, exchange: Exchange, future: "asyncio.Future[Answer]") -> None:
+        exchange.follow(future)
+        self._in_flight.add(exchange)
+
+    def _answer(self, exchange: Exchange, answer: Answer) -> None:
+        reply = self._encode(
+            exchange.address, exchange.request, exchange.content_type, answer, exchange.qos, exchange.deadline_s
         )
+        now_s = self._clock.monotonic_s()
+        if not answer.is_final:
+            self.counters.provisional += 1
+        if exchange.qos:
+            note = self._duplicates.finish if answer.is_final else self._duplicates.note_provisional
+            note(exchange.key, reply, now_s=now_s)
+        self._replies.send(reply)
+        # The whole way is measured once.
+        if answer.later is None:
+            self._measured.processed(now_s - exchange.received_s)
+
+    def _encode(
+        self, address: Address, request: InferRequest, content_type: str, answer: Answer, qos: int, deadline_s: float
+    ) -> Reply:
+        reply = self._wire.encode_answer(address, request, content_type, answer, qos=qos, deadline_s=deadline_s)
         if reply.packet_bytes > self._broker.max_packet_bytes:
             raise TooLarge(
                 f"reply: expected at most {self._broker.max_packet_bytes} bytes, as the broker takes, "
                 f"got {reply.packet_bytes}; ask for fewer outputs or in a binary encoding"
             )
-        now_s = self._clock.monotonic_s()
-        if exchange.qos:
-            self._duplicates.finish(exchange.key, reply, now_s=now_s)
-        self._send(reply)
-        self._measured.processed(now_s - exchange.received_s)
+        return reply
 
-    def _refuse(self, exchange: "_Exchange", error: Exception) -> None:
-        if not isinstance(error, NanofleetError):
-            _log.error("a request failed by a defect", extra={"model": exchange.address.model}, exc_info=error)
-            error = InternalError("internal error; the agent's log has the cause")
+    def _refuse(self, exchange: Exchange, error: Exception) -> None:
+        error = self._refusal(error, exchange.address.model)
         self._measured.processed(self._clock.monotonic_s() - exchange.received_s, error)
         if not exchange.is_asked:
             self._plane.metrics.failed("", error)
@@ -215,15 +233,24 @@ class MqttFront:
             self._duplicates.forget(exchange.key)
         elif exchange.is_noted:
             self._duplicates.finish(exchange.key, reply, now_s=self._clock.monotonic_s())
-        self._send(reply)
+        self._replies.send(reply)
 
-    def _serve(self, exchange: "_Exchange") -> None:
+    def _refusal(self, error: Exception, model: str) -> NanofleetError:
+        if isinstance(error, NanofleetError):
+            return error
+        _log.error("a request failed by a defect", extra={"model": model}, exc_info=withheld(error))
+        return InternalError("internal error; the agent's log has the cause")
+
+    def _serve(self, exchange: Exchange) -> None:
         if exchange.address.is_v5 and exchange.publication.expiry_s is None and self._may_be_backlog(exchange):
             raise DeadlineExceeded("nothing tells how long the message has waited in the broker")
         envelope = self._wire.open_request(exchange.publication, exchange.address)
         now_s = exchange.open(envelope)
         if envelope.remaining_s <= 0:
             raise DeadlineExceeded("the deadline had passed when the message came")
+        if envelope.probe is not None and asks_for_load(envelope.probe):
+            self._answer_probe(exchange)
+            return
         if exchange.qos and not self._is_fresh(exchange, now_s):
             return
         if self._is_draining:
@@ -233,65 +260,40 @@ class MqttFront:
         request = self._wire.decode(exchange.publication, exchange.address, envelope)
         call = exchange.admit(request, envelope)
         exchange.is_asked = True
-        exchange.future = self._plane.ask(request, call, envelope.terms, origin=exchange)
-        self._in_flight.add(exchange)
-        exchange.future.add_done_callback(exchange.settle)
+        self._follow(exchange, self._plane.ask(request, call, envelope.terms, origin=exchange, mailbox=exchange))
 
-    def _may_be_backlog(self, exchange: "_Exchange") -> bool:
+    def _answer_probe(self, exchange: Exchange) -> None:
+        if self._is_draining:
+            raise Unavailable("the agent is stopping; try again later")
+        self.counters.probes += 1
+        reply = encode_load(exchange.address, self._load(), agent=self._agent, deadline_s=exchange.deadline_s)
+        self._replies.send(reply)
+
+    def _load(self) -> Load:
+        room = max(0, self._settings.max_in_flight - self.in_flight)
+        return Load(self.in_flight, self._pool.queued, 0 if self._is_draining else room)
+
+    def _may_be_backlog(self, exchange: Exchange) -> bool:
         return exchange.received_s - self._online_since_s < _BACKLOG_S
 
-    def _is_fresh(self, exchange: "_Exchange", now_s: float) -> bool:
+    def _is_fresh(self, exchange: Exchange, now_s: float) -> bool:
         seen = self._duplicates.begin(exchange.key, deadline_s=exchange.deadline_s, now_s=now_s)
         if seen is Progress.FRESH:
             exchange.is_noted = True
             return True
         self.counters.duplicates += 1
-        if isinstance(seen, Reply):
-            self._send(seen)
+        if not isinstance(seen, Progress):
+            for reply in seen:
+                self._replies.send(reply)
         return False
 
-    def _send(self, reply: Reply) -> None:
-        now_s = self._clock.monotonic_s()
-        if reply.deadline_s <= now_s:
-            self.counters.late += 1
-        elif self._broker.is_online:
-            self._publish(reply, now_s)
-        elif len(self._waiting) < _MAX_WAITING:
-            self._waiting.append(reply)
-        else:
-            self.counters.late += 1
-
-    def _publish(self, reply: Reply, now_s: float) -> None:
-        packet_id = self._broker.publish(
-            reply.topic, reply.payload, qos=reply.qos, properties=reply.properties_at(now_s)
-        )
-        self.counters.replied += 1
-        if reply.qos:
-            self._unacknowledged[packet_id] = reply
-            self._all_acknowledged.clear()
-
-    def _acknowledged(self, packet_id: int) -> None:
-        self._unacknowledged.pop(packet_id, None)
-        if not self._unacknowledged:
-            self._all_acknowledged.set()
-
-    def _keep_unacknowledged(self) -> None:
-        """The connection is over: what the broker may not have got goes out again over the next one."""
-        self._online_since_s = math.inf
-        self.counters.replied -= len(self._unacknowledged)
-        for reply in self._unacknowledged.values():
-            if reply.attempts < _MAX_RESENT:
-                self._waiting.append(reply._replace(attempts=reply.attempts + 1))
-            else:
-                self.counters.late += 1
-        self._unacknowledged.clear()
-        self._all_acknowledged.set()
-
-    def _send_waiting(self) -> None:
+    def _opened(self) -> None:
         self._online_since_s = self._clock.monotonic_s()
-        waiting, self._waiting = self._waiting, []
-        for reply in waiting:
-            self._send(reply)
+        self._replies.send_waiting()
+
+    def _closed(self) -> None:
+        self._online_since_s = math.inf
+        self._replies.keep_unacknowledged()
 
     def _drop(self, refusal: Undeliverable) -> None:
         name = refusal.cause.value
@@ -306,72 +308,8 @@ class MqttFront:
                 {"name": model.manifest.model, "version": model.version, "variant": model.manifest.variant}
                 for model in self._pool.models()
             ],
-            "load": {"in_flight": self.in_flight, "queued": self._pool.queued},
+            "load": self._load().to_json(),
             "faces": self._faces,
-        }
-
-
-class _Exchange:
-    """One request that can be answered, until it is; the Origin of its spans."""
-
-    __slots__ = (
-        "_front",
-        "address",
-        "content_type",
-        "deadline_s",
-        "future",
-        "is_asked",
-        "is_noted",
-        "publication",
-        "qos",
-        "received_s",
-        "request",
-    )
-
-    operation = "process"
-    span_kind = SpanKind.CONSUMER
-
-    def __init__(self, front: MqttFront, publication: Publication, address: Address, received_s: float) -> None:
-        self._front = front
-        self.publication = publication
-        self.address = address
-        self.received_s = received_s
-        self.qos = publication.qos
-        # Until the envelope is open: a refusal of a malformed one must still be sent.
-        self.deadline_s = received_s + DEFAULT_DEADLINE_S
-        self.content_type = ""
-        self.is_noted = False
-        # From then on the data plane counts what becomes of it.
-        self.is_asked = False
-        self.future: asyncio.Future[Answer] | None = None
-        self.request: InferRequest
-
-    @property
-    def key(self) -> tuple[str, bytes]:
-        return self.address.client, self.address.correlation
-
-    def open(self, envelope: Envelope) -> float:
-        self.deadline_s = self.received_s + envelope.remaining_s
-        self.content_type = envelope.content_type
-        return self.received_s
-
-    def admit(self, request: InferRequest, envelope: Envelope) -> Call:
-        self.request = request
-        self.deadline_s = self.received_s + within_timeout(envelope.remaining_s, request)
-        return Call(Deadline(self.deadline_s), envelope.traceparent, envelope.tracestate)
-
-    def settle(self, future: "asyncio.Future[Answer]") -> None:
-        self._front.settle(self, future)
-
-    def span_attributes(self) -> Mapping[str, Attribute]:
-        return {
-            "messaging.system": "mqtt",
-            "messaging.operation.name": "process",
-            "messaging.operation.type": "process",
-            "messaging.destination.name": self.publication.topic.decode(errors="replace"),
-            "messaging.destination.template": template_of(self.publication.topic),
-            "messaging.client.id": self.address.client,
-            "messaging.message.body.size": len(self.publication.payload),
         }
 
 

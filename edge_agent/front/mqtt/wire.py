@@ -26,7 +26,7 @@ from core.open_inference.messages import (
 )
 from core.status import STATUS
 from core.telemetry import parse_traceparent
-from edge_agent.data_plane import Answer
+from edge_agent.answer import Answer
 from edge_agent.front.mqtt.publication import (
     Publication,
     encode_content_type,
@@ -82,6 +82,8 @@ class Envelope(NamedTuple):
     terms: Terms = NO_TERMS
     # Decoded already, because a 3.1.1 envelope is inside of the body.
     request: InferRequest | None = None
+    # The word `probe` as it came; see `probes`.
+    probe: object = None
 
 
 class Reply(NamedTuple):
@@ -119,7 +121,7 @@ class Wire:
         self._topics = topics
         self._agent = agent
         self._limits = limits
-        self._answer_words: dict[tuple[str, str, str, str], bytes] = {}
+        self._answer_words: dict[tuple[str, str, str, str, bool], bytes] = {}
 
     def address_of(self, publication: Publication) -> Address:
         """Return who is to be answered, and where.
@@ -220,19 +222,27 @@ class Wire:
             tracestate=_tracestate(_parameter(request, "tracestate", (str,))),
             terms=terms_of(request.parameters, client=address.client),
             request=request,
+            probe=request.parameters.get("probe"),
         )
 
     def _words_of(self, answer: Answer) -> bytes:
-        key = (answer.response.model_name, answer.response.model_version, answer.tier.value, answer.reason.value)
+        response = answer.response
+        key = (
+            response.model_name,
+            response.model_version,
+            answer.tier.value,
+            answer.reason.value,
+            answer.is_final,
+        )
         words = self._answer_words.get(key)
         if words is None:
             words = encode_words(
                 {
                     "status": "200",
                     "tier": answer.tier.value,
-                    "model-version": peer_text(answer.response.model_version),
+                    "model-version": peer_text(response.model_version),
                     "agent": self._agent,
-                    "final": "1",
+                    "final": "1" if answer.is_final else "0",
                     "reason": answer.reason.value,
                 }.items()
             )
@@ -280,6 +290,7 @@ def _open_v5(publication: Publication, address: Address) -> Envelope:
         _traceparent(_optional_text(words.get(b"traceparent"))),
         _tracestate(_optional_text(words.get(b"tracestate"))),
         _terms(words, publication.words, client=address.client),
+        probe=words.get(b"probe"),
     )
 
 
@@ -375,7 +386,7 @@ def _with_parameters(answer: Answer, agent: str) -> InferResponse:
         "tier": answer.tier.value,
         "model_version": response.model_version,
         "agent": agent,
-        "final": 1,
+        "final": int(answer.is_final),
         "reason": answer.reason.value,
     }
     if answer.confidence is not None:

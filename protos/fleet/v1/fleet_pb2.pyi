@@ -15,6 +15,7 @@ import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import google.protobuf.timestamp_pb2
 import protos.catalogue.v1.catalogue_pb2
+import protos.samples.v1.samples_pb2
 import sys
 import typing
 
@@ -66,6 +67,7 @@ class AgentMessage(google.protobuf.message.Message):
     RESULT_FIELD_NUMBER: builtins.int
     REPORTED_FIELD_NUMBER: builtins.int
     VITALS_FIELD_NUMBER: builtins.int
+    SAMPLES_FIELD_NUMBER: builtins.int
     @property
     def hello(self) -> Global___Hello: ...
     @property
@@ -74,6 +76,10 @@ class AgentMessage(google.protobuf.message.Message):
     def reported(self) -> Global___ReportedState: ...
     @property
     def vitals(self) -> Global___Vitals: ...
+    @property
+    def samples(self) -> protos.samples.v1.samples_pb2.Counts:
+        """Hard examples that the agent keeps."""
+
     def __init__(
         self,
         *,
@@ -81,10 +87,11 @@ class AgentMessage(google.protobuf.message.Message):
         result: Global___PushResult | None = ...,
         reported: Global___ReportedState | None = ...,
         vitals: Global___Vitals | None = ...,
+        samples: protos.samples.v1.samples_pb2.Counts | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["hello", b"hello", "message", b"message", "reported", b"reported", "result", b"result", "vitals", b"vitals"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["hello", b"hello", "message", b"message", "reported", b"reported", "result", b"result", "vitals", b"vitals"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["hello", "result", "reported", "vitals"] | None: ...
+    def HasField(self, field_name: typing.Literal["hello", b"hello", "message", b"message", "reported", b"reported", "result", b"result", "samples", b"samples", "vitals", b"vitals"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["hello", b"hello", "message", b"message", "reported", b"reported", "result", b"result", "samples", b"samples", "vitals", b"vitals"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["hello", "result", "reported", "vitals", "samples"] | None: ...
 
 Global___AgentMessage: typing_extensions.TypeAlias = AgentMessage
 
@@ -96,6 +103,7 @@ class ControllerMessage(google.protobuf.message.Message):
     ASSIGNMENT_FIELD_NUMBER: builtins.int
     TRUST_BUNDLE_FIELD_NUMBER: builtins.int
     TRANSFER_FIELD_NUMBER: builtins.int
+    SAMPLES_FIELD_NUMBER: builtins.int
     @property
     def welcome(self) -> Global___Welcome: ...
     @property
@@ -104,6 +112,10 @@ class ControllerMessage(google.protobuf.message.Message):
     def trust_bundle(self) -> Global___TrustBundle: ...
     @property
     def transfer(self) -> Global___TransferPermission: ...
+    @property
+    def samples(self) -> protos.samples.v1.samples_pb2.Order:
+        """Hard examples that a person wants."""
+
     def __init__(
         self,
         *,
@@ -111,10 +123,11 @@ class ControllerMessage(google.protobuf.message.Message):
         assignment: Global___SignedAssignment | None = ...,
         trust_bundle: Global___TrustBundle | None = ...,
         transfer: Global___TransferPermission | None = ...,
+        samples: protos.samples.v1.samples_pb2.Order | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["assignment", b"assignment", "message", b"message", "transfer", b"transfer", "trust_bundle", b"trust_bundle", "welcome", b"welcome"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["assignment", b"assignment", "message", b"message", "transfer", b"transfer", "trust_bundle", b"trust_bundle", "welcome", b"welcome"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["welcome", "assignment", "trust_bundle", "transfer"] | None: ...
+    def HasField(self, field_name: typing.Literal["assignment", b"assignment", "message", b"message", "samples", b"samples", "transfer", b"transfer", "trust_bundle", b"trust_bundle", "welcome", b"welcome"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["assignment", b"assignment", "message", b"message", "samples", b"samples", "transfer", b"transfer", "trust_bundle", b"trust_bundle", "welcome", b"welcome"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["welcome", "assignment", "trust_bundle", "transfer", "samples"] | None: ...
 
 Global___ControllerMessage: typing_extensions.TypeAlias = ControllerMessage
 

@@ -224,7 +224,7 @@ async def test_a_caller_who_leaves_cancels_the_escalation() -> None:
         await heavy.cancelled.wait()
 
 
-async def test_closing_ends_the_escalations_with_an_error_for_their_callers() -> None:
+async def test_closing_ends_the_escalations_with_the_edges_answer_for_their_callers() -> None:
     class Endless(FakeHeavy):
         async def ask(
             self, request: InferRequest, *, deadline: Deadline | None = None, traceparent: str | None = None
@@ -237,8 +237,7 @@ async def test_closing_ends_the_escalations_with_an_error_for_their_callers() ->
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     await plane.close()
-    with pytest.raises(HeavyUnavailable, match="stopping"):
-        await answer
+    assert ((await answer).tier, (await answer).reason) == (Tier.EDGE, Reason.HEAVY_UNAVAILABLE)
 
 
 async def test_the_data_plane_face_tells_tier_and_reason_as_parameters() -> None:
@@ -318,3 +317,13 @@ async def test_a_sampled_request_that_is_refused_has_an_error_on_its_span() -> N
     root = next(span for span in exporter.get_finished_spans() if span.name == "infer digits")
     assert root.attributes is not None
     assert root.attributes["error.type"] == "unavailable"
+
+
+@pytest.mark.parametrize("obstacle", [Reason.DEADLINE, Reason.HEAVY_UNAVAILABLE])
+async def test_a_heavy_tier_that_is_not_worth_asking_is_not_asked(obstacle: Reason) -> None:
+    heavy = FakeHeavy()
+    heavy.known_obstacle = obstacle
+    plane = await plane_with(echo_model(cascade=cascade_of()), heavy=heavy)
+    answer = await plane.answer(request_of(UNSURE), call_with(5))
+    assert (answer.tier, answer.reason) == (Tier.EDGE, obstacle)
+    assert heavy.asked == []

@@ -18,8 +18,8 @@ from core.ids import AgentId, SiteId
 from core.open_inference import binary_body, json_body, protobuf_body
 from core.open_inference.messages import BodyLimits, InferRequest, InferResponse
 from core.tensors import Datatype, Tensor
+from edge_agent.answer import Answer
 from edge_agent.cascade.policy import Reason, Tier
-from edge_agent.data_plane import Answer
 from edge_agent.front.mqtt.publication import (
     Publication,
     decode_publication,

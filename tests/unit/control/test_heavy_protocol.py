@@ -1,5 +1,6 @@
 """The replica's HTTP face, driven over ASGI without a socket."""
 
+import asyncio
 from collections.abc import Mapping
 
 import httpx
@@ -31,12 +32,15 @@ class Replica:
     def __init__(self) -> None:
         self.calls: list[HeavyCall] = []
         self.refuse_with: Exception | None = None
+        self.is_stuck = False
         self._tracing = Tracing("test", TracingSettings(sample_ratio=0.0))
 
     async def infer(self, call: HeavyCall) -> Answer:
         self.calls.append(call)
         if self.refuse_with is not None:
             raise self.refuse_with
+        if self.is_stuck:
+            await asyncio.Event().wait()
         return Answer("1", (Tensor("y", Datatype.FP32, np.ones((1, 2), np.float32)),), 1, 2, 1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -90,6 +94,22 @@ async def test_an_expired_request_does_not_reach_the_model(replica: Replica) -> 
     response = await replica.send(body, {**headers, "x-deadline-ms": "0"})
     assert response.status_code == 504
     assert replica.calls == []
+
+
+async def test_a_model_that_is_late_is_not_waited_for_longer_than_the_caller_does(replica: Replica) -> None:
+    replica.is_stuck = True
+    body, headers = binary_request()
+    async with asyncio.timeout(5):
+        response = await replica.send(body, {**headers, "x-deadline-ms": "20"})
+    assert response.status_code == 504
+    assert "before the model answered" in response.json()["error"]
+
+
+async def test_a_timeout_of_something_else_is_no_passed_deadline(replica: Replica) -> None:
+    replica.refuse_with = TimeoutError()
+    body, headers = binary_request()
+    response = await replica.send(body, {**headers, "x-deadline-ms": "5000"})
+    assert response.status_code == 500
 
 
 @pytest.mark.parametrize("value", ["soon", "-1", "nan", "inf", "1e9", ""])

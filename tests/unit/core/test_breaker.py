@@ -55,3 +55,13 @@ def test_a_late_failure_does_not_keep_it_open_for_longer(breaker: Breaker) -> No
     opened(breaker, at_s=0)
     breaker.failed(9)
     assert breaker.permits(10)
+
+
+def test_it_tells_whether_it_would_refuse_without_taking_the_probe(breaker: Breaker) -> None:
+    assert not breaker.refuses(0)
+    opened(breaker, at_s=0)
+    assert [breaker.refuses(now_s) for now_s in (0, 9.9, 10.0, 10.0)] == [True, True, False, False]
+    assert breaker.permits(10)
+    assert breaker.refuses(10)
+    breaker.succeeded()
+    assert not breaker.refuses(10)
