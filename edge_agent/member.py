@@ -18,7 +18,7 @@ from typing import Protocol
 from core.clock import Clock
 from core.digest import Digest
 from core.errors import Conflict
-from core.fleet_state import AgentHello, AgentVitals, PushResult, SignedAssignment, Usage
+from core.fleet_state import AgentHello, AgentVitals, Energy, PushResult, SignedAssignment, Usage
 from core.fleet_wire import MAX_HELD_MANIFESTS
 from core.grpc_transport import TlsIdentity
 from core.ids import AgentId, SiteId
@@ -81,6 +81,8 @@ class Surroundings:
     # What became of the requests so far.
     usage: Callable[[], Usage]
     samples: KeptSamples
+    # What its work took so far, if that is known.
+    energy: Callable[[], Energy | None]
 
 
 class Member:
@@ -244,7 +246,7 @@ class Member:
 
     def _vitals(self) -> AgentVitals:
         uptime_s = self._around.clock.monotonic_s() - self._began_s
-        return AgentVitals(self._around.usage(), uptime_s, machine_health())
+        return AgentVitals(self._around.usage(), uptime_s, machine_health(), self._around.energy())
 
     def _hello(self) -> AgentHello:
         process = self._around.process

@@ -199,6 +199,8 @@ class ModelSettings(Section):
 
     privacy: PrivacyClass = "any"
     """Where the data of requests to this model may go, whatever else they say; the strictest word counts."""
+    cache_bytes: Annotated[int, Field(ge=0)] = 0
+    """Memory for answers to be given again to equal requests; 0: none are kept."""
     samples: bool | None = None
     """True: hard examples of this model are kept, False: not; when it is not set, as `[samples] enabled` says."""
 
@@ -235,6 +237,23 @@ class OffloadSettings(Section):
     """Part of a request's deadline that is kept back for sending the reply."""
     max_in_flight: Count = 64
     """Escalations under way at one time; beyond it the edge answers."""
+
+
+class EnergySettings(Section):
+    """What the agent's work takes: measured where the machine tells, else by these figures, and always so labelled."""
+
+    enabled: bool = True
+    """False: nothing is read or said of energy."""
+    idle_watts: Annotated[float, Field(ge=0, le=100_000, allow_inf_nan=False)] = 2.0
+    """Power of the whole machine at rest, for method `model` only; the default suits a single-board computer."""
+    max_watts: Annotated[float, Field(ge=0, le=100_000, allow_inf_nan=False)] = 7.0
+    """Power of the whole machine with every processor busy, for method `model` only."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.max_watts < self.idle_watts:
+            raise ValueError(f"max_watts: expected at least idle_watts, {self.idle_watts:g}, got {self.max_watts:g}")
+        return self
 
 
 class TelemetrySettings(Section):
@@ -344,6 +363,8 @@ class AgentSettings(ProcessSettings):
     """Hard examples, kept for whoever retrains the models."""
     offload: OffloadSettings = OffloadSettings()
     """Asking the heavy tier when the local answer is not sure enough."""
+    energy: EnergySettings = EnergySettings()
+    """What the agent's work takes: measured where the machine tells, else by these figures, and always so labelled."""
     telemetry: TelemetrySettings = TelemetrySettings()
     """Traces."""
     outbox: OutboxSettings = OutboxSettings()

@@ -59,6 +59,10 @@ POLICY: Mapping[str, frozenset[Role]] = {
     "/inference.GRPCInferenceService/ModelMetadata": _INFERENCE,
     "/inference.GRPCInferenceService/ModelInfer": _INFERENCE,
     "/inference.GRPCInferenceService/RepositoryIndex": _INFERENCE,
+    # Refused by the gateway, which says why.
+    "/inference.GRPCInferenceService/ModelStatistics": _INFERENCE,
+    "/inference.GRPCInferenceService/RepositoryModelLoad": _INFERENCE,
+    "/inference.GRPCInferenceService/RepositoryModelUnload": _INFERENCE,
     "/opentelemetry.proto.collector.trace.v1.TraceService/Export": frozenset(
         {Role.AGENT, Role.HEAVY, Role.APPLICATION}
     ),

@@ -26,6 +26,31 @@ else:
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
+class _EnergyMethod:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _EnergyMethodEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_EnergyMethod.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    ENERGY_METHOD_UNSPECIFIED: _EnergyMethod.ValueType  # 0
+    ENERGY_METHOD_RAPL: _EnergyMethod.ValueType  # 1
+    """Counters of the processor."""
+    ENERGY_METHOD_BATTERY: _EnergyMethod.ValueType  # 2
+    """A battery's own figures, while it is used up."""
+    ENERGY_METHOD_MODEL: _EnergyMethod.ValueType  # 3
+    """An assumption: watts at rest and under load, as set."""
+
+class EnergyMethod(_EnergyMethod, metaclass=_EnergyMethodEnumTypeWrapper): ...
+
+ENERGY_METHOD_UNSPECIFIED: EnergyMethod.ValueType  # 0
+ENERGY_METHOD_RAPL: EnergyMethod.ValueType  # 1
+"""Counters of the processor."""
+ENERGY_METHOD_BATTERY: EnergyMethod.ValueType  # 2
+"""A battery's own figures, while it is used up."""
+ENERGY_METHOD_MODEL: EnergyMethod.ValueType  # 3
+"""An assumption: watts at rest and under load, as set."""
+Global___EnergyMethod: typing_extensions.TypeAlias = EnergyMethod
+
 class _SlotPhase:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -554,6 +579,7 @@ class Vitals(google.protobuf.message.Message):
     AVAILABLE_BYTES_FIELD_NUMBER: builtins.int
     TEMPERATURE_C_FIELD_NUMBER: builtins.int
     LOAD_FIELD_NUMBER: builtins.int
+    ENERGY_FIELD_NUMBER: builtins.int
     answered_edge: builtins.int
     """Requests by what became of them: answered by this agent's model, answered by the heavy tier, refused or come too
     late, failed by a defect. They only grow, and begin at 0 with every boot_id.
@@ -570,6 +596,10 @@ class Vitals(google.protobuf.message.Message):
     """Of the warmest sensor, in degrees Celsius; absent where there is none."""
     load: builtins.float
     """Processes that run or want to, averaged over a minute."""
+    @property
+    def energy(self) -> Global___Energy:
+        """What the agent's work took; absent where nothing is known of it."""
+
     def __init__(
         self,
         *,
@@ -582,9 +612,45 @@ class Vitals(google.protobuf.message.Message):
         available_bytes: builtins.int = ...,
         temperature_c: builtins.float | None = ...,
         load: builtins.float = ...,
+        energy: Global___Energy | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_temperature_c", b"_temperature_c", "temperature_c", b"temperature_c"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_temperature_c", b"_temperature_c", "answered_edge", b"answered_edge", "answered_heavy", b"answered_heavy", "available_bytes", b"available_bytes", "failed", b"failed", "load", b"load", "refused", b"refused", "rss_bytes", b"rss_bytes", "temperature_c", b"temperature_c", "uptime_s", b"uptime_s"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_temperature_c", b"_temperature_c", "energy", b"energy", "temperature_c", b"temperature_c"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_temperature_c", b"_temperature_c", "answered_edge", b"answered_edge", "answered_heavy", b"answered_heavy", "available_bytes", b"available_bytes", "energy", b"energy", "failed", b"failed", "load", b"load", "refused", b"refused", "rss_bytes", b"rss_bytes", "temperature_c", b"temperature_c", "uptime_s", b"uptime_s"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_temperature_c", b"_temperature_c"]) -> typing.Literal["temperature_c"] | None: ...
 
 Global___Vitals: typing_extensions.TypeAlias = Vitals
+
+@typing.final
+class Energy(google.protobuf.message.Message):
+    """The agent's part of what its machine took, by one method; never to be added to that of another."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    METHOD_FIELD_NUMBER: builtins.int
+    JOULES_FIELD_NUMBER: builtins.int
+    ANSWERS_FIELD_NUMBER: builtins.int
+    WATTS_FIELD_NUMBER: builtins.int
+    RECENT_JOULES_FIELD_NUMBER: builtins.int
+    RECENT_ANSWERS_FIELD_NUMBER: builtins.int
+    method: Global___EnergyMethod.ValueType
+    joules: builtins.float
+    """Joules since the process began, and the answers that were given meanwhile."""
+    answers: builtins.int
+    watts: builtins.float
+    """The agent's part of the power over the last minute, in watts."""
+    recent_joules: builtins.float
+    """Joules and answers of the last minute."""
+    recent_answers: builtins.int
+    def __init__(
+        self,
+        *,
+        method: Global___EnergyMethod.ValueType = ...,
+        joules: builtins.float = ...,
+        answers: builtins.int = ...,
+        watts: builtins.float = ...,
+        recent_joules: builtins.float = ...,
+        recent_answers: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["answers", b"answers", "joules", b"joules", "method", b"method", "recent_answers", b"recent_answers", "recent_joules", b"recent_joules", "watts", b"watts"]) -> None: ...
+
+Global___Energy: typing_extensions.TypeAlias = Energy
