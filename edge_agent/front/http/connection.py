@@ -11,7 +11,7 @@
 import asyncio
 import logging
 import math
-from typing import Protocol
+from typing import Protocol, cast
 
 from core.errors import NanofleetError
 from core.logs import withheld
@@ -85,8 +85,8 @@ class HttpConnection(asyncio.Protocol):
     # ---- asyncio.Protocol --------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # The transports of uvloop are none to isinstance.
+        self._transport = transport = cast("asyncio.Transport", transport)
         if not self._server.admit(self):
             transport.abort()
             return
