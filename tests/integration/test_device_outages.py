@@ -150,6 +150,7 @@ async def test_a_broker_restart_loses_no_request_that_has_time(tmp_path: Path, i
     assert (site.asking.lost, site.asking.wrong) == (0, 0)
     assert len(site.asking.answers) == site.asking.asked
     assert sum(device.counters.late for device in site.devices) == 0
+    assert all(device.counters.duplicates <= device.counters.repeats for device in site.devices)
 
 
 async def test_a_broker_restart_makes_no_agent_run_a_request_twice(tmp_path: Path) -> None:
