@@ -254,7 +254,7 @@ class DeviceClient:
         with self._lock:
             until_s = self._survey.refused(reply.agent, for_s=reply.retry_after_s, now_s=now_s)
         # Longer each time, so that the few attempts that a request has reach far.
-        return now_s + (until_s - now_s) * 2 ** (exchange.refusals - 1)
+        return now_s + (until_s - now_s) * 2.0 ** (exchange.refusals - 1)
 
     def _on_open(self) -> None:
         with self._lock:
