@@ -164,6 +164,15 @@ class TransferSettings(Section):
     """Bytes a second for all transfers together; 0: as fast as they are taken."""
 
 
+class SamplesSettings(Section):
+    """Hard examples that wait to be fetched by whoever pulled them."""
+
+    pull_bytes: Annotated[int, Field(ge=1 << 20)] = 256 << 20
+    """Bytes that one pull may bring."""
+    spool_bytes: Annotated[int, Field(ge=1 << 20)] = 1 << 30
+    """Disk space for all of them together."""
+
+
 class AuditSettings(Section):
     """The record of who changed what."""
 
@@ -171,6 +180,17 @@ class AuditSettings(Section):
     """Entries kept; the oldest go first."""
     kept_days: Annotated[int, Field(ge=1, le=36_500)] = 400
     """Days for which an entry is kept."""
+
+
+class RecordSettings(Section):
+    """What agents write down: usage by the hour, and what happened to them."""
+
+    kept_days: Annotated[int, Field(ge=1, le=36_500)] = 400
+    """Days for which it is kept."""
+    max_events: Annotated[int, Field(ge=100)] = 10_000
+    """Events kept of each agent; the oldest go first."""
+    max_hours: Annotated[int, Field(ge=1000)] = 50_000
+    """Hours of usage kept of each agent, one for each model and process; the oldest go first."""
 
 
 class LogSettings(Section):
@@ -219,6 +239,10 @@ class Settings(ProcessSettings):
     """Agents and their sessions."""
     transfer: TransferSettings = TransferSettings()
     """Sending variants to agents."""
+    records: RecordSettings = RecordSettings()
+    """What agents write down."""
+    samples: SamplesSettings = SamplesSettings()
+    """Hard examples that wait to be fetched."""
     audit: AuditSettings = AuditSettings()
     """The record of who changed what."""
     logs: LogSettings = LogSettings()
@@ -239,6 +263,10 @@ class Settings(ProcessSettings):
     @property
     def packs_dir(self) -> Path:
         return self.data_dir / "packs"
+
+    @property
+    def samples_dir(self) -> Path:
+        return self.data_dir / "samples"
 
     @property
     def heavy_tls_dir(self) -> Path:

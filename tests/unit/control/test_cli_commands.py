@@ -23,12 +23,20 @@ COMMANDS = {
     "GET /api/agents/{agent_id}/identity": "devices identity",
     "POST /api/agents/{agent_id}/ban": "devices ban",
     "DELETE /api/agents/{agent_id}/ban": "devices unban",
+    "GET /api/agents/{agent_id}/events": "devices events",
+    "GET /api/usage": "usage",
     "POST /api/agents/{agent_id}/transfers": "devices allow-transfer",
     "GET /api/enrolment-tokens": "tokens list",
     "POST /api/enrolment-tokens": "tokens add",
     "DELETE /api/enrolment-tokens/{token_id}": "tokens remove",
     "GET /api/deployments": "deployments list",
     "PUT /api/deployments": "deploy",
+    "GET /api/samples": "samples list",
+    "POST /api/models/{name}/sample-pulls": "samples pull",
+    "GET /api/sample-pulls": "samples pulls",
+    "GET /api/sample-pulls/{pull_id}": "samples fetch",
+    "GET /api/sample-pulls/{pull_id}/samples/{agent_id}/{digest}": "samples fetch",
+    "DELETE /api/sample-pulls/{pull_id}": "samples drop",
     "GET /api/traces": "traces list",
     "GET /api/traces/{trace_id}": "traces show",
     "GET /api/authority": "authority status",
@@ -54,7 +62,7 @@ COMMANDS = {
 WITHOUT_COMMAND = {"/api/sessions", "/api/sessions/current", "/api/openapi.json"}
 # They print no result: one runs, one writes figures to a file that `--output` names, one prints the root itself.
 WITHOUT_OUTPUT = {"controller run", "demo", "signing export-root"}
-READING = {"list", "show", "status", "whoami", "identity", "publication"}
+READING = {"list", "show", "status", "whoami", "identity", "publication", "usage", "events"}
 
 
 def test_every_endpoint_of_the_rest_has_a_command() -> None:
