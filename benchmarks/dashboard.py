@@ -232,8 +232,10 @@ async def prepare(folder: Path, stack: AsyncExitStack, *, devices: int, spans: i
         registry=registry,
         fleet=fleet,
         traces=traces,
+        records=cast("Any", None),
         trust=trust,
         pages=dashboard.router(),
+        clock=clock,
         server_version="bench",
     )
     for loop in (fleet.run, statistics.run, dashboard.run, lambda: report_for_ever(fleet, agents)):

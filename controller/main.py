@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +30,8 @@ from controller.api.http_app import TrustFaces, create_app
 from controller.api.http_tls import ServerCertificate
 from controller.api.identity_rest import Destination
 from controller.api.otlp_grpc import OtlpServicer
-from controller.api.policy import admitted_agent, require_own_name
+from controller.api.policy import admitted_agent, agent_of, require_own_name
+from controller.api.records_grpc import RecordServicer
 from controller.compression.workshop import ChildWorkshop
 from controller.dashboard.pages import Dashboard
 from controller.dashboard.sources import Sources
@@ -40,15 +42,19 @@ from controller.gateway.gateway_metrics import GatewayMetrics
 from controller.heavy.client import HeavyClient
 from controller.heavy.local import LocalHeavy
 from controller.identity.service import Identity
-from controller.metrics import Watched, register_controller
+from controller.metrics import Watched, register_controller, register_records
 from controller.ports import Ports, announced, open_ports
+from controller.records.model import Kept
+from controller.records.service import Records
 from controller.registry.blobs import BlobStore
 from controller.registry.service import Registry
 from controller.settings import Settings, TransferSettings
 from controller.sight import open_sight
 from controller.signing.director import Director
 from controller.signing.service import Catalogue
+from controller.storage.database import Database
 from controller.storage.fleet import SqlFleetStore
+from controller.storage.records import SqlRecordStore
 from controller.storage.registry import SqlRegistryStore
 from controller.traces.intake import Intake
 from controller.traces.service import Traces
@@ -146,6 +152,7 @@ class _Parts:
     director: Director
     gateway: Gateway
     intake: Intake
+    records: Records
     dashboard: Dashboard
     app: ASGIApp
     loops: Mapping[str, Callable[[], Awaitable[None]]]
@@ -190,6 +197,8 @@ async def _make_parts(
     sight = await open_sight(settings, ports.grpc.address, stack, clock=clock)
     stack.push_async_callback(_store_the_rest, sight.tracing, sight.traces, fleet)
 
+    records = _records(settings, database, clock)
+    register_records(metrics, records)
     heavy = await stack.enter_async_context(HeavyClient(settings.heavy.address, clock=clock))
     timeout_s = settings.heavy.request_timeout_s
     counted = GatewayMetrics(metrics, clock=clock)
@@ -204,6 +213,7 @@ async def _make_parts(
         registry=registry,
         fleet=fleet,
         traces=sight.traces,
+        records=records,
         trust=_trust_faces(settings, foundation, ports),
         pages=dashboard.router(),
         clock=clock,
@@ -222,6 +232,7 @@ async def _make_parts(
         "catalogue": catalogue.run,
         "access": foundation.access.run,
         "audit": foundation.audit.run,
+        "records": records.run,
         "transfers": transfers.run,
         "transfers-ahead": transfers.run_ahead,
         "director": partial(director.run, fleet.reissue),
@@ -230,7 +241,7 @@ async def _make_parts(
         loops["http-certificate"] = ports.certificate_files.run
     if settings.heavy.mode == "embedded":
         loops["heavy"] = _local_heavy(settings, identity, ports, heavy, clock=clock).run
-    return _Parts(blobs, fleet, transfers, director, gateway, sight.intake, dashboard, app, loops)
+    return _Parts(blobs, fleet, transfers, director, gateway, sight.intake, records, dashboard, app, loops)
 
 
 async def _transfers(
@@ -293,6 +304,7 @@ async def _start_faces(foundation: Foundation, ports: Ports, parts: _Parts, *, c
         delivery=DeliveryServicer(parts.transfers, caller_of=admitted_agent(identity)),
         catalogue=CatalogueServicer(foundation.catalogue),
         inference=inference,
+        records=RecordServicer(parts.records, agent_of=agent_of),
         otlp=OtlpServicer(parts.intake),
     )
 
@@ -316,6 +328,12 @@ def _registry(
         max_model_bytes=bounds.max_model_bytes,
         max_queued_publications=bounds.max_queued_publications,
     )
+
+
+def _records(settings: Settings, database: Database, clock: Clock) -> Records:
+    bounds = settings.records
+    kept = Kept(bounds.max_events, bounds.max_hours, timedelta(days=bounds.kept_days))
+    return Records(SqlRecordStore(database), clock=clock, kept=kept)
 
 
 async def _store_the_rest(tracing: Tracing, traces: Traces, fleet: Fleet) -> None:

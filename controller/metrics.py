@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from controller.fleet.model import AgentView
 from controller.fleet.service import Fleet
 from controller.heavy.client import HeavyClient
+from controller.records.service import Records
 from controller.signing.service import Catalogue
 from controller.storage.database import Database
 from controller.traces.forward import ForwardCounters, Forwarder
@@ -124,6 +125,16 @@ def _register_parts(registry: Registry, watched: Watched) -> None:
         "When a role of the catalogue must be signed again, in Unix time.",
         ("role",),
         lambda: [((role,), at.timestamp()) for role, at in catalogue.expiries().items()],
+    )
+
+
+def register_records(registry: Registry, records: Records) -> None:
+    """Add how many records of agents came in, by what became of them."""
+    registry.tally(
+        "nanofleet_agent_records",
+        "Records of agents, by what became of them; `turned_away`: batches, which come again.",
+        ("outcome",),
+        lambda: _pairs({"taken": records.taken, "refused": records.refused, "turned_away": records.turned_away}),
     )
 
 

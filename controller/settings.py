@@ -173,6 +173,17 @@ class AuditSettings(Section):
     """Days for which an entry is kept."""
 
 
+class RecordSettings(Section):
+    """What agents write down: usage by the hour, and what happened to them."""
+
+    kept_days: Annotated[int, Field(ge=1, le=36_500)] = 400
+    """Days for which it is kept."""
+    max_events: Annotated[int, Field(ge=100)] = 10_000
+    """Events kept of each agent; the oldest go first."""
+    max_hours: Annotated[int, Field(ge=1000)] = 50_000
+    """Hours of usage kept of each agent, one for each model and process; the oldest go first."""
+
+
 class LogSettings(Section):
     """What the process says on standard error."""
 
@@ -219,6 +230,8 @@ class Settings(ProcessSettings):
     """Agents and their sessions."""
     transfer: TransferSettings = TransferSettings()
     """Sending variants to agents."""
+    records: RecordSettings = RecordSettings()
+    """What agents write down."""
     audit: AuditSettings = AuditSettings()
     """The record of who changed what."""
     logs: LogSettings = LogSettings()

@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
+from types import TracebackType
 from typing import Literal
 
 import orjson
@@ -14,6 +15,8 @@ import orjson
 LogFormat = Literal["text", "json"]
 # Text that came from a peer is cut to this in log fields.
 MAX_PEER_TEXT_CHARS = 256
+# Chosen: deeper chains say no more.
+_MAX_CAUSES = 8
 
 _OWN_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -28,6 +31,24 @@ def configure_logging(*, level: str, log_format: LogFormat) -> None:
 def peer_text(text: str) -> str:
     """Return text from a peer, made safe for a log line: printable and bounded."""
     return "".join(char if char.isprintable() else "?" for char in text[:MAX_PEER_TEXT_CHARS])
+
+
+class Withheld(Exception):
+    """Stands in a log for an error whose text may quote what a peer has sent."""
+
+
+def withheld(error: BaseException) -> tuple[type[Withheld], Withheld, TracebackType | None]:
+    """Return what to log as `exc_info` of an error from the path of a request: where it was raised, and its class.
+
+    Its text stays out, and so do those of the errors behind it: ONNX Runtime, codecs and Python quote the values that
+    they refuse.
+    """
+    names = [type(error).__qualname__]
+    cause = error.__cause__ or error.__context__
+    while cause is not None and len(names) < _MAX_CAUSES:
+        names.append(type(cause).__qualname__)
+        cause = cause.__cause__ or cause.__context__
+    return Withheld, Withheld(" from ".join(names)), error.__traceback__
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:

@@ -26,6 +26,7 @@ DigestText = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 FilePath = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$", max_length=255)
 ]
+PrivacyClass = Literal["device", "site", "any"]
 
 
 def _is_absent(value: object) -> bool:
@@ -145,6 +146,10 @@ class Manifest(_Part):
     accuracy_ratio: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = Field(
         default=None, exclude_if=_is_absent
     )
+
+    # How far the data of requests to this model may go, whatever else they say: `device` stays on the agent that was
+    # asked, `site` within its site. None: the model sets no bound.
+    privacy: PrivacyClass | None = Field(default=None, exclude_if=_is_absent)
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:

@@ -59,6 +59,9 @@ def span_attributes(answer: Answer, privacy: Privacy) -> Mapping[str, Attribute]
         "nanofleet.escalated": answer.tier is Tier.HEAVY,
         "nanofleet.privacy": privacy.value,
     }
-    if answer.confidence is not None:
+    if not answer.is_final:
+        attributes["nanofleet.deferred"] = True
+    # It follows from the payload.
+    if answer.confidence is not None and privacy is not Privacy.DEVICE:
         attributes["nanofleet.confidence"] = answer.confidence
     return attributes

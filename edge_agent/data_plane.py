@@ -23,7 +23,7 @@ from core.open_inference.statistics import ModelStatistics
 from core.telemetry import Tracing
 from edge_agent.answer import Answer, tagged
 from edge_agent.cascade.deferral import Deferrals, Mailbox
-from edge_agent.cascade.policy import Privacy, privacy_of
+from edge_agent.cascade.privacy import PrivacyRules
 from edge_agent.hard_examples import HardExamples
 from edge_agent.request import Request
 from edge_agent.request_metrics import RequestMetrics
@@ -62,6 +62,7 @@ class EdgeDataPlane:
         deferrals: Deferrals | None = None,
         examples: HardExamples | None = None,
         is_reachable: Callable[[], bool] | None = None,
+        privacy: PrivacyRules | None = None,
     ) -> None:
         """Serve the models of `pool`.
 
@@ -70,9 +71,11 @@ class EdgeDataPlane:
             deferrals: keeps the escalations that a client lets wait; None: they are answered at the edge.
             examples: is offered every request that the edge was not sure enough of.
             is_reachable: what probes know of the heavy tier; None: it is found out by asking.
+            privacy: what models and devices say of where data may go; None: only requests say something.
         """
         self.metrics = metrics or RequestMetrics(Registry(), clock=clock)
         self._pool = pool
+        self._privacy = privacy or PrivacyRules()
         self._tracing = tracing
         self._now_s = clock.monotonic_s
         self._services = Services(
@@ -97,7 +100,7 @@ class EdgeDataPlane:
         """Admit a request; the future holds its answer or a NanofleetError.
 
         Args:
-            terms: what travels beside the request; of its privacy class and the request's the stricter counts.
+            terms: what travels beside the request; its privacy class counts where it is the strictest.
             mailbox: where a second reply can go; without one there is neither a provisional answer nor a deferral.
 
         Raises:
@@ -113,7 +116,7 @@ class EdgeDataPlane:
                 )
             model = self._pool.find(request.model_name, request.model_version)
             arrays = model.arrays_of(request)
-            privacy = _privacy_of(request, terms.privacy)
+            privacy = self._privacy.privacy_of(request, model.manifest, beside=terms.privacy, client=terms.client)
             waiter = Request(self._services, model, request, call, terms, privacy, origin, mailbox, now_s)
         except NanofleetError as error:
             self.metrics.failed("" if model is None else model.manifest.model, error)
@@ -163,10 +166,3 @@ class EdgeDataPlane:
     async def close(self) -> None:
         """Cancel the escalations under way; their callers get the edge's answer."""
         await self._services.close()
-
-
-def _privacy_of(request: InferRequest, beside: str | None) -> Privacy:
-    within = request.parameters.get("privacy")
-    if within is None and beside is None:
-        return Privacy.ANY
-    return privacy_of([word for word in (beside, within) if word is not None])

@@ -70,6 +70,8 @@ class Surroundings:
     clock: Clock
     # What became of the requests so far.
     usage: Callable[[], Usage]
+    # Hears of every identity that replaces the one before, besides the channel and the tracing.
+    on_identity: Callable[[TlsIdentity], None]
 
 
 class Member:
@@ -199,6 +201,7 @@ class Member:
 
     def _follow(self, tls: TlsIdentity) -> None:
         self._around.tracing.follow(tls)
+        self._around.on_identity(tls)
         # The identity before may have been what kept it waiting.
         self._link.retry_now()
 

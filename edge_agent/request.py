@@ -14,6 +14,7 @@ import logging
 
 from core.errors import DeadlineExceeded, HeavyUnavailable, InternalError, NanofleetError
 from core.keeping import Keep
+from core.logs import withheld
 from core.open_inference.messages import InferRequest, InferResponse
 from core.open_inference.service import Call
 from edge_agent.answer import Answer, refusal, span_attributes
@@ -117,8 +118,9 @@ class Request:
                 self._fall_back(ran, decision, Reason.HEAVY_UNAVAILABLE, finished_s=self._services.now_s())
             raise
         except Exception as error:
-            _log.error("a request failed unexpectedly", extra={"model": self.model.manifest.model}, exc_info=True)
-            self.fail(InternalError(f"model {self.model.manifest.model}: no answer: {type(error).__name__}"), ran)
+            name = self.model.manifest.model
+            _log.error("a request failed unexpectedly", extra={"model": name}, exc_info=withheld(error))
+            self.fail(InternalError(f"model {name}: no answer: {type(error).__name__}"), ran)
 
     def _begin_escalation(self, ran: Ran, decision: Decision) -> None:
         # Before the heavy tier is asked, whose spans belong into this trace.
@@ -130,6 +132,9 @@ class Request:
 
     def _answer_provisionally(self, ran: Ran, decision: Decision) -> None:
         first, self.future = self.future, self._services.create_future()
+        self._services.metrics.answered_provisionally(self.model.manifest.model, decision.reason)
+        if self.trace is not None:
+            self.trace.answered_provisionally(at_s=self._services.now_s())
         first.set_result(self._edge_answer(ran, decision.reason, is_final=False, later=self.future))
 
     async def _escalate(self, ran: Ran, decision: Decision) -> None:
@@ -142,7 +147,8 @@ class Request:
             self._fall_back(ran, decision, Reason.DEADLINE, finished_s=self._services.now_s())
         except Exception as error:
             if not isinstance(error, NanofleetError):
-                _log.error("an escalation failed unexpectedly", extra={"model": request.model_name}, exc_info=True)
+                fields = {"model": request.model_name}
+                _log.error("an escalation failed unexpectedly", extra=fields, exc_info=withheld(error))
             self._note_offload(asked_s)
             self._fall_back(ran, decision, Reason.HEAVY_UNAVAILABLE, finished_s=self._services.now_s())
         else:
@@ -194,6 +200,8 @@ class Request:
             self.fail(refusal(self.model.manifest.model, ran.verdict, reason), ran)
         else:
             self._note_slowness(ran, finished_s)
+            if not is_final:
+                self._services.metrics.answered_provisionally(self.model.manifest.model, reason)
             self._finish(self._edge_answer(ran, reason, is_final=is_final), ran)
         if reason is not Reason.CONFIDENT and reason is not Reason.NO_CASCADE:
             self._offer(ran, Tier.EDGE, reason, None)

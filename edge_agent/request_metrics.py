@@ -3,6 +3,9 @@
     nanofleet_requests_total{model, outcome, tier, reason}
         answered  tier and reason as in the reply
         refused, expired, failed  tier "none", the reason is the code of the error
+    nanofleet_provisional_answers_total{model, reason}
+        answers behind which another one follows, beside the one request that each belongs to: low_confidence while
+        the heavy tier is asked, heavy_unavailable where the escalation waits until it is back
     nanofleet_stage_duration_seconds{model, stage, tier}
         queue, compute at the edge; offload: the heavy tier was asked; total: from admission to the answer of `tier`
 
@@ -34,6 +37,9 @@ class RequestMetrics:
         self._clock = clock
         self._requests = registry.counter(
             "nanofleet_requests", "Requests, by what became of them.", ("model", "outcome", "tier", "reason")
+        )
+        self._provisional = registry.counter(
+            "nanofleet_provisional_answers", "Answers behind which another one follows.", ("model", "reason")
         )
         self._stages = registry.histogram(
             "nanofleet_stage_duration_seconds",
@@ -71,6 +77,10 @@ class RequestMetrics:
         counter.count += 1
         if traceparent is not None:
             total.remember(self._exemplar(traceparent, total_s))
+
+    def answered_provisionally(self, model: str, reason: Reason) -> None:
+        """Note an answer behind which another one follows."""
+        self._provisional.of(model, reason.value).inc()
 
     def offloaded(self, model: str, duration_s: float, *, traceparent: str | None) -> None:
         """Note how long the heavy tier took, whatever came of it."""

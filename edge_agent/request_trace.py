@@ -5,6 +5,8 @@
     ├── compute      the run that it shared
     └── offload      CLIENT: the large model was asked
 
+A provisional answer is an event on the first span, which ends with the final one.
+
 An unsampled request has none of this: `Tracing.is_sampled` is asked first, and the tracer is never touched. `queue` and
 `compute` are written down afterwards from the times that the batcher took anyway; so is all of an unsampled request
 that failed or was slow, while one that escalates gets its trace before the heavy tier is asked (`core.keeping`).
@@ -23,6 +25,8 @@ from core.manifest import Manifest
 from core.telemetry import ancestry_of, traceparent_of
 
 Attribute = str | bool | int | float
+# What tells of a request whose data stay on the device. The topic of a 3.1.1 request ends in the client and its id.
+_TELLING = frozenset({"messaging.client.id", "messaging.destination.name", "messaging.message.body.size"})
 
 
 class Origin(Protocol):
@@ -47,7 +51,9 @@ class RequestTrace:
         parent: str | None,
         queued_s: float,
         keep: Keep,
+        is_private: bool = False,
     ) -> None:
+        """`is_private`: who asked, under which topic and with how much stays here."""
         # Spans want wall-clock nanoseconds, the batcher measures on the monotonic clock.
         self._wall_offset_ns = time.time_ns() - round(clock.monotonic_s() * 1e9)
         self._tracer = tracer
@@ -59,7 +65,7 @@ class RequestTrace:
             kind=origin.span_kind,
             links=links,
             attributes={
-                **origin.span_attributes(),
+                **(_anonymous(origin.span_attributes()) if is_private else origin.span_attributes()),
                 "nanofleet.model.digest": digest,
                 "nanofleet.variant": manifest.variant,
                 KEEP_ATTRIBUTE: keep.value,
@@ -73,6 +79,9 @@ class RequestTrace:
         compute = self._child("compute", started_s=started_s)
         compute.set_attribute("nanofleet.batch.rows", batch_rows)
         compute.end(self._wall_ns(finished_s))
+
+    def answered_provisionally(self, *, at_s: float) -> None:
+        self._span.add_event("provisional answer", timestamp=self._wall_ns(at_s))
 
     def offload(self, *, started_s: float) -> "OffloadSpan":
         return OffloadSpan(self._child("offload", started_s=started_s, kind=SpanKind.CLIENT))
@@ -102,6 +111,10 @@ class OffloadSpan:
         if error is not None:
             _record(self._span, error)
         self._span.end()
+
+
+def _anonymous(attributes: Mapping[str, Attribute]) -> Mapping[str, Attribute]:
+    return {name: value for name, value in attributes.items() if name not in _TELLING}
 
 
 def error_type_of(error: BaseException) -> str:

@@ -8,6 +8,7 @@ from typing import Protocol
 from core.clock import Clock
 from core.deadline import Deadline
 from core.keeping import Keep
+from core.logs import withheld
 from core.open_inference.messages import InferRequest, InferResponse
 from core.open_inference.service import Call
 from core.telemetry import Tracing
@@ -73,6 +74,7 @@ class Services:
             parent=call.traceparent,
             queued_s=queued_s,
             keep=keep,
+            is_private=privacy is Privacy.DEVICE,
         )
 
     def permits(self, keep: Keep, *, error_type: str) -> bool:
@@ -121,7 +123,7 @@ class Services:
             )
         except Exception as error:
             # A defect there must not cost the answer that there is.
-            _log.error("an escalation could not be deferred", extra={"error": type(error).__name__})
+            _log.error("an escalation could not be deferred", exc_info=withheld(error))
             return False
 
     @property
@@ -135,4 +137,4 @@ class Services:
             self._examples.offer(example)
         except Exception as error:
             # As above: the request has its answer.
-            _log.error("a hard example was not taken", extra={"error": type(error).__name__})
+            _log.error("a hard example was not taken", exc_info=withheld(error))

@@ -66,6 +66,8 @@ RULES: Mapping[str, Mapping[str, Need]] = {
     "/api/agents/{agent_id}": {"GET": _VIEWER},
     "/api/agents/{agent_id}/identity": {"GET": _VIEWER},
     "/api/agents/{agent_id}/ban": {"POST": _OPERATOR, "DELETE": _OPERATOR},
+    "/api/agents/{agent_id}/events": {"GET": _VIEWER},
+    "/api/usage": {"GET": _VIEWER},
     "/api/enrolment-tokens": {"GET": _VIEWER, "POST": _OPERATOR},
     "/api/enrolment-tokens/{token_id}": {"DELETE": _OPERATOR},
     "/api/agents/{agent_id}/transfers": {"POST": _OPERATOR},

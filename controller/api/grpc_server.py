@@ -1,4 +1,4 @@
-"""The one gRPC port: agents, artifacts, Open Inference, OTLP and `grpc.health.v1`."""
+"""The one gRPC port: agents, artifacts, records, Open Inference, OTLP and `grpc.health.v1`."""
 
 from collections.abc import Sequence
 
@@ -12,6 +12,7 @@ from controller.api.artifacts_grpc import ArtifactServicer
 from controller.api.catalogue_grpc import CatalogueServicer
 from controller.api.delivery_grpc import DeliveryServicer, add_delivery_to_server
 from controller.api.otlp_grpc import OtlpServicer
+from controller.api.records_grpc import RecordServicer
 from core.addresses import Address
 from core.errors import Unavailable
 from core.grpc_transport import SERVER_OPTIONS, TransportCredentials
@@ -19,6 +20,7 @@ from core.open_inference.grpc_face import OpenInferenceServicer, add_open_infere
 from protos.artifacts.v1.artifacts_pb2_grpc import add_ArtifactServiceServicer_to_server
 from protos.catalogue.v1.catalogue_pb2_grpc import add_CatalogueServiceServicer_to_server
 from protos.fleet.v1.fleet_pb2_grpc import add_FleetServiceServicer_to_server
+from protos.records.v1.records_pb2_grpc import add_RecordServiceServicer_to_server
 
 # Chosen: calls in progress beside the sessions, so that agents on their streams cannot lock everybody else out.
 MAX_OTHER_CALLS = 2048
@@ -75,6 +77,7 @@ class GrpcServer:
         artifacts: ArtifactServicer,
         delivery: DeliveryServicer,
         catalogue: CatalogueServicer,
+        records: RecordServicer,
         inference: OpenInferenceServicer,
         otlp: OtlpServicer,
     ) -> None:
@@ -82,6 +85,7 @@ class GrpcServer:
         add_ArtifactServiceServicer_to_server(artifacts, self._server)
         add_delivery_to_server(delivery, self._server)
         add_CatalogueServiceServicer_to_server(catalogue, self._server)
+        add_RecordServiceServicer_to_server(records, self._server)
         add_open_inference(inference, self._server)
         # The stubs of these two come without annotations.
         add_TraceServiceServicer_to_server(otlp, self._server)  # type: ignore[no-untyped-call]

@@ -17,7 +17,15 @@ from fastapi import APIRouter, FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from controller.access.service import Access
-from controller.api import audit_rest, identity_rest, operator_rest, operators_rest, restoration_rest, sign_in
+from controller.api import (
+    audit_rest,
+    identity_rest,
+    operator_rest,
+    operators_rest,
+    records_rest,
+    restoration_rest,
+    sign_in,
+)
 from controller.api.access import Guarded
 from controller.api.access_rules import INFERENCE_PREFIX
 from controller.api.audited import Audited
@@ -30,6 +38,7 @@ from controller.api.signing_rest import signing_router
 from controller.audit.service import Audit
 from controller.fleet.service import Fleet
 from controller.identity.service import Identity
+from controller.records.service import Records
 from controller.registry.service import Registry
 from controller.signing.service import Catalogue
 from controller.traces.service import Traces
@@ -58,6 +67,7 @@ def create_app(
     registry: Registry,
     fleet: Fleet,
     traces: Traces,
+    records: Records,
     trust: TrustFaces,
     pages: APIRouter,
     clock: Clock,
@@ -79,8 +89,10 @@ def create_app(
         registry=registry,
         fleet=fleet,
         traces=traces,
+        records=records,
         trust=trust,
         pages=pages,
+        clock=clock,
         server_version=server_version,
         metrics=metrics,
     )
@@ -93,8 +105,10 @@ def create_operator_app(
     registry: Registry,
     fleet: Fleet,
     traces: Traces,
+    records: Records,
     trust: TrustFaces,
     pages: APIRouter,
+    clock: Clock,
     server_version: str,
     metrics: Metrics | None = None,
 ) -> FastAPI:
@@ -117,6 +131,7 @@ def create_operator_app(
     app.include_router(identity_rest.router(trust.identity, trust.destination))
     app.include_router(signing_router(trust.catalogue))
     app.include_router(restoration_rest.router(fleet, trust.catalogue))
+    app.include_router(records_rest.router(records, fleet, clock=clock))
     app.include_router(audit_rest.router(trust.audit))
     app.include_router(sign_in.pages(trust.access))
     app.include_router(metrics_router(metrics or Metrics()))

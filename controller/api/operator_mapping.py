@@ -31,6 +31,7 @@ def to_publish_request(body: views.PublishBody) -> PublishRequest:
         max_batch=body.max_batch,
         cascade=None if body.cascade is None else _cascade_request(body.cascade),
         requires=body.requires,
+        privacy=body.privacy,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from core.ids import Name, Tag
+from core.manifest import PrivacyClass
 
 DigestText = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 TargetKindText = Literal["fleet", "site", "agent"]
@@ -99,6 +100,8 @@ class PublishBody(_Body):
     cascade: CascadeBody | None = None
     requires: Annotated[tuple[Tag, ...], Field(max_length=32)] = ()
     """Tags that an agent must have, such as `arch:x86_64`; others refuse to install it."""
+    privacy: PrivacyClass | None = None
+    """How far the data of requests to it may go; agents let nobody loosen it. Without: as the requests say."""
 
 
 class PublicationView(_View):

@@ -49,6 +49,7 @@ POLICY: Mapping[str, frozenset[Role]] = {
     "/nanofleet.artifacts.v1.DeliveryService/FetchManifest": _AGENT,
     "/nanofleet.artifacts.v1.DeliveryService/FetchChunks": _AGENT,
     "/nanofleet.catalogue.v1.CatalogueService/GetMetadata": _AGENT,
+    "/nanofleet.records.v1.RecordService/Append": _AGENT,
     "/inference.GRPCInferenceService/ServerLive": _INFERENCE,
     "/inference.GRPCInferenceService/ServerReady": _INFERENCE,
     "/inference.GRPCInferenceService/ModelReady": _INFERENCE,

@@ -19,9 +19,11 @@ from controller.api.identity_rest import Destination
 from controller.audit.service import Audit
 from controller.fleet.service import Fleet
 from controller.identity.service import Identity
+from controller.records.service import Records
 from controller.registry.service import Registry
 from controller.signing.service import Catalogue
 from controller.traces.service import Traces
+from core.clock import Clock
 
 TARGET = Path("docs/api.md")
 _METHODS = ("get", "head", "post", "put", "patch", "delete")
@@ -50,8 +52,10 @@ def document() -> Mapping[str, Any]:
         registry=cast("Registry", None),
         fleet=cast("Fleet", None),
         traces=cast("Traces", None),
+        records=cast("Records", None),
         trust=nobody,
         pages=APIRouter(),
+        clock=cast("Clock", None),
         server_version="0",
     )
     return app.openapi()

@@ -20,6 +20,7 @@ from controller.cli import (
     status,
     tokens,
     traces,
+    usage,
 )
 from controller.cli.client import ControllerAway
 from controller.cli.credential import checked_url
@@ -83,7 +84,17 @@ devices.app.command("ban", epilog=examples("nanofleet devices ban gate-1 --reaso
     enrolment.ban
 )
 devices.app.command("unban", epilog=examples("nanofleet devices unban gate-1"))(enrolment.unban)
+devices.app.command(
+    "events",
+    epilog=examples(
+        "nanofleet devices events gate-1", "nanofleet devices events gate-1 --action variant. --output json"
+    ),
+)(usage.events)
 app.add_typer(devices.app, name="devices")
+app.command(
+    "usage",
+    epilog=examples("nanofleet usage", "nanofleet usage --per both --since 2026-11-01 --model digits-nano"),
+)(usage.usage)
 app.add_typer(tokens.app, name="tokens")
 app.command(
     "deploy",

@@ -16,7 +16,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from controller.api import access_views, audit_views, identity_views, restoration_views, signing_views
+from controller.api import access_views, audit_views, identity_views, records_views, restoration_views, signing_views
 from controller.api import operator_views as views
 from controller.api.restoration_views import NOTICE_HEADER, RESTORED
 from controller.cli.credential import CredentialFile
@@ -213,6 +213,14 @@ class ControllerClient:
 
     def confirm_restore(self) -> restoration_views.ConfirmedView:
         return self._parsed(self._send("POST", "/api/restoration/confirmation"), restoration_views.ConfirmedView)
+
+    # ---- what agents write down -----------------------------------------------------------------------------------
+
+    def usage(self, parameters: Parameters) -> records_views.UsageReportView:
+        return self._get("/api/usage", records_views.UsageReportView, parameters)
+
+    def events(self, agent: str, parameters: Parameters) -> records_views.AgentEventsView:
+        return self._get(f"/api/agents/{_segment(agent)}/events", records_views.AgentEventsView, parameters)
 
     # ---- audit ----------------------------------------------------------------------------------------------------
 

@@ -296,6 +296,49 @@ catalogue_staged = Table(
     Column("created_us", BigInteger, nullable=False),
 )
 
+# ---- what agents write down -----------------------------------------------------------------------------------
+
+# One row per hour, model and process of an agent; numbers only grow. `hour_us` is what the agent calls the hour,
+# `believed_us` which one it was.
+agent_usage = Table(
+    "agent_usage",
+    metadata,
+    Column("agent", NAME, primary_key=True),
+    Column("boot_id", String(64), primary_key=True),
+    Column("hour_us", BigInteger, primary_key=True, autoincrement=False),
+    # Empty for requests to models that were not there.
+    Column("model", NAME, primary_key=True),
+    Column("believed_us", BigInteger, nullable=False),
+    Column("answered_edge", BigInteger, nullable=False),
+    Column("answered_heavy", BigInteger, nullable=False),
+    Column("refused", BigInteger, nullable=False),
+    Column("failed", BigInteger, nullable=False),
+    CheckConstraint(
+        "answered_edge >= 0 AND answered_heavy >= 0 AND refused >= 0 AND failed >= 0", name="counts_not_negative"
+    ),
+    Index("ix_agent_usage_believed_us", "believed_us"),
+    Index("ix_agent_usage_agent_believed_us", "agent", "believed_us"),
+)
+
+# What happened to agents, as they tell it; `at_us` is believed, `received_us` is by our own clock.
+agent_events = Table(
+    "agent_events",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("agent", NAME, nullable=False),
+    Column("dedupe_id", String(128), nullable=False),
+    Column("at_us", BigInteger, nullable=False),
+    Column("received_us", BigInteger, nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("target", FreeText, nullable=False),
+    Column("detail", FreeText, nullable=False),
+    Column("count", BigInteger, nullable=False),
+    # Told again, it is no other.
+    UniqueConstraint("agent", "dedupe_id"),
+    Index("ix_agent_events_agent_id", "agent", "id"),
+    Index("ix_agent_events_received_us", "received_us"),
+)
+
 # ---- traces ---------------------------------------------------------------------------------------------------
 
 # The most recent spans; the oldest rows go first when the bound is passed.

@@ -17,11 +17,12 @@ import grpc.aio
 from core.clock import Clock
 from core.deadline import Deadline
 from core.errors import DeadlineExceeded, InternalError, NanofleetError, NotFound
+from core.logs import withheld
 from core.open_inference import protobuf_body
 from core.open_inference.messages import DEFAULT_LIMITS, BodyLimits, InferRequest, timeout_s
 from core.open_inference.protobuf_wire import raw_response_bytes
 from core.open_inference.service import EXTENSIONS, Call, DataPlane, Statistics
-from core.rpc_metrics import CapturedHandlers, MeasuredCalls
+from core.rpc_metrics import CapturedHandlers
 from core.status import STATUS
 from core.telemetry import TRACEPARENT
 from protos.inference.v2 import open_inference_pb2 as pb
@@ -190,18 +191,14 @@ def _model_of(request: pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadR
     return request.model_name or request.repository_name
 
 
-def add_open_inference(
-    servicer: OpenInferenceServicer, server: grpc.aio.Server, *, measure: MeasuredCalls | None = None
-) -> None:
-    """Register `servicer` so that ModelInfer gets and gives bytes; every other RPC as the stubs have it.
-
-    `measure` is for a server without interceptors.
-    """
+def add_open_inference(servicer: OpenInferenceServicer, server: grpc.aio.Server | CapturedHandlers) -> None:
+    """Register `servicer` so that ModelInfer gets and gives bytes; every other RPC as the stubs have it."""
     captured = CapturedHandlers()
     pb_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, captured)  # type: ignore[arg-type]  # see there
     infer: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(servicer.ModelInfer)
     captured.services[_SERVICE]["ModelInfer"] = infer
-    captured.register(server, measure)
+    for service, handlers in captured.services.items():
+        server.add_registered_method_handlers(service, handlers)
 
 
 class _Defects:
@@ -214,4 +211,4 @@ class _Defects:
         kind = type(error)
         level = logging.DEBUG if kind in self._seen else logging.ERROR
         self._seen.add(kind)
-        _log.log(level, "request failed by a defect", extra={"error_type": kind.__qualname__}, exc_info=error)
+        _log.log(level, "request failed by a defect", extra={"error_type": kind.__qualname__}, exc_info=withheld(error))

@@ -1,8 +1,8 @@
 """How long the heavy tier will take: the 90th percentile of the latest round trips to one large model. Pure.
 
-A round trip is all of it, the uplink and the tier. One that ran into its timeout counts as having taken that long,
-and a little longer, which is the least that is known of it. What is old says nothing any more, so an estimate that
-keeps everybody away fades by itself; until then one request now and then is let through to look (a probe).
+A round trip is all of it, the uplink and the tier. One that ran into its timeout counts as a little longer than that,
+which is the least that is known of it. What is old says nothing any more, so an estimate that keeps everybody away
+fades by itself; until then one request now and then is let through to look (a probe).
 
 A percentile is that of the nearest rank: with n round trips the ceil(0.9 n)-th in order of length.
 """

@@ -68,14 +68,19 @@ def privacy_of(words: Iterable[object]) -> Privacy:
     Raises:
         Forbidden: a word is no class; what is not understood must not leave (fail closed).
     """
-    strictest = Privacy.ANY
+    found = Privacy.ANY
     for word in words:
         try:
             privacy = Privacy(word)  # type: ignore[arg-type]  # any object: what is not a word of ours is refused
         except ValueError:
             raise Forbidden(f"privacy: expected device, site or any, got {str(word)[:80]!r}") from None
-        strictest = min(strictest, privacy, key=_STRICTEST_FIRST.index)
-    return strictest
+        found = strictest(found, privacy)
+    return found
+
+
+def strictest(*classes: Privacy) -> Privacy:
+    """Return the strictest of the classes; there is at least one."""
+    return min(classes, key=_STRICTEST_FIRST.index)
 
 
 def decide(

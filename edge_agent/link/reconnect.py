@@ -34,6 +34,16 @@ REFUSALS = frozenset(
 _log = logging.getLogger(__name__)
 
 
+def _end_if_cancelled() -> None:
+    """Raise CancelledError if this task shall end: a session that fails at the same instant says only that it failed.
+
+    A TaskGroup that has an error to raise forgets that its own task was cancelled.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 @dataclass(frozen=True, slots=True)
 class ReconnectPolicy:
     base_s: float = 1.0
@@ -91,6 +101,7 @@ class Link:
                 # Authorities are replaced on all agents at once: they come back spread over a base.
                 await self._pause(self._policy.base_s * self._uniform())
             except SessionEnded as ended:
+                _end_if_cancelled()
                 delay_s = self._delay_s(ended)
                 self._note_end(ended, delay_s)
                 await self._pause(delay_s)

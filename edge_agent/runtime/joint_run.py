@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from core.errors import DeadlineExceeded, InternalError, NanofleetError
+from core.logs import withheld
 from core.tensors import Array
 from edge_agent.cascade.confidence import Verdict, weakest
 from edge_agent.runtime.request import Job, Ran
@@ -39,7 +40,7 @@ class JointRun:
                 return [error]
             return [result for job in batch for result in self._compute_late(job)]
         except Exception as error:
-            _log.error("a model run failed unexpectedly", extra={"model": self.name}, exc_info=True)
+            _log.error("a model run failed unexpectedly", extra={"model": self.name}, exc_info=withheld(error))
             return [InternalError(f"model {self.name}: the run failed: {type(error).__name__}")] * len(batch)
 
     def _compute_late(self, job: Job) -> Sequence[Ran | NanofleetError]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 
 from core.errors import DeadlineExceeded, InternalError, NanofleetError, Overloaded
+from core.logs import withheld
 from edge_agent.runtime.forecast import Forecast
 from edge_agent.runtime.request import Job, Ran, Waiter
 
@@ -45,7 +46,7 @@ class Outcomes:
             try:
                 job.waiter.settle(result)
             except Exception as error:
-                _log.error("a waiter failed on its result", extra={"model": self._model}, exc_info=True)
+                _log.error("a waiter failed on its result", extra={"model": self._model}, exc_info=withheld(error))
                 if job.waiter.is_waiting():
                     self.fail(job.waiter, InternalError(f"model {self._model}: no answer: {type(error).__name__}"))
 
@@ -53,8 +54,8 @@ class Outcomes:
         # A defect of one waiter must not reach those behind it.
         try:
             waiter.fail(error)
-        except Exception:
-            _log.error("a waiter failed on its error", extra={"model": self._model}, exc_info=True)
+        except Exception as defect:
+            _log.error("a waiter failed on its error", extra={"model": self._model}, exc_info=withheld(defect))
 
     def full(self, waiting: int, rows: int) -> Overloaded:
         """Return what refuses a newcomer while `waiting` requests of `rows` are queued."""

@@ -1,4 +1,4 @@
-"""Ends of an agent at any instant: what the outbox took is there afterwards, in order, and what left stays away."""
+"""Ends of an agent at any instant: what the outbox took is there afterwards, in order; what left does not return."""
 
 import random
 import shutil

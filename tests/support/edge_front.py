@@ -20,6 +20,7 @@ from paho.mqtt.properties import Properties
 
 from core.clock import SystemClock
 from core.ids import AgentId, SiteId
+from core.metrics import Registry
 from core.telemetry import Tracing
 from edge_agent.cascade.deferral import Deferrals
 from edge_agent.client.connection import disable_nagle
@@ -27,6 +28,8 @@ from edge_agent.data_plane import EdgeDataPlane
 from edge_agent.front.mqtt.broker import BrokerState
 from edge_agent.front.mqtt.front import MqttFront
 from edge_agent.front.mqtt.tls import BrokerTls
+from edge_agent.hard_examples import HardExamples
+from edge_agent.request_metrics import RequestMetrics
 from edge_agent.runtime.pool import LoadedModel, ModelPool
 from edge_agent.services import Escalation
 from edge_agent.settings import MqttSettings, RuntimeSettings
@@ -53,6 +56,8 @@ async def serving(
     agent: str = AGENT,
     tls: BrokerTls | None = None,
     deferrals: Deferrals | None = None,
+    examples: HardExamples | None = None,
+    metrics: Registry | None = None,
     expected: BrokerState = BrokerState.ONLINE,
 ) -> AsyncIterator[MqttFront]:
     """Yield a front once its connection to `broker` is as `expected`; it has said goodbye afterwards."""
@@ -65,7 +70,9 @@ async def serving(
         heavy or FakeHeavy(),
         tracing=tracing or Tracing("test", UNSAMPLED),
         clock=clock,
+        metrics=None if metrics is None else RequestMetrics(metrics, clock=clock),
         deferrals=deferrals,
+        examples=examples,
     )
     quick = {"port": broker.port, "reconnect_base_s": 0.05, "reconnect_cap_s": 0.2}
     front = MqttFront(
@@ -76,6 +83,7 @@ async def serving(
         pool=pool,
         clock=clock,
         tls=tls,
+        metrics=metrics,
     )
     task = asyncio.create_task(front.run(), name="front")
     try:

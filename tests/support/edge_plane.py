@@ -16,6 +16,7 @@ from core.telemetry import Tracing, TracingSettings
 from core.tensors import Array, Datatype, Tensor
 from edge_agent.cascade.deferral import Deferrals
 from edge_agent.cascade.policy import Reason
+from edge_agent.cascade.privacy import PrivacyRules
 from edge_agent.data_plane import EdgeDataPlane
 from edge_agent.hard_examples import HardExample, HardExamples
 from edge_agent.runtime.pool import LoadedModel, ModelPool
@@ -190,6 +191,7 @@ async def plane_with(
     deferrals: Deferrals | None = None,
     examples: HardExamples | None = None,
     is_reachable: Callable[[], bool] | None = None,
+    privacy: PrivacyRules | None = None,
 ) -> EdgeDataPlane:
     pool = ModelPool(RuntimeSettings(), clock=clock or SystemClock())
     for model in models:
@@ -202,6 +204,7 @@ async def plane_with(
         deferrals=deferrals,
         examples=examples,
         is_reachable=is_reachable,
+        privacy=privacy,
     )
 
 

@@ -129,8 +129,17 @@ class FakeController:
 
 
 @asynccontextmanager
-async def running_controller(realm: Realm, shelf: DeliveryShelf, *, port: int = 0) -> AsyncIterator[FakeController]:
-    """Yield a running controller of `realm`; what is under way when it goes is broken off, as by a crash."""
+async def running_controller(
+    realm: Realm,
+    shelf: DeliveryShelf,
+    *,
+    port: int = 0,
+    serve: Callable[[grpc.aio.Server], None] = lambda _: None,
+) -> AsyncIterator[FakeController]:
+    """Yield a running controller of `realm`; what is under way when it goes is broken off, as by a crash.
+
+    `serve` adds whatever else shall be served.
+    """
     server = grpc.aio.server(options=SERVER_OPTIONS)
     shown = realm.authority.controller()
     credentials = grpc.ssl_server_credentials(
@@ -141,6 +150,7 @@ async def running_controller(realm: Realm, shelf: DeliveryShelf, *, port: int = 
     server.add_generic_rpc_handlers((CataloguePort(realm.side.files).handler(),))
     add_FleetServiceServicer_to_server(controller.fleet, server)
     add_DeliveryServiceServicer_to_server(DeliveryShelfServicer(shelf), server)
+    serve(server)
     await server.start()
     try:
         yield controller

@@ -31,6 +31,8 @@ from controller.dashboard.sources import Sources
 from controller.fleet.service import Fleet
 from controller.identity.model import AgentIdentity
 from controller.identity.service import Identity
+from controller.records.model import Kept
+from controller.records.service import Records
 from controller.registry.blobs import BlobStore
 from controller.registry.service import Registry
 from controller.signing.model import SigningStatus
@@ -39,6 +41,7 @@ from controller.storage.access import SqlAccessStore
 from controller.storage.audit import SqlAuditStore
 from controller.storage.database import Database
 from controller.storage.fleet import SqlFleetStore
+from controller.storage.records import SqlRecordStore
 from controller.storage.registry import SqlRegistryStore
 from controller.storage.traces import SqlTraceStore
 from controller.traces.service import Traces
@@ -102,6 +105,7 @@ class OperatorSide:
     registry: Registry
     fleet: Fleet
     traces: Traces
+    records: Records
     sources: Sources
 
 
@@ -127,6 +131,7 @@ async def operator_side(folder: Path, *, version: str = "0.1.0") -> AsyncIterato
         await registry.prepare()
         fleet = Fleet(SqlFleetStore(database), registry, releases=OpenCatalogue(), clock=clock, max_sessions=8)
         traces = Traces(SqlTraceStore(database), max_spans=1000)
+        records = Records(SqlRecordStore(database), clock=clock, kept=Kept(100, 1000, timedelta(days=400)))
         access = Access(SqlAccessStore(database), clock=clock)
         secret = (await access.create(ADMIN, OperatorRole.ADMIN)).secret
         audit = await audit_over(database, clock)
@@ -143,13 +148,14 @@ async def operator_side(folder: Path, *, version: str = "0.1.0") -> AsyncIterato
             registry=registry,
             fleet=fleet,
             traces=traces,
+            records=records,
             clock=clock,
             server_name="nanofleet",
             server_version=version,
         )
         for loop in (registry.run, fleet.run, traces.run, dashboard.run):
             stack.push_async_callback(_cancelled, asyncio.create_task(loop()))
-        yield OperatorSide(app, access, secret, trust, plane, registry, fleet, traces, sources)
+        yield OperatorSide(app, access, secret, trust, plane, registry, fleet, traces, records, sources)
 
 
 class NoIdentities:

@@ -21,6 +21,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from core.errors import Unavailable
+from core.logs import withheld
 from edge_agent.front.mqtt.buffered_socket import BufferedSocket
 from edge_agent.front.mqtt.loop_client import LoopClient, PackedProperties
 from edge_agent.front.mqtt.publication import Publication
@@ -271,7 +272,7 @@ class BrokerConnection:
             while self._socket.has_read_ahead and not self._ended.done():
                 self._client.loop_read()
         except Exception as error:
-            _log.error("the MQTT client failed by a defect", exc_info=True)
+            _log.error("the MQTT client failed by a defect", exc_info=withheld(error))
             self.abort(f"internal error: {type(error).__name__}")
             return
         finally:

@@ -18,7 +18,7 @@ from core.backoff import BackoffPolicy
 from core.clock import Clock
 from core.errors import DeadlineExceeded, InternalError, NanofleetError, Overloaded, TooLarge, Unavailable
 from core.ids import AgentId, SiteId
-from core.logs import peer_text
+from core.logs import peer_text, withheld
 from core.metrics import Registry
 from core.open_inference.messages import BodyLimits, InferRequest, InferResponse
 from edge_agent.answer import Answer
@@ -238,7 +238,7 @@ class MqttFront:
     def _refusal(self, error: Exception, model: str) -> NanofleetError:
         if isinstance(error, NanofleetError):
             return error
-        _log.error("a request failed by a defect", extra={"model": model}, exc_info=error)
+        _log.error("a request failed by a defect", extra={"model": model}, exc_info=withheld(error))
         return InternalError("internal error; the agent's log has the cause")
 
     def _serve(self, exchange: Exchange) -> None:

@@ -142,7 +142,7 @@ class Topics:
             raise Undeliverable(
                 DropCause.MALFORMED_TOPIC,
                 f"expected a topic {self._own}{{model}}, {{model}}/{{client}} or {{model}}/{{client}}/{{id}}, "
-                f"got {topic[:160]!r}",
+                f"got {_shown(topic)}",
             )
         return target
 
@@ -164,6 +164,12 @@ class Topics:
                 f"expected a response topic {self._clients}{{client}}/replies, got {topic[:160]!r}",
             )
         return client, text
+
+
+def _shown(topic: bytes) -> str:
+    """Return a topic of no form for the log, without what stands in the place of a request's id."""
+    segments = topic.split(b"/", 7)
+    return repr(b"/".join(segments[:7])[:160]) + ("/…" if len(segments) > 7 else "")
 
 
 def template_of(topic: bytes) -> str:

@@ -178,3 +178,21 @@ async def test_a_link_that_waits_can_be_told_to_try_at_once() -> None:
 async def forever(began: asyncio.Event) -> None:
     began.set()
     await asyncio.Event().wait()
+
+
+async def test_a_link_that_shall_end_ends_when_its_session_fails_at_the_same_instant() -> None:
+    class FailsWhenCancelled:
+        async def run(self) -> None:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                raise AWAY from None
+
+    link = Link(lambda _: FailsWhenCancelled(), policy=ReconnectPolicy(first_delay_s=0.0), clock=HandClock())
+    running = asyncio.ensure_future(link.run())
+    await asyncio.sleep(0.01)
+    running.cancel()
+    async with asyncio.timeout(5):
+        await asyncio.wait([running])
+
+    assert running.cancelled()

@@ -149,3 +149,24 @@ def test_every_setting_says_what_it_means() -> None:
         name: field.description for section in sections for name, field in getattr(section, "model_fields", {}).items()
     }
     assert [name for name, text in described.items() if not text] == []
+
+
+def test_privacy_is_set_for_devices_by_name_or_pattern(config: Path) -> None:
+    text = '[privacy]\ndefault = "site"\n[privacy.devices]\n"ward-*" = "device"\n"camera-1@berlin" = "any"\n'
+    privacy = load_settings(extended(config, text)).privacy
+    assert (privacy.default, dict(privacy.devices)) == ("site", {"ward-*": "device", "camera-1@berlin": "any"})
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['[privacy]\ndefault = "public"\n', '[privacy.devices]\n"ward-*" = "secret"\n', '[privacy.devices]\n"" = "any"\n'],
+)
+def test_a_privacy_class_or_device_that_is_none_is_refused(config: Path, text: str) -> None:
+    with pytest.raises(InvalidRequest, match="privacy"):
+        load_settings(extended(config, text))
+
+
+def test_the_devices_that_privacy_names_are_bounded(config: Path) -> None:
+    lines = "".join(f'"camera-{number}" = "site"\n' for number in range(1001))
+    with pytest.raises(InvalidRequest, match="devices"):
+        load_settings(extended(config, "[privacy.devices]\n" + lines))

@@ -37,6 +37,8 @@ async def test_every_route_of_the_operator_has_a_rule_and_every_rule_a_route(tmp
             registry=side.registry,
             fleet=side.fleet,
             traces=side.traces,
+            records=side.records,
+            clock=SystemClock(),
             trust=side.trust,
             pages=Dashboard(side.sources, side.access, version="0").router(),
             server_version="0",

@@ -23,6 +23,8 @@ COMMANDS = {
     "GET /api/agents/{agent_id}/identity": "devices identity",
     "POST /api/agents/{agent_id}/ban": "devices ban",
     "DELETE /api/agents/{agent_id}/ban": "devices unban",
+    "GET /api/agents/{agent_id}/events": "devices events",
+    "GET /api/usage": "usage",
     "POST /api/agents/{agent_id}/transfers": "devices allow-transfer",
     "GET /api/enrolment-tokens": "tokens list",
     "POST /api/enrolment-tokens": "tokens add",
@@ -54,7 +56,7 @@ COMMANDS = {
 WITHOUT_COMMAND = {"/api/sessions", "/api/sessions/current", "/api/openapi.json"}
 # They print no result: one runs, one writes figures to a file that `--output` names, one prints the root itself.
 WITHOUT_OUTPUT = {"controller run", "demo", "signing export-root"}
-READING = {"list", "show", "status", "whoami", "identity", "publication"}
+READING = {"list", "show", "status", "whoami", "identity", "publication", "usage", "events"}
 
 
 def test_every_endpoint_of_the_rest_has_a_command() -> None:

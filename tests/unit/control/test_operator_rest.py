@@ -13,6 +13,7 @@ from fastapi import APIRouter
 from controller.api.http_app import create_operator_app
 from controller.registry.model import Publication
 from controller.traces.model import SpanKind, SpanRecord
+from core.clock import SystemClock
 from core.digest import digest_of
 from core.errors import Overloaded
 from core.fleet_state import Problem
@@ -198,7 +199,14 @@ async def test_too_many_waiting_publications_are_refused_with_a_time_to_come_aga
 
     full: Any = FullRegistry()
     app = create_operator_app(
-        registry=full, fleet=side.fleet, traces=side.traces, trust=side.trust, pages=APIRouter(), server_version="0"
+        registry=full,
+        fleet=side.fleet,
+        traces=side.traces,
+        records=side.records,
+        trust=side.trust,
+        pages=APIRouter(),
+        clock=SystemClock(),
+        server_version="0",
     )
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://127.0.0.1") as client:
         body = {"file": {"path": "model.onnx", "digest": digest_of(MODEL)}}
@@ -402,7 +410,14 @@ async def test_a_defect_shows_nothing_of_its_inside(side: OperatorSide) -> None:
 
     broken: Any = BrokenTraces()
     app = create_operator_app(
-        registry=side.registry, fleet=side.fleet, traces=broken, trust=side.trust, pages=APIRouter(), server_version="0"
+        registry=side.registry,
+        fleet=side.fleet,
+        traces=broken,
+        records=side.records,
+        trust=side.trust,
+        pages=APIRouter(),
+        clock=SystemClock(),
+        server_version="0",
     )
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:

@@ -12,6 +12,7 @@ from protos.catalogue.v1 import catalogue_pb2
 from protos.fleet.v1 import fleet_pb2
 from protos.identity.v1 import identity_pb2
 from protos.inference.v2 import open_inference_pb2
+from protos.records.v1 import records_pb2
 
 # Nobody needs it, and it would hold a call for ever.
 CLOSED = {"/grpc.health.v1.Health/Watch"}
@@ -21,6 +22,7 @@ SERVED = (
     fleet_pb2.DESCRIPTOR,
     health.DESCRIPTOR,
     open_inference_pb2.DESCRIPTOR,
+    records_pb2.DESCRIPTOR,
     trace_service_pb2.DESCRIPTOR,
 )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from core.logs import MAX_PEER_TEXT_CHARS, JsonFormatter, TextFormatter, peer_text
+from core.logs import MAX_PEER_TEXT_CHARS, JsonFormatter, TextFormatter, peer_text, withheld
 
 
 def record(message: str = "request refused", **fields: Any) -> logging.LogRecord:
@@ -59,3 +59,27 @@ def test_a_text_line_has_its_fields_in_brackets() -> None:
 def test_text_of_a_peer_is_bounded_and_printable() -> None:
     assert peer_text("a\nb\x1b[31m\u202e") == "a?b?[31m?"
     assert len(peer_text("x" * 10_000)) == MAX_PEER_TEXT_CHARS
+
+
+def fail_on(payload: str) -> None:
+    try:
+        int(payload)
+    except ValueError as error:
+        raise RuntimeError(payload) from error
+
+
+def test_an_error_is_logged_with_where_and_what_it_was_but_without_its_text() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        fail_on("secret-42")
+    line = JsonFormatter().format(record(exc_info=withheld(caught.value)))
+    assert "RuntimeError from ValueError" in line
+    assert "in fail_on" in line
+    assert "secret-42" not in line.replace('fail_on(\\"secret-42\\")', "")
+
+
+def test_a_chain_of_errors_is_named_within_a_bound() -> None:
+    error: BaseException = ValueError()
+    for _ in range(100):
+        behind, error = error, KeyError()
+        error.__cause__ = behind
+    assert str(withheld(error)[1]).count("KeyError") == 8

@@ -156,3 +156,15 @@ def test_the_refusal_stays_short_whatever_the_peer_wrote() -> None:
 def test_random_bytes_are_refused(content: bytes) -> None:
     with pytest.raises(InvalidManifest):
         parse_manifest(content)
+
+
+def test_a_manifest_may_say_how_far_the_data_of_its_requests_may_go() -> None:
+    assert parsed({}).privacy is None
+    assert parsed({"privacy": "site"}).privacy == "site"
+    assert b"privacy" not in parsed({}).to_bytes()
+    assert parse_manifest(parsed({"privacy": "device"}).to_bytes()).privacy == "device"
+
+
+def test_a_manifest_with_a_privacy_class_that_is_none_is_refused() -> None:
+    with pytest.raises(InvalidManifest, match="privacy"):
+        parsed({"privacy": "public"})
