@@ -22,7 +22,9 @@ from core.open_inference.service import Call
 from core.open_inference.statistics import ModelStatistics
 from core.telemetry import Tracing
 from edge_agent.answer import Answer, tagged
+from edge_agent.cached_answers import CachedAnswers
 from edge_agent.cascade.deferral import Deferrals, Mailbox
+from edge_agent.cascade.policy import Privacy
 from edge_agent.cascade.privacy import PrivacyRules
 from edge_agent.hard_examples import HardExamples
 from edge_agent.request import Request
@@ -63,6 +65,7 @@ class EdgeDataPlane:
         examples: HardExamples | None = None,
         is_reachable: Callable[[], bool] | None = None,
         privacy: PrivacyRules | None = None,
+        cached: CachedAnswers | None = None,
     ) -> None:
         """Serve the models of `pool`.
 
@@ -72,6 +75,7 @@ class EdgeDataPlane:
             examples: is offered every request that the edge was not sure enough of.
             is_reachable: what probes know of the heavy tier; None: it is found out by asking.
             privacy: what models and devices say of where data may go; None: only requests say something.
+            cached: answers that are given again; None: every request is run.
         """
         self.metrics = metrics or RequestMetrics(Registry(), clock=clock)
         self._pool = pool
@@ -87,6 +91,9 @@ class EdgeDataPlane:
             examples=examples,
             is_reachable=is_reachable,
         )
+        self._cached = cached
+        if cached is not None:
+            pool.on_change(lambda: cached.follow(pool.running()))
 
     def ask(
         self,
@@ -123,6 +130,8 @@ class EdgeDataPlane:
             raise
         if self._tracing.is_sampled(call.traceparent):
             waiter.start_trace(Keep.SAMPLED)
+        if self._cached is not None and self._is_answered_again(self._cached, model, request, privacy, waiter):
+            return waiter.future
         # The waiter puts another in its place when it answers provisionally.
         future = waiter.future
         try:
@@ -131,12 +140,30 @@ class EdgeDataPlane:
             waiter.fail(error)
         return future
 
+    def _is_answered_again(
+        self, cached: CachedAnswers, model: LoadedModel, request: InferRequest, privacy: Privacy, waiter: Request
+    ) -> bool:
+        """Answer from the cache, or see to it that the cache hears the answer."""
+        place = cached.place_of(model, request, privacy)
+        if place is None:
+            return False
+        answer = place.find(request)
+        if answer is None:
+            waiter.future.add_done_callback(place.keep)
+            return False
+        waiter.answer_again(answer)
+        return True
+
     async def answer(self, request: InferRequest, call: Call = _NO_CALL) -> Answer:
         """Return the answer to `request`; cancelling it withdraws the request."""
         return await self.ask(request, call)
 
     async def infer(self, request: InferRequest, call: Call) -> InferResponse:
         return tagged(await self.ask(request, call, terms_of(request.parameters, client=call.client)))
+
+    def note_energy(self, joules_per_answer: float | None) -> None:
+        """Say with the answers that follow what one takes; None: nothing measures it."""
+        self._services.measured_j = joules_per_answer
 
     async def is_ready(self) -> bool:
         return bool(self._pool.models())

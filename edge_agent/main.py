@@ -9,10 +9,8 @@ import asyncio
 import logging
 import os
 import platform
-import signal
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -31,12 +29,20 @@ from core.logs import configure_logging
 from core.metrics import Registry
 from core.process_metrics import register_process
 from core.service_notices import READY, STOPPING, ServiceNotices
-from core.tasks import supervise
 from core.telemetry import Tracing, TracingSettings
-from edge_agent.agent_metrics import register_broker, register_member, register_post, register_serving
+from edge_agent.agent_metrics import (
+    register_broker,
+    register_cache,
+    register_energy,
+    register_member,
+    register_post,
+    register_serving,
+)
+from edge_agent.cached_answers import CachedAnswers
 from edge_agent.cascade.offload import Offload
 from edge_agent.cascade.privacy import PrivacyRules
 from edge_agent.data_plane import EdgeDataPlane
+from edge_agent.energy.meter import EnergyMeter
 from edge_agent.front.local import LocalFaces
 from edge_agent.front.mqtt.broker import BrokerState
 from edge_agent.front.mqtt.front import MqttFront
@@ -55,16 +61,16 @@ from edge_agent.health.status_file import (
 )
 from edge_agent.identity.channel import RotatingChannel
 from edge_agent.identity.folder import Identity, IdentityFolder
+from edge_agent.lifetime import first_of, flush, start, stop_on_signal, thread
 from edge_agent.member import Member, Surroundings
 from edge_agent.post import Correspondents, PostOffice
 from edge_agent.request_metrics import RequestMetrics
 from edge_agent.runtime.pool import ModelPool
+from edge_agent.samples.service import Samples
 from edge_agent.settings import AgentSettings
 
 # Chosen: a model that takes longer to load must not keep the others from answering.
 RESTORE_TIMEOUT_S = 30.0
-# Derived: the exporter's own timeout, and some.
-FLUSH_TIMEOUT_S = 8.0
 
 _log = logging.getLogger(__name__)
 
@@ -85,7 +91,7 @@ async def serve(settings: AgentSettings) -> None:
     with folder.locked():
         try:
             async with AsyncExitStack() as closing:
-                await _Agent(settings, folder, closing).run(_stop_on_signal())
+                await _Agent(settings, folder, closing).run(stop_on_signal())
         except ExceptionGroup as group:
             refusals, defects = group.split(NanofleetError)
             if refusals is None or defects is not None:
@@ -100,14 +106,14 @@ class _Agent:
         self._settings, self._folder, self._closing = settings, folder, closing
         self._clock = clock = SystemClock()
         self._notices = ServiceNotices.taken_from(os.environ, pid=os.getpid())
-        self._disk = _thread("disk", closing)
+        self._disk = thread("disk", closing)
         enrolled = _enrolled(IdentityFolder(folder.identity), settings)
         require_root_of(enrolled, folder.root)
         self._identity = _identity(enrolled)
         # After the last spans, which may end up there.
         closing.push_async_callback(self._close_post)
         self._tracing = _tracing(settings, enrolled)
-        closing.push_async_callback(_flush, self._tracing)
+        closing.push_async_callback(flush, self._tracing)
         channel = RotatingChannel(enrolled.controller, enrolled.tls)
         closing.push_async_callback(channel.close)
         self._pool = ModelPool(settings.runtime, clock=clock)
@@ -115,6 +121,8 @@ class _Agent:
         self._offload = Offload(channel, settings.offload, clock=clock)
         self._metrics = Registry()
         counted = RequestMetrics(self._metrics, clock=clock)
+        self._samples = Samples(settings, folder.samples, channel, clock=clock)
+        closing.callback(self._samples.close)
         spans = settings.telemetry.endpoint
         self._post = PostOffice(
             folder.outbox,
@@ -130,17 +138,24 @@ class _Agent:
             boot_id=self._identity.boot_id,
             clock=clock,
         )
+        cached = CachedAnswers.of(settings.models)
+        register_cache(self._metrics, cached)
         self._plane = EdgeDataPlane(
             self._pool,
             self._offload,
             tracing=self._tracing,
             clock=clock,
             metrics=counted,
+            examples=self._samples.collector,
             deferrals=self._post.deferrals,
             is_reachable=self._post.reachability.is_reachable,
             privacy=PrivacyRules.of(settings),
+            cached=cached,
         )
         closing.push_async_callback(self._plane.close)
+        self._energy = EnergyMeter(
+            settings.energy, usage=counted.usage, tell=self._plane.note_energy, disk=self._disk, clock=clock
+        )
         tls = _faces_tls(settings, enrolled, IdentityFolder(folder.identity), self._disk)
         self._faces = LocalFaces(
             settings,
@@ -163,29 +178,33 @@ class _Agent:
                 self._disk,
                 clock,
                 counted.usage,
+                self._samples,
+                lambda: self._energy.energy,
                 _ignore if tls is None else tls.follow,
             )
         )
         self._front: MqttFront | None = None
         self._broker_since = Since(clock)
-        self._status = StatusWriter(folder.status, self._look, disk=self._disk, clock=clock)
+        self._status = StatusWriter(
+            folder.status, self._look, disk=self._disk, clock=clock, refresh=self._energy.refresh
+        )
         self._register()
 
     async def run(self, stop: asyncio.Event) -> None:
         await self._post.open()
         async with asyncio.TaskGroup() as group:
-            tasks = _start(group, self._post.keeping)
-            tasks += _start(group, {"reconciler": self._member.reconciling, "status": self._status.run})
-            tasks += _start(group, {"watchdog": self._notices.keep_alive})
-            await _first_of(self._member.restored, stop.wait, timeout_s=RESTORE_TIMEOUT_S)
+            tasks = start(group, self._post.keeping)
+            tasks += start(group, {"reconciler": self._member.reconciling, "status": self._status.run})
+            tasks += start(group, {"watchdog": self._notices.keep_alive, **self._samples.loops})
+            await first_of(self._member.restored, stop.wait, timeout_s=RESTORE_TIMEOUT_S)
             faces = await self._faces.open(self._closing)
             self._front = self._make_front(faces)
             if self._front is not None:
-                tasks += _start(group, {"mqtt": self._front.run})
+                tasks += start(group, {"mqtt": self._front.run})
             # Before anything is fetched, and its decoder loaded.
             code_pages.release()
-            tasks += _start(group, self._member.outward)
-            tasks += _start(group, self._post.outward(self._member.board, self._front))
+            tasks += start(group, self._member.outward)
+            tasks += start(group, self._post.outward(self._member.board, self._front))
             self._announce(faces)
             self._notices.say(READY)
             await stop.wait()
@@ -200,8 +219,10 @@ class _Agent:
     def _register(self) -> None:
         register_process(self._metrics, version=self._identity.software_version)
         register_serving(self._metrics, pool=self._pool, offload=self._offload)
+        register_energy(self._metrics, self._energy)
         register_broker(self._metrics, lambda: self._front)
         register_member(self._metrics, self._member, disk=self._disk)
+        self._samples.register(self._metrics)
         register_post(self._metrics, self._post)
 
     async def _close_post(self) -> None:
@@ -253,7 +274,8 @@ class _Agent:
             heavy_breaker=self._offload.state.value,
             clock_problem=self._member.clock_problem,
             outbox=self._post.view(),
-            counters={} if self._front is None else asdict(self._front.counters),
+            counters={**({} if self._front is None else asdict(self._front.counters)), **self._samples.counters()},
+            energy=self._energy.energy,
             now=self._clock.now(),
         )
 
@@ -289,9 +311,7 @@ def _enrolled(folder: IdentityFolder, settings: AgentSettings) -> Identity:
     return located
 
 
-def _faces_tls(
-    settings: AgentSettings, enrolled: Identity, folder: IdentityFolder, disk: ThreadPoolExecutor
-) -> FacesTls | None:
+def _faces_tls(settings: AgentSettings, enrolled: Identity, folder: IdentityFolder, disk: Executor) -> FacesTls | None:
     if not settings.faces.tls:
         return None
     return FacesTls(folder, enrolled.tls, trust_domain=enrolled.trust_domain, disk=disk)
@@ -327,36 +347,3 @@ def _tracing(settings: AgentSettings, enrolled: Identity) -> Tracing:
         # Another collector is asked in the clear, as collectors on loopback expect.
         credentials=enrolled.tls if telemetry.endpoint is None else None,
     )
-
-
-def _thread(name: str, closing: AsyncExitStack) -> ThreadPoolExecutor:
-    executor = ThreadPoolExecutor(1, thread_name_prefix=name)
-    closing.callback(executor.shutdown)
-    return executor
-
-
-def _start(group: asyncio.TaskGroup, loops: Mapping[str, Callable[[], Awaitable[None]]]) -> list[asyncio.Task[None]]:
-    return [group.create_task(supervise(name, run), name=name) for name, run in loops.items()]
-
-
-def _stop_on_signal() -> asyncio.Event:
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    return stop
-
-
-async def _first_of(*waits: Callable[[], Awaitable[object]], timeout_s: float) -> None:
-    """Return when one of them does, or after `timeout_s`."""
-    tasks = [asyncio.ensure_future(wait()) for wait in waits]
-    await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-    for task in tasks:
-        task.cancel()
-
-
-async def _flush(tracing: Tracing) -> None:
-    """Send the last spans, off the loop and within a bound: the receiver may be away."""
-    flushing = asyncio.get_running_loop().run_in_executor(None, tracing.shutdown)
-    done, _ = await asyncio.wait([flushing], timeout=FLUSH_TIMEOUT_S)
-    if not done:
-        _log.warning("the last spans could not be sent in time")

@@ -11,6 +11,7 @@ that whatever comes next is told in the same way. A request is counted as answer
 
 import asyncio
 import logging
+from dataclasses import replace
 
 from core.errors import DeadlineExceeded, HeavyUnavailable, InternalError, NanofleetError
 from core.keeping import Keep
@@ -95,6 +96,16 @@ class Request:
             self._begin_escalation(ran, decision)
         else:
             self._fall_back(ran, decision, obstacle, finished_s=ran.finished_s)
+
+    def answer_again(self, answer: Answer) -> None:
+        """Give an answer that was given before, without a run."""
+        answer = replace(answer, traceparent=self._traceparent)
+        if self.trace is not None:
+            self.trace.answered(span_attributes(answer, self._privacy))
+        self._services.metrics.answered_again(
+            self.model.manifest.model, answer.reason, queued_s=self.queued_s, traceparent=answer.traceparent
+        )
+        self.future.set_result(answer)
 
     def fail(self, error: NanofleetError, ran: Ran | None = None) -> None:
         # Who has left does not make an error of it.
@@ -211,7 +222,10 @@ class Request:
     ) -> Answer:
         confidence = None if ran.verdict is None else ran.verdict.confidence
         response = self.model.response(self._request, ran.outputs)
-        return Answer(response, Tier.EDGE, reason, confidence, self._traceparent, is_final, later)
+        measured_j = self._services.measured_j
+        return Answer(
+            response, Tier.EDGE, reason, confidence, self._traceparent, is_final, later, measured_j=measured_j
+        )
 
     def _keep(self, keep: Keep, ran: Ran | None, *, error_type: str = "") -> None:
         """Begin the trace of a request that was not sampled, late and with what is known of it, if there may be one."""

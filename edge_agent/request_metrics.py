@@ -63,9 +63,25 @@ class RequestMetrics:
     ) -> None:
         """Note an answer of `tier`; the times are those of the edge model's run, which came first in any case."""
         of_model = self._models.get(model) or self._of(model)
-        total_s = self._clock.monotonic_s() - queued_s
         of_model.queue.observe(started_s - queued_s)
         of_model.compute.observe(finished_s - started_s)
+        self._answered(model, of_model, tier, reason, queued_s=queued_s, traceparent=traceparent)
+
+    def answered_again(self, model: str, reason: Reason, *, queued_s: float, traceparent: str | None) -> None:
+        """Note an answer from the cache: no stage of it is the model's."""
+        self._answered(model, self._of(model), Tier.EDGE, reason, queued_s=queued_s, traceparent=traceparent)
+
+    def _answered(
+        self,
+        model: str,
+        of_model: "_OfModel",
+        tier: Tier,
+        reason: Reason,
+        *,
+        queued_s: float,
+        traceparent: str | None,
+    ) -> None:
+        total_s = self._clock.monotonic_s() - queued_s
         total, answers = of_model.total_edge, of_model.answers_edge
         if tier is Tier.HEAVY:
             total, answers = of_model.total_heavy, of_model.answers_heavy

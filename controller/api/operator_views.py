@@ -247,6 +247,23 @@ class AgentHealthView(_View):
     reported_at: datetime
 
 
+class EnergyView(_View):
+    """The agent's part of what its machine took, by its share of the processor time."""
+
+    method: Literal["rapl", "battery", "model"]
+    """How it is known; `model` is an assumption that was set, and figures of different methods do not compare."""
+    joules: float
+    """Since the agent's process began."""
+    answers: int
+    """Given meanwhile."""
+    watts: float
+    """Over the last minute."""
+    joules_per_answer: float | None
+    """Since the agent's process began; null without answers."""
+    recent_joules_per_answer: float | None
+    """Over the last minute; null without answers."""
+
+
 class AgentView(_View):
     id: str
     site: str
@@ -268,6 +285,8 @@ class AgentView(_View):
     """null: the agent has not said since the controller started, or is too old to."""
     health: AgentHealthView | None = None
     """As `usage`."""
+    energy: EnergyView | None = None
+    """As `usage`; null too where nothing is known."""
 
 
 class AgentsView(_View):

@@ -50,6 +50,8 @@ POLICY: Mapping[str, frozenset[Role]] = {
     "/nanofleet.artifacts.v1.DeliveryService/FetchChunks": _AGENT,
     "/nanofleet.catalogue.v1.CatalogueService/GetMetadata": _AGENT,
     "/nanofleet.records.v1.RecordService/Append": _AGENT,
+    "/nanofleet.samples.v1.SamplesService/Offer": _AGENT,
+    "/nanofleet.samples.v1.SamplesService/Upload": _AGENT,
     "/inference.GRPCInferenceService/ServerLive": _INFERENCE,
     "/inference.GRPCInferenceService/ServerReady": _INFERENCE,
     "/inference.GRPCInferenceService/ModelReady": _INFERENCE,

@@ -1,10 +1,10 @@
 """The dynamic batcher in front of one model: callers that arrive together share a run, and never each other's fate.
 
     submit → arrived ──(end of this loop turn)──▶ a batch ─▶ run ─▶ settle each waiter
-               └─ it cannot run at once ─▶ queue ──────▲
+               └─ there is more than can run soon ─▶ queue ─▲
 
-- What arrives within one turn of the loop (a broker connection reads many packets per turn) and fits into one run is
-  run without further ado. Everything else goes through the queue, which says who is next (`queue`).
+- What arrives within one turn of the loop (a broker connection reads many packets per turn) and fits into one run, or
+  a few of a quick model, is run without further ado. Everything else goes through the queue, which says who is next.
 - A request that the queue cannot answer in time is refused at once, and told when to come again (`forecast`). One whose
   time has become too short meanwhile is not run, nor one whose caller has left: that one frees its place as it leaves.
 - A quick model runs in the loop: handing 13 us of work to a thread costs more than the work (about 60 us, measured).
@@ -25,11 +25,11 @@ from functools import partial
 from core.clock import Clock
 from core.errors import ModelNotReady, NanofleetError
 from core.tensors import Array
-from edge_agent.runtime.estimate import ArrivalRate, RunTimes, rows_worth_waiting_for
+from edge_agent.runtime.estimate import ArrivalRate, RunTimes
 from edge_agent.runtime.forecast import Forecast
 from edge_agent.runtime.joint_run import JointRun, JudgeOutputs, Run
 from edge_agent.runtime.outcomes import Outcomes, Shed
-from edge_agent.runtime.queue import QueueBounds
+from edge_agent.runtime.queue import FairQueue, QueueBounds
 from edge_agent.runtime.request import NEVER, Job, Ran, Waiter
 from edge_agent.runtime.session import RunTime
 from edge_agent.runtime.threads import RunThreads
@@ -45,6 +45,8 @@ MAX_INLINE_S = 300e-6
 # loop is what blocks it for whole milliseconds, several times in a row. On its thread a quick model is 0.2 ms later.
 SLOW_S = 10 * MAX_INLINE_S
 SLOW_RUNS_TO_LEAVE_LOOP = 3
+# What the batcher itself takes for a run, at least (measured).
+_OVERHEAD_S = 20e-6
 
 
 class Batcher:
@@ -86,18 +88,19 @@ class Batcher:
         self._outcomes = Outcomes(name, self._forecast)
         self._rate = ArrivalRate()
         bounds = bounds or QueueBounds()
+        self._queue = FairQueue(bounds)
         self._line = WaitingLine(
-            bounds,
+            self._queue,
             forecast=self._forecast,
             outcomes=self._outcomes,
             max_batch=max_batch,
             on_leave=self._tell_if_idle,
         )
-        # Of this turn of the loop, and not in the queue: rows that fit into one run.
+        # Just arrived and not in the queue: what has run so soon that no order is needed.
         self._arrived: list[Job] = []
         self._arrived_rows = self._arrived_bytes = self._rows_since_look = 0
-        self._max_arrived_rows = min(max_batch, bounds.max_requests)
-        self._max_arrived_bytes = bounds.max_bytes
+        self._bounds = bounds
+        self._max_arrived_rows = self._rows_without_order()
         self._loop = asyncio.get_running_loop()
         self._threads = threads or RunThreads(1)
         self._own_threads = self._threads if threads is None else None
@@ -114,17 +117,17 @@ class Batcher:
 
     @property
     def queued(self) -> int:
-        return len(self._arrived) + len(self._line)
+        return len(self._arrived) + len(self._queue)
 
     @property
     def shed(self) -> Mapping[Shed, int]:
-        """How many requests were not run, by why."""
+        """Count those that were not run, by why."""
         return self._outcomes.shed
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing is queued or running."""
-        return not self._arrived and not self._line and self._under_way is None
+        return not self._arrived and not self._queue.rows and self._under_way is None
 
     def submit(
         self, inputs: Sequence[Array], waiter: Waiter, *, deadline_s: float = NEVER, priority: int = 0, client: str = ""
@@ -141,26 +144,25 @@ class Batcher:
         """
         if self._is_closed:
             raise ModelNotReady(f"model {self._name}: is being unloaded; try again later")
-        rows = inputs[0].shape[0] if self._max_batch > 1 else 1
         job = Job(
             inputs,
             waiter,
-            rows=rows,
+            rows=inputs[0].shape[0] if self._max_batch > 1 else 1,
             kind=tuple([array.shape[1:] for array in inputs]),
             size_bytes=sum([array.nbytes for array in inputs]),
             deadline_s=deadline_s,
             priority=priority,
             client=client,
         )
-        if self._under_way is None and not self._line and not self._is_held and self._fits_now(job):
+        if self._under_way is None and not self._queue.rows and not self._is_held and self._fits_now(job):
             self._arrived.append(job)
-            self._arrived_rows += rows
+            self._arrived_rows += job.rows
             self._arrived_bytes += job.size_bytes
         else:
             now_s = self._now_s()
             self._line_up_arrived(now_s)
             self._line.admit(job, now_s=now_s, needs_time=not self._is_held)
-        self._rows_since_look += rows
+        self._rows_since_look += job.rows
         self._schedule()
 
     def run_with(self, run: Run, run_time: RunTime | None = None) -> None:
@@ -171,6 +173,7 @@ class Batcher:
         self._runs = JointRun(self._name, run, self._judge, self._now_s)
         if run_time is not None:
             self._inline_times = RunTimes(run_time, max_batch=self._max_batch)
+            self._max_arrived_rows = self._rows_without_order()
             self._forecast.restart(run_time)
         self._is_held = False
         self._disarm_expiry()
@@ -199,8 +202,7 @@ class Batcher:
         self._line_up_arrived(self._now_s())
         for job in self._line.take_all():
             if job.waiter.is_waiting():
-                error = ModelNotReady(f"model {self._name}: was unloaded; try again later")
-                self._outcomes.fail(job.waiter, error)
+                self._outcomes.fail(job.waiter, ModelNotReady(f"model {self._name}: was unloaded; try again later"))
         self._tell_if_idle()
         if self._own_threads is not None:
             self._own_threads.close()
@@ -208,8 +210,14 @@ class Batcher:
     def _fits_now(self, job: Job) -> bool:
         return not self._arrived or (
             self._arrived_rows + job.rows <= self._max_arrived_rows
-            and self._arrived_bytes + job.size_bytes <= self._max_arrived_bytes
+            and self._arrived_bytes + job.size_bytes <= self._bounds.max_bytes
         )
+
+    def _rows_without_order(self) -> int:
+        """Return how many rows have run within SLOW_S, and at least a batch; bounded like the queue."""
+        full_s = max(self._inline_times.expected_s(self._max_batch), _OVERHEAD_S)
+        batches = int(SLOW_S / full_s) if self._may_run_inline and full_s <= MAX_INLINE_S else 1
+        return min(batches * self._max_batch, self._bounds.max_requests)
 
     def _line_up_arrived(self, now_s: float) -> None:
         """Put what has arrived in this turn in order, because it cannot all run at once."""
@@ -226,7 +234,7 @@ class Batcher:
         if not self._is_scheduled:
             self._is_scheduled = True
             self._loop.call_soon(self._flush)
-        elif self._wait is not None and self._arrived_rows + self._line.rows >= self._awaited_rows:
+        elif self._wait is not None and self._arrived_rows + self._queue.rows >= self._awaited_rows:
             self._wait.cancel()
             self._stop_waiting()
 
@@ -234,7 +242,7 @@ class Batcher:
         if self._is_held or self._under_way is not None:
             self._is_scheduled = False
             return
-        rows = min(self._arrived_rows + self._line.rows, self._max_batch)
+        rows = min(self._arrived_rows + self._queue.rows, self._max_batch)
         is_inline = self._may_run_inline and self._inline_times.expected_s(rows) <= MAX_INLINE_S
         if not is_inline and self._max_wait_s > 0 and rows and self._waits_for_more(rows):
             return
@@ -246,14 +254,9 @@ class Batcher:
         self._rate.look(self._rows_since_look, now_s=now_s)
         self._rows_since_look = 0
         soonest_s = min([job.deadline_s for job in self._arrived], default=NEVER)
-        due_s = self._forecast.due_s(min(soonest_s, self._line.soonest_deadline_s()), now_s=now_s)
-        more = rows_worth_waiting_for(
-            rows,
-            rate_per_s=self._rate.per_s,
-            times=self._forecast.times,
-            max_batch=self._max_batch,
-            max_wait_s=self._max_wait_s,
-            slack_s=due_s - now_s,
+        due_s = self._forecast.due_s(min(soonest_s, self._queue.soonest_deadline_s()), now_s=now_s)
+        more = self._forecast.times.rows_worth_waiting_for(
+            rows, rate_per_s=self._rate.per_s, max_wait_s=self._max_wait_s, slack_s=due_s - now_s
         )
         if more:
             self._awaited_rows = rows + more
@@ -296,7 +299,7 @@ class Batcher:
     def _run_in_loop(self, batch: Sequence[Job]) -> None:
         assert self._runs is not None, "held: nothing runs"
         results = self._runs.compute(batch)
-        self._watch(results[-1], batch)
+        self._watch(results[-1])
         try:
             self._outcomes.settle(batch, results)
         finally:
@@ -305,6 +308,7 @@ class Batcher:
     def _run_on_thread(self, batch: Sequence[Job], *, wanted_s: float) -> None:
         assert self._runs is not None, "held: nothing runs"
         now_s = self._now_s()
+        self._line_up_arrived(now_s)
         rows = sum([job.rows for job in batch])
         self._forecast.started(rows, wanted_s=wanted_s, now_s=now_s)
         self._under_way = self._threads.start(partial(self._runs.compute, batch))
@@ -321,17 +325,16 @@ class Batcher:
             self._run_rest()
 
     def _run_rest(self) -> None:
-        if self.is_idle:
-            self._tell_if_idle()
-        else:
+        self._tell_if_idle()
+        if not self.is_idle:
             self._schedule()
 
-    def _watch(self, result: Ran | NanofleetError, batch: Sequence[Job]) -> None:
+    def _watch(self, result: Ran | NanofleetError) -> None:
         """Move the model to a thread when it keeps the loop for too long, time after time."""
         if not isinstance(result, Ran):
             return
         took_s = result.finished_s - result.started_s
-        if self._line:
+        if self._queue.rows:
             self._forecast.times.observe(result.batch_rows, took_s)
         if took_s <= SLOW_S:
             self._slow_runs = 0
@@ -339,31 +342,43 @@ class Batcher:
         self._slow_runs += 1
         if self._slow_runs == SLOW_RUNS_TO_LEAVE_LOOP:
             self._may_run_inline = False
+            self._max_arrived_rows = self._rows_without_order()
             _log.info("a model runs on its thread from now on: slower than measured", extra={"model": self._name})
 
     def _take(self, now_s: float) -> Sequence[Job]:
-        if self._arrived and not self._line and self._can_all_run(now_s):
-            arrived, self._arrived = self._arrived, []
-            self._arrived_rows = self._arrived_bytes = 0
-            return arrived
+        if self._arrived and not self._queue.rows and (count := self._count_that_can_run(now_s)):
+            return self._take_arrived(count)
         self._line_up_arrived(now_s)
         return self._line.take(now_s)
 
-    def _can_all_run(self, now_s: float) -> bool:
-        """Whether all that has arrived in this turn can share one run that is in time for each of them."""
-        first = self._arrived[0]
-        finish_s = now_s + self._forecast.times.expected_s(self._arrived_rows)
+    def _count_that_can_run(self, now_s: float) -> int:
+        """Return how many of those first to arrive fill a run that is in time for each; 0: they need an order."""
+        kind = self._arrived[0].kind
+        count = rows = 0
+        soonest_s = NEVER
         for job in self._arrived:
-            if job.deadline_s != NEVER and finish_s > self._forecast.due_s(job.deadline_s, now_s=now_s):
-                return False
-            if job.kind != first.kind or not job.waiter.is_waiting():
-                return False
-        return True
+            if count and rows + job.rows > self._max_batch:
+                break
+            if job.kind != kind or not job.waiter.is_waiting():
+                return 0
+            count += 1
+            rows += job.rows
+            if job.deadline_s < soonest_s:
+                soonest_s = job.deadline_s
+        finish_s = now_s + self._forecast.times.expected_s(rows)
+        is_in_time = soonest_s == NEVER or finish_s <= self._forecast.due_s(soonest_s, now_s=now_s)
+        return count if is_in_time else 0
+
+    def _take_arrived(self, count: int) -> Sequence[Job]:
+        batch, self._arrived = self._arrived[:count], self._arrived[count:]
+        self._arrived_rows = sum([job.rows for job in self._arrived])
+        self._arrived_bytes = sum([job.size_bytes for job in self._arrived])
+        return batch
 
     def _arm_expiry(self) -> None:
         """Look again when the next deadline passes: nothing else would, while nothing runs."""
         self._disarm_expiry()
-        at_s = self._line.soonest_deadline_s()
+        at_s = self._queue.soonest_deadline_s()
         if at_s < NEVER:
             self._expiry = self._loop.call_later(at_s - self._now_s(), self._pass_deadlines)
 

@@ -69,6 +69,24 @@ class RunTimes:
         self.single_s *= _DOUBT
         self.full_s *= _DOUBT
 
+    def rows_worth_waiting_for(self, waiting: int, *, rate_per_s: float, max_wait_s: float, slack_s: float) -> int:
+        """Return how many more rows a batch should wait for; 0: run now.
+
+        Args:
+            waiting: rows that could run now, at least one.
+            rate_per_s: at which rows arrive.
+            max_wait_s: longest wait, whatever it would gain.
+            slack_s: until the run of those who wait must have ended.
+        """
+        if rate_per_s <= 0:
+            return 0
+        gained_s = self.fixed_s - self.per_row_s * waiting
+        best = int((rate_per_s * gained_s - waiting) / 2)
+        more = min(best, self._max_batch - waiting, int(rate_per_s * max_wait_s))
+        while more > 0 and more / rate_per_s + self.expected_s(waiting + more) > slack_s:
+            more -= 1
+        return max(0, more)
+
 
 class ArrivalRate:
     """Rows per second, an average over the last few looks."""
@@ -82,24 +100,3 @@ class ArrivalRate:
         looked_s, self._looked_s = self._looked_s, now_s
         if looked_s is not None and now_s > looked_s:
             self.per_s += 0.25 * (rows / (now_s - looked_s) - self.per_s)
-
-
-def rows_worth_waiting_for(
-    waiting: int, *, rate_per_s: float, times: RunTimes, max_batch: int, max_wait_s: float, slack_s: float
-) -> int:
-    """Return how many more rows a batch should wait for; 0: run now.
-
-    Args:
-        waiting: rows that could run now, at least one.
-        rate_per_s: at which rows arrive.
-        max_wait_s: longest wait, whatever it would gain.
-        slack_s: until the run of those who wait must have ended.
-    """
-    if rate_per_s <= 0:
-        return 0
-    gained_s = times.fixed_s - times.per_row_s * waiting
-    best = int((rate_per_s * gained_s - waiting) / 2)
-    more = min(best, max_batch - waiting, int(rate_per_s * max_wait_s))
-    while more > 0 and more / rate_per_s + times.expected_s(waiting + more) > slack_s:
-        more -= 1
-    return max(0, more)

@@ -13,6 +13,8 @@ from edge_agent.runtime.session import RunTime
 
 # Of what is left of a deadline, so that a short one is not all reserve.
 _MAX_RESERVED_SHARE = 0.25
+# What is ahead may take longer than it took lately; and who waits to the last moment is late when anything stirs.
+_PESSIMISM = 1.25
 # Chosen: nobody is sent away for longer on the strength of an estimate.
 _MAX_RETRY_AFTER_S = 30.0
 _STEP = 0.25
@@ -39,10 +41,11 @@ class Forecast:
         return deadline_s - min(self._reserve_s, _MAX_RESERVED_SHARE * max(0.0, deadline_s - now_s))
 
     def finish_s(self, rows: int, *, ahead: int, now_s: float) -> float:
-        """Return when a request of `rows` behind `ahead` others would have run."""
-        batches = -(-(ahead + rows) // self._max_batch)
-        started_s = max(now_s, self._until_s)
-        return started_s + batches * self._turn_s + self.times.expected_for_all_s(ahead + rows)
+        """Return when a request of `rows` behind `ahead` others would have run, even if those take a little longer."""
+        own_s = self.times.expected_s(rows)
+        turns = -(-(ahead + rows) // self._max_batch)
+        wait_s = turns * self._turn_s + self.times.expected_for_all_s(ahead + rows) - own_s
+        return max(now_s, self._until_s) + _PESSIMISM * max(0.0, wait_s) + own_s
 
     def retry_after_s(self, excess_s: float) -> float:
         """Return when to come again: when as much as is too much has run, and at the soonest after one run."""

@@ -36,7 +36,7 @@ class Waiter(Protocol):
 
 
 class Job:
-    """A request that waits; `is_queued` while it has a place in the queue."""
+    """A request that waits; what the queue makes of it is there once it has been queued."""
 
     __slots__ = (
         "client",
@@ -65,16 +65,17 @@ class Job:
         client: str = "",
     ) -> None:
         """`kind` has to be equal to share a run: the shape behind the first dimension, of every input."""
+        # When its run must have ended, so that time for the reply is left.
+        self.due_s: float
+        # In order of arrival.
+        self.number: int
+        # Whether it has a place in the queue now.
+        self.is_queued: bool
         self.inputs = inputs
         self.waiter = waiter
         self.rows = rows
         self.kind = kind
         self.size_bytes = size_bytes
         self.deadline_s = deadline_s
-        # When its run must have ended, so that time for the reply is left; set when it is queued.
-        self.due_s = deadline_s
         self.priority = priority
         self.client = client
-        # In order of arrival; the queue's.
-        self.number = 0
-        self.is_queued = False

@@ -10,14 +10,14 @@ from functools import partial
 
 from edge_agent.runtime.forecast import Forecast
 from edge_agent.runtime.outcomes import Outcomes, Shed
-from edge_agent.runtime.queue import FairQueue, QueueBounds
+from edge_agent.runtime.queue import FairQueue
 from edge_agent.runtime.request import NEVER, Job
 
 
 class WaitingLine:
     def __init__(
         self,
-        bounds: QueueBounds,
+        queue: FairQueue,
         *,
         forecast: Forecast,
         outcomes: Outcomes,
@@ -25,21 +25,11 @@ class WaitingLine:
         on_leave: Callable[[], None],
     ) -> None:
         """`on_leave` is called when somebody has left."""
-        self._queue = FairQueue(bounds)
+        self._queue = queue
         self._forecast = forecast
         self._outcomes = outcomes
         self._max_batch = max_batch
         self._on_leave = on_leave
-
-    def __len__(self) -> int:
-        return len(self._queue)
-
-    @property
-    def rows(self) -> int:
-        return self._queue.rows
-
-    def soonest_deadline_s(self) -> float:
-        return self._queue.soonest_deadline_s()
 
     def admit(self, job: Job, *, now_s: float, needs_time: bool) -> None:
         """Queue `job`, maybe in the place of another.
