@@ -16,7 +16,7 @@ import grpc.aio
 
 from core.clock import Clock
 from core.deadline import Deadline
-from core.errors import DeadlineExceeded, InternalError, NanofleetError, NotFound
+from core.errors import DeadlineExceeded, InternalError, NanofleetError
 from core.logs import withheld
 from core.open_inference import protobuf_body
 from core.open_inference.messages import DEFAULT_LIMITS, BodyLimits, InferRequest, timeout_s
@@ -98,7 +98,9 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
     async def ModelStatistics(
         self, request: pb.ModelStatisticsRequest, context: _Context
     ) -> pb.ModelStatisticsResponse:
-        return await self._answer(context, self._statistics_of(request))
+        if self._statistics is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "statistics: not served here")
+        return await self._answer(context, self._statistics_of(self._statistics, request))
 
     async def RepositoryIndex(
         self, request: pb.RepositoryIndexRequest, context: _Context
@@ -132,10 +134,10 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
             ]
         )
 
-    async def _statistics_of(self, request: pb.ModelStatisticsRequest) -> pb.ModelStatisticsResponse:
-        if self._statistics is None:
-            raise NotFound("statistics: not served here")
-        return protobuf_body.encode_statistics(await self._statistics.statistics(request.name, request.version))
+    async def _statistics_of(
+        self, counted: Statistics, request: pb.ModelStatisticsRequest
+    ) -> pb.ModelStatisticsResponse:
+        return protobuf_body.encode_statistics(await counted.statistics(request.name, request.version))
 
     async def _infer(self, body: bytes, context: _Context) -> bytes:
         message = protobuf_body.parse_received_request(body, limits=self._limits)
