@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from core.addresses import LoopbackAddress, is_loopback, parse_address
+from core.addresses import BindAddress, LoopbackAddress, is_loopback, parse_address
 from core.errors import InvalidRequest
 from core.ids import Name
 from core.logs import LogFormat
@@ -36,6 +36,7 @@ def _none_when_empty(value: object) -> object:
 
 
 OptionalAddress = Annotated[LoopbackAddress | None, BeforeValidator(_none_when_empty)]
+OptionalBindAddress = Annotated[BindAddress | None, BeforeValidator(_none_when_empty)]
 OptionalDialledAddress = Annotated[str | None, BeforeValidator(_none_when_empty), AfterValidator(_dialled)]
 SecondsOrZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Bytes = Annotated[int, Field(ge=1)]
@@ -142,6 +143,16 @@ class SyncSettings(Section):
     """Base of the full-jitter delay between those attempts."""
     retry_cap_s: Seconds = 30.0
     """Longest delay between those attempts, and the pace of those after them."""
+
+
+class FacesSettings(Section):
+    """The agent's own faces, for programs beside it: Open Inference over HTTP (`http_bind`) and gRPC (`grpc_bind`)."""
+
+    tls: bool = False
+    """True: both speak TLS only, with the agent's certificate, to devices and applications that show one of the fleet.
+
+    Needed to bind them beyond loopback.
+    """
 
 
 class ActivationSettings(Section):
@@ -359,10 +370,12 @@ class AgentSettings(ProcessSettings):
     """The controller's enrolment address, where it is another than the one said at enrolment."""
     metered: bool = False
     """True: the link costs money; whole chunks are fetched only with a person's word, differences always."""
-    grpc_bind: OptionalAddress = "127.0.0.1:7181"
+    grpc_bind: OptionalBindAddress = "127.0.0.1:7181"
     """Where the local gRPC face listens; port 0 lets the system choose (see endpoints.json); `""` for none."""
-    http_bind: OptionalAddress = None
-    """Where the local HTTP face listens, such as 127.0.0.1:7180: `/metrics` for Prometheus, `/healthz`; unset: none."""
+    http_bind: OptionalBindAddress = None
+    """Where the local HTTP face listens, such as 127.0.0.1:7180, with `/metrics` and `/healthz`; unset: none."""
+    faces: FacesSettings = FacesSettings()
+    """The agent's own faces, for programs beside it."""
     tags: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=128)], ...], Field(max_length=32)] = ()
     """What this machine is, for example `rack:7`; its architecture is added by itself."""
     drain_timeout_s: Seconds = 5.0
@@ -395,6 +408,16 @@ class AgentSettings(ProcessSettings):
     """What is kept on disk while the controller or the heavy tier is away."""
     logs: LogSettings = LogSettings()
     """What the process writes to standard error."""
+
+    @model_validator(mode="after")
+    def _plain_faces_on_loopback_only(self) -> Self:
+        for name, bind in (("grpc_bind", self.grpc_bind), ("http_bind", self.http_bind)):
+            if bind is not None and not self.faces.tls and not is_loopback(parse_address(bind).host):
+                raise ValueError(
+                    f"{name}: expected a loopback address such as 127.0.0.1:7180 without TLS, got {bind!r}; "
+                    "set [faces] tls = true"
+                )
+        return self
 
 
 def load_settings(path: Path | None) -> AgentSettings:
