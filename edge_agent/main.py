@@ -62,7 +62,7 @@ from edge_agent.health.status_file import (
 from edge_agent.identity.channel import RotatingChannel
 from edge_agent.identity.folder import Identity, IdentityFolder
 from edge_agent.member import Member, Surroundings
-from edge_agent.post import Correspondents, PostOffice
+from edge_agent.post import Correspondents, PostOffice, Sources
 from edge_agent.request_metrics import RequestMetrics
 from edge_agent.runtime.pool import ModelPool
 from edge_agent.settings import AgentSettings
@@ -110,10 +110,7 @@ class _Agent:
         enrolled = _enrolled(IdentityFolder(folder.identity), settings)
         require_root_of(enrolled, folder.root)
         self._identity = _identity(enrolled)
-        # After the last spans, which may end up there.
-        closing.push_async_callback(self._close_post)
         self._tracing = _tracing(settings, enrolled)
-        closing.push_async_callback(_flush, self._tracing)
         channel = RotatingChannel(enrolled.controller, enrolled.tls)
         closing.push_async_callback(channel.close)
         self._pool = ModelPool(settings.runtime, clock=clock)
@@ -121,21 +118,12 @@ class _Agent:
         self._offload = Offload(channel, settings.offload, clock=clock)
         self._metrics = Registry()
         counted = RequestMetrics(self._metrics, clock=clock)
-        spans = settings.telemetry.endpoint
-        self._post = PostOffice(
-            folder.outbox,
-            settings.outbox,
-            Correspondents(
-                channel,
-                self._offload,
-                None if spans is None else parse_address(spans),
-                lambda: self._member.is_link_open,
-            ),
-            counted=counted,
-            tracing=self._tracing,
-            boot_id=self._identity.boot_id,
-            clock=clock,
-        )
+        others = Correspondents(channel, self._offload, lambda: self._member.is_link_open)
+        sources = Sources(counted, self._tracing, self._identity.boot_id)
+        self._post = PostOffice(folder.outbox, settings, others, sources, clock=clock)
+        closing.push_async_callback(self._post.close)
+        # Before it, since the last spans may end up there.
+        closing.push_async_callback(_flush, self._tracing)
         self._plane = EdgeDataPlane(
             self._pool,
             self._offload,
@@ -199,9 +187,6 @@ class _Agent:
         register_broker(self._metrics, lambda: self._front)
         register_member(self._metrics, self._member, disk=self._disk)
         register_post(self._metrics, self._post)
-
-    async def _close_post(self) -> None:
-        await self._post.close()
 
     async def _open_local_faces(self) -> dict[str, str]:
         return {**await self._open_grpc(), **await self._open_http()}
