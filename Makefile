@@ -47,6 +47,7 @@ format: setup ## Format the code
 bench: setup $(BENCH)/installed ## Run the benchmarks; prints one JSON object each
 	$(BIN)/python -m benchmarks.footprint --json
 	$(BIN)/python -m benchmarks.hot_path --json
+	$(BIN)/python -m benchmarks.overload --json
 	$(BIN)/python -m benchmarks.tracing --json
 	$(BIN)/python -m benchmarks.offload --json
 	$(BIN)/python -m benchmarks.session --json

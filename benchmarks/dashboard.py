@@ -233,6 +233,7 @@ async def prepare(folder: Path, stack: AsyncExitStack, *, devices: int, spans: i
         fleet=fleet,
         traces=traces,
         records=cast("Any", None),
+        pulls=cast("Any", None),
         trust=trust,
         pages=dashboard.router(),
         clock=clock,

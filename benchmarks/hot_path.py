@@ -5,7 +5,8 @@
 A real broker, a real agent (tracing at its default sampling, spans exported to a receiver of this benchmark) and
 `peers/paho_responder.py` on the same ONNX file run side by side, each in a process of its own; one load generator asks
 them in turns, so that whatever else the machine does falls on both. Two models: `small` takes about 13 us a run,
-`wide` gains from batching. Figures: medians over the rounds; ratios: medians of each round's ratio, agent / script.
+`wide` gains from batching. Figures: medians over the rounds; ratios: medians of each round's ratio, agent / script. At
+last, how much longer than usual the agent takes now and then while it is offered half of what it can do.
 """
 
 import argparse
@@ -98,6 +99,8 @@ def measure_round(broker: Mosquitto, seconds: float, levels: Sequence[int], *, f
         ):
             for who in (first, PEER if first == AGENT else AGENT):
                 figures[f"{what}_{who}_qos{qos}"] = ask(broker, who, model, in_flight, qos, seconds)
+        half_per_s = figures[f"rps_{AGENT}_qos{qos}"]["rps"] / 2
+        figures[f"half_{AGENT}_qos{qos}"] = offer(broker, AGENT, "small", half_per_s, qos, seconds)
     return figures
 
 
@@ -105,10 +108,26 @@ def ask(
     broker: Mosquitto, who: str, model: str, in_flight: int, qos: int, seconds: float, *, answered_by: str = ""
 ) -> dict[str, float]:
     """Return what the load generator measured; `answered_by` is the model in every reply, if not as usual."""
+    answered_by = answered_by or (model if who == AGENT else PEER_MODEL)
+    more = ["--in-flight", str(in_flight), "--answered-by", answered_by]
+    return _generated("mqtt_load", broker, who, model, qos, seconds, more)
+
+
+def offer(
+    broker: Mosquitto, who: str, model: str, rate_per_s: float, qos: int, seconds: float, *, deadline_ms: int = 10_000
+) -> dict[str, float]:
+    """Return what became of requests that came at a rate, whatever became of them."""
+    answered_by = model if who == AGENT else PEER_MODEL
+    more = ["--rate", str(rate_per_s), "--deadline-ms", str(deadline_ms), "--answered-by", answered_by]
+    return _generated("mqtt_open_load", broker, who, model, qos, seconds, more)
+
+
+def _generated(
+    generator: str, broker: Mosquitto, who: str, model: str, qos: int, seconds: float, more: Sequence[str]
+) -> dict[str, float]:
     topic = f"nf/v1/{SITE}/infer/{who}/{model}"
-    command = [sys.executable, "-m", "benchmarks.mqtt_load", "--port", str(broker.port), "--topic", topic]
-    command += ["--in-flight", str(in_flight), "--qos", str(qos), "--seconds", str(seconds)]
-    command += ["--answered-by", answered_by or (model if who == AGENT else PEER_MODEL)]
+    command = [sys.executable, "-m", f"benchmarks.{generator}", "--port", str(broker.port), "--topic", topic]
+    command += ["--qos", str(qos), "--seconds", str(seconds), *more]
     done = subprocess.run(command, check=True, capture_output=True, timeout=60 + 2 * seconds)
     return dict(json.loads(done.stdout))
 
@@ -127,6 +146,13 @@ def summary(raw: Sequence[Round], levels: Sequence[int]) -> dict[str, object]:
             figures[f"agent_{unit}{suffix}_qos{qos}"] = round(median(ours for ours, _ in pairs), 3)
             figures[f"script_{unit}{suffix}_qos{qos}"] = round(median(theirs for _, theirs in pairs), 3)
         ratios[f"{name}_ratio{suffix}"] = worse(ratios[f"{name}_ratio{suffix}_qos{qos}"] for qos in levels)
+    for qos in levels:
+        halves = [turn[f"half_{AGENT}_qos{qos}"] for turn in raw]
+        ratios[f"p99_over_p50_half_load_qos{qos}"] = round(
+            median(each["p99_ms"] / each["p50_ms"] for each in halves), 3
+        )
+        figures[f"agent_p99_ms_half_load_qos{qos}"] = round(median(each["p99_ms"] for each in halves), 3)
+    ratios["p99_over_p50_half_load"] = max(ratios[f"p99_over_p50_half_load_qos{qos}"] for qos in levels)
     return {"benchmark": "hot_path", **ratios, **figures}
 
 

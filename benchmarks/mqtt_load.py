@@ -44,7 +44,7 @@ def main() -> None:
 
 
 class Load:
-    def __init__(self, port: int, topic: bytes, qos: int, answered_by: str) -> None:
+    def __init__(self, port: int, topic: bytes, qos: int, answered_by: str, *, deadline_ms: int = DEADLINE_MS) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=REPLY_TIMEOUT_S)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._qos = qos
@@ -53,12 +53,13 @@ class Load:
         # New in every process: an agent answers a request that it has seen from memory.
         self._run = secrets.token_hex(4).encode()
         self._answered_by = f'"model_name":"{answered_by}"'.encode()
-        self._head, self._tail = request_parts(topic, qos)
+        self._head, self._tail = request_parts(topic, qos, deadline_ms)
+        self._sent_s: dict[bytes, float] = {}
         self._connect()
 
     def run(self, in_flight: int, seconds: float) -> dict[str, float]:
         """Keep `in_flight` requests under way for `seconds`, then wait for the last of them."""
-        self._sent_s: dict[bytes, float] = {}
+        self._sent_s = {}
         latencies_s: list[float] = []
         started_s = time.perf_counter()
         end_s = started_s + seconds
@@ -123,17 +124,17 @@ class Load:
         return packets
 
 
-def request_parts(topic: bytes, qos: int) -> tuple[bytes, bytes]:
+def request_parts(topic: bytes, qos: int, deadline_ms: int = DEADLINE_MS) -> tuple[bytes, bytes]:
     """Return a PUBLISH before and after its packet identifier; the correlation data are PLACEHOLDER."""
     values = [round(math.sin(index), 4) for index in range(FEATURES)]
     tensor = {"name": "x", "shape": [1, FEATURES], "datatype": "FP32", "data": values}
     payload = json.dumps({"inputs": [tensor]}).encode()
     properties = (
-        b"\x02" + struct.pack("!I", DEADLINE_MS // 1000)
+        b"\x02" + struct.pack("!I", -(-deadline_ms // 1000))
         + b"\x03" + sized(b"application/json")
         + b"\x08" + sized(REPLIES.encode())
         + b"\x09" + sized(PLACEHOLDER)
-        + encode_words([("deadline-ms", str(DEADLINE_MS))])
+        + encode_words([("deadline-ms", str(deadline_ms))])
     )  # fmt: skip
     before, after = sized(topic), with_length(properties) + payload
     size = len(before) + (2 if qos else 0) + len(after)

@@ -39,6 +39,7 @@ from core.fleet_state import (
 from core.fleet_wire import decode_desired
 from core.grpc_transport import CHANNEL_OPTIONS, MUTUAL_TLS_OPTIONS, TlsIdentity
 from core.ids import AgentId, SiteId
+from core.samples import SampleOrder
 from edge_agent.link.reconnect import Link, ReconnectPolicy
 from edge_agent.link.session import FleetStub, Session, SessionLimits, SessionState
 from edge_agent.reconcile.board import Board
@@ -95,6 +96,9 @@ class LightAgent:
 
     async def permit_transfer(self, manifest_digest: Digest) -> None:
         raise AssertionError("expected no permission in this benchmark")
+
+    def order_samples(self, order: SampleOrder) -> None:
+        raise AssertionError("expected no wish for samples in this benchmark")
 
     def retry_failed(self) -> None:
         """Nothing has failed."""

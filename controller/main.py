@@ -32,6 +32,7 @@ from controller.api.identity_rest import Destination
 from controller.api.otlp_grpc import OtlpServicer
 from controller.api.policy import admitted_agent, agent_of, require_own_name
 from controller.api.records_grpc import RecordServicer
+from controller.api.samples_grpc import SamplesServicer
 from controller.compression.workshop import ChildWorkshop
 from controller.dashboard.pages import Dashboard
 from controller.dashboard.sources import Sources
@@ -48,6 +49,8 @@ from controller.records.model import Kept
 from controller.records.service import Records
 from controller.registry.blobs import BlobStore
 from controller.registry.service import Registry
+from controller.samples.service import PullBounds, SamplePulls
+from controller.samples.spool import Spool
 from controller.settings import Settings, TransferSettings
 from controller.sight import open_sight
 from controller.signing.director import Director
@@ -149,6 +152,7 @@ class _Parts:
     blobs: BlobStore
     fleet: Fleet
     transfers: Transfers
+    pulls: SamplePulls
     director: Director
     gateway: Gateway
     intake: Intake
@@ -193,6 +197,7 @@ async def _make_parts(
     director = Director(catalogue, clock=clock)
     transfers = await _transfers(settings.transfer, settings.packs_dir, fleet, blobs, stack, clock=clock)
     fleet.on_deployed(transfers.prepare_ahead)
+    pulls = await _sample_pulls(settings, fleet, stack, clock=clock)
 
     sight = await open_sight(settings, ports.grpc.address, stack, clock=clock)
     stack.push_async_callback(_store_the_rest, sight.tracing, sight.traces, fleet)
@@ -214,6 +219,7 @@ async def _make_parts(
         fleet=fleet,
         traces=sight.traces,
         records=records,
+        pulls=pulls,
         trust=_trust_faces(settings, foundation, ports),
         pages=dashboard.router(),
         clock=clock,
@@ -234,6 +240,7 @@ async def _make_parts(
         "audit": foundation.audit.run,
         "records": records.run,
         "transfers": transfers.run,
+        "samples": pulls.run,
         "transfers-ahead": transfers.run_ahead,
         "director": partial(director.run, fleet.reissue),
     }
@@ -241,7 +248,7 @@ async def _make_parts(
         loops["http-certificate"] = ports.certificate_files.run
     if settings.heavy.mode == "embedded":
         loops["heavy"] = _local_heavy(settings, identity, ports, heavy, clock=clock).run
-    return _Parts(blobs, fleet, transfers, director, gateway, sight.intake, records, dashboard, app, loops)
+    return _Parts(blobs, fleet, transfers, pulls, director, gateway, sight.intake, records, dashboard, app, loops)
 
 
 async def _transfers(
@@ -263,6 +270,14 @@ async def _transfers(
         clock=clock,
         bytes_per_s=rate,
     )
+
+
+async def _sample_pulls(settings: Settings, fleet: Fleet, stack: AsyncExitStack, *, clock: Clock) -> SamplePulls:
+    bounds = PullBounds(settings.samples.pull_bytes, settings.samples.spool_bytes)
+    pulls = SamplePulls(Spool(settings.samples_dir), fleet, fleet.samples, clock=clock, bounds=bounds)
+    stack.callback(pulls.close)
+    await pulls.prepare()
+    return pulls
 
 
 def _local_heavy(
@@ -306,6 +321,7 @@ async def _start_faces(foundation: Foundation, ports: Ports, parts: _Parts, *, c
         inference=inference,
         records=RecordServicer(parts.records, agent_of=agent_of),
         otlp=OtlpServicer(parts.intake),
+        samples=SamplesServicer(parts.pulls, agent_of=agent_of),
     )
 
 

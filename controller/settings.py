@@ -164,6 +164,15 @@ class TransferSettings(Section):
     """Bytes a second for all transfers together; 0: as fast as they are taken."""
 
 
+class SamplesSettings(Section):
+    """Hard examples that wait to be fetched by whoever pulled them."""
+
+    pull_bytes: Annotated[int, Field(ge=1 << 20)] = 256 << 20
+    """Bytes that one pull may bring."""
+    spool_bytes: Annotated[int, Field(ge=1 << 20)] = 1 << 30
+    """Disk space for all of them together."""
+
+
 class AuditSettings(Section):
     """The record of who changed what."""
 
@@ -232,6 +241,8 @@ class Settings(ProcessSettings):
     """Sending variants to agents."""
     records: RecordSettings = RecordSettings()
     """What agents write down."""
+    samples: SamplesSettings = SamplesSettings()
+    """Hard examples that wait to be fetched."""
     audit: AuditSettings = AuditSettings()
     """The record of who changed what."""
     logs: LogSettings = LogSettings()
@@ -252,6 +263,10 @@ class Settings(ProcessSettings):
     @property
     def packs_dir(self) -> Path:
         return self.data_dir / "packs"
+
+    @property
+    def samples_dir(self) -> Path:
+        return self.data_dir / "samples"
 
     @property
     def heavy_tls_dir(self) -> Path:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import NamedTuple
 
 from core.digest import Digest
@@ -136,6 +136,10 @@ class Usage:
     refused: int = 0
     failed: int = 0
 
+    @property
+    def answered(self) -> int:
+        return self.answered_edge + self.answered_heavy
+
 
 @dataclass(frozen=True, slots=True)
 class MachineHealth:
@@ -147,13 +151,42 @@ class MachineHealth:
     load: float
 
 
+class EnergyMethod(StrEnum):
+    """How energy is known: counters of the processor, a battery's own figures, or an assumption that was set."""
+
+    RAPL = "rapl"
+    BATTERY = "battery"
+    MODEL = "model"
+
+
+@dataclass(frozen=True, slots=True)
+class Energy:
+    """What an agent took by one method since its process began; `recent` is about a minute, `watts` its average."""
+
+    method: EnergyMethod
+    joules: float
+    answers: int
+    watts: float = 0.0
+    recent_joules: float = 0.0
+    recent_answers: int = 0
+
+    @property
+    def j_per_answer(self) -> float | None:
+        return self.joules / self.answers if self.answers else None
+
+    @property
+    def recent_j_per_answer(self) -> float | None:
+        return self.recent_joules / self.recent_answers if self.recent_answers else None
+
+
 @dataclass(frozen=True, slots=True)
 class AgentVitals:
-    """`uptime_s` are the seconds over which `usage` was counted."""
+    """`uptime_s` are the seconds over which `usage` was counted; `energy` None where nothing is known of it."""
 
     usage: Usage
     uptime_s: float
     health: MachineHealth
+    energy: Energy | None = None
 
 
 @dataclass(frozen=True, slots=True)

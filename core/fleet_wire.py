@@ -14,6 +14,8 @@ from core.fleet_state import (
     AgentVitals,
     CatalogueVersions,
     DesiredState,
+    Energy,
+    EnergyMethod,
     MachineHealth,
     MetadataFile,
     Position,
@@ -57,6 +59,13 @@ _PHASE_TO_WIRE = {
     SlotPhase.FAILED: pb.SLOT_PHASE_FAILED,
 }
 _PHASE_FROM_WIRE = {wire: phase for phase, wire in _PHASE_TO_WIRE.items()}
+
+_METHOD_TO_WIRE = {
+    EnergyMethod.RAPL: pb.ENERGY_METHOD_RAPL,
+    EnergyMethod.BATTERY: pb.ENERGY_METHOD_BATTERY,
+    EnergyMethod.MODEL: pb.ENERGY_METHOD_MODEL,
+}
+_METHOD_FROM_WIRE = {wire: method for method, wire in _METHOD_TO_WIRE.items()}
 
 
 def encode_position(position: Position) -> pb.Position:
@@ -207,6 +216,7 @@ def encode_vitals(vitals: AgentVitals) -> pb.Vitals:
         available_bytes=health.available_bytes,
         temperature_c=health.temperature_c,
         load=health.load,
+        energy=None if vitals.energy is None else _encode_energy(vitals.energy),
     )
 
 
@@ -225,7 +235,34 @@ def decode_vitals(message: pb.Vitals) -> AgentVitals:
         else None,
         _checked_measure("load", message.load),
     )
-    return AgentVitals(usage, _checked_measure("uptime_s", message.uptime_s), health)
+    energy = _decode_energy(message.energy) if message.HasField("energy") else None
+    return AgentVitals(usage, _checked_measure("uptime_s", message.uptime_s), health, energy)
+
+
+def _encode_energy(energy: Energy) -> pb.Energy:
+    return pb.Energy(
+        method=_METHOD_TO_WIRE[energy.method],
+        joules=energy.joules,
+        answers=energy.answers,
+        watts=energy.watts,
+        recent_joules=energy.recent_joules,
+        recent_answers=energy.recent_answers,
+    )
+
+
+def _decode_energy(message: pb.Energy) -> Energy | None:
+    method = _METHOD_FROM_WIRE.get(message.method)
+    if method is None:
+        # A figure without its method is worth nothing; a newer agent may have one that is not known here.
+        return None
+    return Energy(
+        method,
+        _checked_measure("joules", message.joules),
+        _checked_number("answers", message.answers),
+        _checked_measure("watts", message.watts),
+        _checked_measure("recent_joules", message.recent_joules),
+        _checked_number("recent_answers", message.recent_answers),
+    )
 
 
 def _encode_slot_report(report: SlotReport) -> pb.SlotReport:

@@ -26,6 +26,7 @@ DigestText = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 FilePath = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$", max_length=255)
 ]
+PrivacyClass = Literal["device", "site", "any"]
 
 
 def _is_absent(value: object) -> bool:
@@ -148,7 +149,7 @@ class Manifest(_Part):
 
     # How far the data of requests to this model may go, whatever else they say: `device` stays on the agent that was
     # asked, `site` within its site. None: the model sets no bound.
-    privacy: Literal["device", "site", "any"] | None = Field(default=None, exclude_if=_is_absent)
+    privacy: PrivacyClass | None = Field(default=None, exclude_if=_is_absent)
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:

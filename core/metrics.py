@@ -97,6 +97,11 @@ class Histogram:
     def count(self) -> int:
         return sum(self._counts)
 
+    @property
+    def total(self) -> float:
+        """The sum of all values."""
+        return self._sum
+
     def samples(self, values: tuple[str, ...]) -> Iterable[Sample]:
         bounds = (*self._bounds, float("inf"))
         running = accumulate(self._counts)

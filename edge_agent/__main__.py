@@ -18,6 +18,7 @@ examples:
   nanofleet-agent run --config agent.toml
   nanofleet-agent status --config agent.toml --watch
   nanofleet-agent doctor --config agent.toml --output json
+  nanofleet-agent samples export --config agent.toml --out hard
 
 exit codes: 0 done; 1 refused or failed, for doctor: a problem; 2 wrong usage;
 3 (status only) the agent does not run; 130 interrupted with Ctrl-C
@@ -77,9 +78,24 @@ def parser() -> argparse.ArgumentParser:
     retry = commands.add_parser("retry", help="let a model that failed here be tried again; the agent must not run")
     retry.add_argument("model", metavar="MODEL")
     _add_place(retry)
+    _add_samples(commands.add_parser("samples", help="hard examples on this machine: list, export or remove them"))
     tuf_client = commands.add_parser("tuf-client", help="verify a catalogue: the TUF conformance suite's client")
     add_arguments(tuf_client)
     return root
+
+
+def _add_samples(samples: argparse.ArgumentParser) -> None:
+    does = samples.add_subparsers(dest="does", required=True)
+    listed = does.add_parser("list", help="say how many there are")
+    _add_place(listed)
+    listed.add_argument("-o", "--output", choices=("table", "json"), default="table", help="how to print the result")
+    exported = does.add_parser("export", help="copy them into a folder, also those that may not leave the site")
+    _add_place(exported)
+    exported.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="made when missing")
+    purged = does.add_parser("purge", help="remove them; the agent may run")
+    _add_place(purged)
+    for command in (exported, purged):
+        command.add_argument("--model", metavar="MODEL", help="only those of this model")
 
 
 def _add_place(parser: argparse.ArgumentParser) -> None:
@@ -141,6 +157,23 @@ def _enrol(options: argparse.Namespace) -> int:
     return 0
 
 
+def _samples(options: argparse.Namespace) -> int:
+    from edge_agent.health.state_folder import StateFolder
+    from edge_agent.identity.folder import IdentityFolder, NotEnrolled
+    from edge_agent.samples import command
+
+    folder = StateFolder(_place(options))
+    if options.does == "list":
+        return command.list_samples(folder.samples, as_json=options.output == "json")
+    if options.does == "purge":
+        return command.purge_samples(folder.samples, model=options.model)
+    try:
+        agent = str(IdentityFolder(folder.identity).load().agent_id)
+    except NotEnrolled:
+        agent = command.NOBODY
+    return command.export_samples(folder.samples, options.out, agent=agent, model=options.model)
+
+
 def _retry(options: argparse.Namespace) -> int:
     from core.clock import SystemClock
     from core.ids import ModelName
@@ -167,6 +200,7 @@ _COMMANDS = {
     "status": _status,
     "doctor": _doctor,
     "retry": _retry,
+    "samples": _samples,
     "tuf-client": _tuf_client,
 }
 

@@ -6,15 +6,17 @@ Nothing is kept here. States are one gauge per word, 1 for the one that holds, s
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import asdict
 from enum import Enum
 
 from core.breaker import BreakerState
-from core.fleet_state import SlotPhase
+from core.fleet_state import Energy, SlotPhase
 from core.metrics import Reading, Registry
+from edge_agent.cached_answers import CachedAnswers
 from edge_agent.cascade.offload import Offload
+from edge_agent.energy.meter import EnergyMeter
 from edge_agent.front.mqtt.broker import BrokerState
 from edge_agent.front.mqtt.front import MqttFront
 from edge_agent.link.session import SessionState
@@ -23,6 +25,7 @@ from edge_agent.outbox.rows import Tally
 from edge_agent.outbox.storage import Trouble
 from edge_agent.post import PostOffice
 from edge_agent.runtime.pool import ModelPool
+from edge_agent.runtime.response_cache import ResponseCache
 
 # Chosen: a scrape has 10 s by default; a large file is hashed for as long as that.
 DISK_PATIENCE_S = 1.0
@@ -37,6 +40,16 @@ def register_serving(registry: Registry, *, pool: ModelPool, offload: Offload) -
         "Requests that wait for a run of their model.",
         ("model",),
         lambda: [((model.manifest.model,), model.batcher.queued) for model in pool.models()],
+    )
+    registry.tally(
+        "nanofleet_queue_shed",
+        "Requests that were not run, by why.",
+        ("model", "reason"),
+        lambda: [
+            ((model.manifest.model, reason.value), count)
+            for model in pool.models()
+            for reason, count in model.batcher.shed.items()
+        ],
     )
     registry.gauge("nanofleet_models_running", "Models that answer.", (), lambda: [((), len(pool.models()))])
     registry.gauge(
@@ -56,6 +69,49 @@ def register_serving(registry: Registry, *, pool: ModelPool, offload: Offload) -
         "1 for the state of the breaker in front of the heavy tier.",
         ("state",),
         lambda: one_of(BreakerState, offload.state),
+    )
+
+
+def register_cache(registry: Registry, cached: CachedAnswers | None) -> None:
+    """Add what says how often an answer is given again, by model; nothing for those that keep none."""
+    caches: Mapping[str, ResponseCache] = {} if cached is None else cached.caches()
+    registry.tally(
+        "nanofleet_cache_lookups",
+        "Requests that the response cache of their model was asked for.",
+        ("model", "outcome"),
+        lambda: [
+            reading
+            for name, cache in caches.items()
+            for reading in (((name, "hit"), cache.hits), ((name, "miss"), cache.misses))
+        ],
+    )
+    registry.gauge(
+        "nanofleet_cache_bytes",
+        "Memory that kept answers and their requests take.",
+        ("model",),
+        lambda: [((name,), cache.size_bytes) for name, cache in caches.items()],
+    )
+
+
+def register_energy(registry: Registry, meter: EnergyMeter) -> None:
+    """Add what the agent's work takes; figures of different methods stand apart."""
+    registry.tally(
+        "nanofleet_energy_joules",
+        "The agent's part of the machine's energy, by its share of the processor time.",
+        ("method",),
+        lambda: [((energy.method.value,), energy.joules) for energy in meter.totals()],
+    )
+    registry.tally(
+        "nanofleet_energy_answers",
+        "Answers that were given while energy was known by the method.",
+        ("method",),
+        lambda: [((energy.method.value,), energy.answers) for energy in meter.totals()],
+    )
+    registry.gauge(
+        "nanofleet_energy_joules_per_answer",
+        "Of the last minute, by the method in use; nothing without answers.",
+        ("method",),
+        lambda: _recent_j(meter.energy),
     )
 
 
@@ -200,6 +256,12 @@ class _StoreSizes:
 
 def one_of(states: type[Enum], holds: Enum) -> Iterable[Reading]:
     return [((str(state.value),), float(state is holds)) for state in states]
+
+
+def _recent_j(energy: Energy | None) -> Iterable[Reading]:
+    if energy is None or energy.recent_j_per_answer is None:
+        return []
+    return [((energy.method.value,), energy.recent_j_per_answer)]
 
 
 def _in_flight(front: MqttFront | None) -> Iterable[Reading]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from core.errors import Forbidden, HeavyUnavailable, NanofleetError
+from core.fleet_state import EnergyMethod
 from core.open_inference.messages import InferResponse, ParameterValue
 from edge_agent.cascade.confidence import Verdict
 from edge_agent.cascade.policy import Privacy, Reason, Tier
@@ -26,6 +27,22 @@ class Answer:
     is_final: bool = True
     # The final verdict of a provisional answer, or a NanofleetError; whoever cancels it leaves.
     later: "asyncio.Future[Answer] | None" = None
+    # Given before to the same request, and not worked out anew.
+    is_cached: bool = False
+    # Joules that an answer of this agent took on average over the last minute, where RAPL measures them.
+    measured_j: float | None = None
+
+
+def particulars(answer: Answer) -> dict[str, ParameterValue]:
+    """Return what only some answers have to say, as parameters of an Open Inference body."""
+    said: dict[str, ParameterValue] = {}
+    if answer.confidence is not None:
+        said["confidence"] = round(answer.confidence, 4)
+    if answer.is_cached:
+        said["cache"] = "hit"
+    if answer.measured_j is not None:
+        said["energy_mj"] = round(answer.measured_j * 1000, 3)
+    return said
 
 
 def tagged(answer: Answer) -> InferResponse:
@@ -35,9 +52,8 @@ def tagged(answer: Answer) -> InferResponse:
         **response.parameters,
         "tier": answer.tier.value,
         "reason": answer.reason.value,
+        **particulars(answer),
     }
-    if answer.confidence is not None:
-        parameters["confidence"] = round(answer.confidence, 4)
     return InferResponse(response.model_name, response.model_version, response.outputs, response.id, parameters)
 
 
@@ -59,7 +75,13 @@ def span_attributes(answer: Answer, privacy: Privacy) -> Mapping[str, Attribute]
         "nanofleet.escalated": answer.tier is Tier.HEAVY,
         "nanofleet.privacy": privacy.value,
     }
+    if not answer.is_final:
+        attributes["nanofleet.deferred"] = True
     # It follows from the payload.
     if answer.confidence is not None and privacy is not Privacy.DEVICE:
         attributes["nanofleet.confidence"] = answer.confidence
+    if answer.is_cached:
+        attributes["nanofleet.cache"] = "hit"
+    if answer.measured_j is not None:
+        attributes["nanofleet.energy.method"] = EnergyMethod.RAPL.value
     return attributes

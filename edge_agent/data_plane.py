@@ -14,14 +14,17 @@ from collections.abc import Callable, Mapping, Sequence
 from opentelemetry.trace import SpanKind
 
 from core.clock import Clock
-from core.errors import DeadlineExceeded, NanofleetError
+from core.errors import DeadlineExceeded, Forbidden, NanofleetError
 from core.keeping import Keep
 from core.metrics import Registry
 from core.open_inference.messages import InferRequest, InferResponse, ModelIndexEntry, ModelMetadata
 from core.open_inference.service import Call
+from core.open_inference.statistics import ModelStatistics
 from core.telemetry import Tracing
 from edge_agent.answer import Answer, tagged
+from edge_agent.cached_answers import CachedAnswers
 from edge_agent.cascade.deferral import Deferrals, Mailbox
+from edge_agent.cascade.policy import Privacy
 from edge_agent.cascade.privacy import PrivacyRules
 from edge_agent.hard_examples import HardExamples
 from edge_agent.request import Request
@@ -62,6 +65,7 @@ class EdgeDataPlane:
         examples: HardExamples | None = None,
         is_reachable: Callable[[], bool] | None = None,
         privacy: PrivacyRules | None = None,
+        cached: CachedAnswers | None = None,
     ) -> None:
         """Serve the models of `pool`.
 
@@ -71,6 +75,7 @@ class EdgeDataPlane:
             examples: is offered every request that the edge was not sure enough of.
             is_reachable: what probes know of the heavy tier; None: it is found out by asking.
             privacy: what models and devices say of where data may go; None: only requests say something.
+            cached: answers that are given again; None: every request is run.
         """
         self.metrics = metrics or RequestMetrics(Registry(), clock=clock)
         self._pool = pool
@@ -86,6 +91,9 @@ class EdgeDataPlane:
             examples=examples,
             is_reachable=is_reachable,
         )
+        self._cached = cached
+        if cached is not None:
+            pool.on_change(lambda: cached.follow(pool.running()))
 
     def ask(
         self,
@@ -122,20 +130,40 @@ class EdgeDataPlane:
             raise
         if self._tracing.is_sampled(call.traceparent):
             waiter.start_trace(Keep.SAMPLED)
+        if self._cached is not None and self._is_answered_again(self._cached, model, request, privacy, waiter):
+            return waiter.future
         # The waiter puts another in its place when it answers provisionally.
         future = waiter.future
         try:
-            model.batcher.submit(arrays, waiter, deadline_s=deadline_s)
+            model.batcher.submit(arrays, waiter, deadline_s=deadline_s, priority=terms.priority, client=terms.client)
         except NanofleetError as error:
             waiter.fail(error)
         return future
+
+    def _is_answered_again(
+        self, cached: CachedAnswers, model: LoadedModel, request: InferRequest, privacy: Privacy, waiter: Request
+    ) -> bool:
+        """Answer from the cache, or see to it that the cache hears the answer."""
+        place = cached.place_of(model, request, privacy)
+        if place is None:
+            return False
+        answer = place.find(request)
+        if answer is None:
+            waiter.future.add_done_callback(place.keep)
+            return False
+        waiter.answer_again(answer)
+        return True
 
     async def answer(self, request: InferRequest, call: Call = _NO_CALL) -> Answer:
         """Return the answer to `request`; cancelling it withdraws the request."""
         return await self.ask(request, call)
 
     async def infer(self, request: InferRequest, call: Call) -> InferResponse:
-        return tagged(await self.ask(request, call, terms_of(request.parameters)))
+        return tagged(await self.ask(request, call, terms_of(request.parameters, client=call.client)))
+
+    def note_energy(self, joules_per_answer: float | None) -> None:
+        """Say with the answers that follow what one takes; None: nothing measures it."""
+        self._services.measured_j = joules_per_answer
 
     async def is_ready(self) -> bool:
         return bool(self._pool.models())
@@ -149,6 +177,18 @@ class EdgeDataPlane:
     async def is_model_ready(self, name: str, version: str) -> bool:
         self._pool.find(name, version)
         return True
+
+    async def load(self, name: str) -> None:
+        self._pool.find(name)
+
+    async def unload(self, name: str) -> None:
+        self._pool.find(name)
+        raise Forbidden(f"model {name}: what is deployed here stays loaded")
+
+    async def statistics(self, name: str, version: str) -> Sequence[ModelStatistics]:
+        """Return what was counted of a model, or of each; implements `core.open_inference.service.Statistics`."""
+        models = [self._pool.find(name, version)] if name else self._pool.models()
+        return [self.metrics.statistics(model.manifest.model, model.version) for model in models]
 
     async def close(self) -> None:
         """Cancel the escalations under way; their callers get the edge's answer."""

@@ -9,10 +9,7 @@ import asyncio
 import logging
 import os
 import platform
-import signal
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -30,17 +27,23 @@ from core.ids import AgentId, SiteId
 from core.keeping import KeepRule
 from core.logs import configure_logging
 from core.metrics import Registry
-from core.open_inference.service import EXTENSIONS
 from core.process_metrics import register_process
 from core.service_notices import READY, STOPPING, ServiceNotices
-from core.tasks import supervise
 from core.telemetry import Tracing, TracingSettings
-from edge_agent.agent_metrics import register_broker, register_member, register_post, register_serving
+from edge_agent.agent_metrics import (
+    register_broker,
+    register_cache,
+    register_energy,
+    register_member,
+    register_post,
+    register_serving,
+)
+from edge_agent.cached_answers import CachedAnswers
 from edge_agent.cascade.offload import Offload
-from edge_agent.cascade.policy import Privacy
 from edge_agent.cascade.privacy import PrivacyRules
 from edge_agent.data_plane import EdgeDataPlane
-from edge_agent.front.grpc import SERVER_NAME, GrpcFront
+from edge_agent.energy.meter import EnergyMeter
+from edge_agent.front.grpc import AGENT_EXTENSIONS, SERVER_NAME, GrpcFront
 from edge_agent.front.http.inference import OpenInferenceRoutes
 from edge_agent.front.http.messages import Answer, Request, text_answer
 from edge_agent.front.http.routes import Tasks, get_route, routing
@@ -61,16 +64,16 @@ from edge_agent.health.status_file import (
 )
 from edge_agent.identity.channel import RotatingChannel
 from edge_agent.identity.folder import Identity, IdentityFolder
+from edge_agent.lifetime import first_of, flush, start, stop_on_signal, thread
 from edge_agent.member import Member, Surroundings
 from edge_agent.post import Correspondents, PostOffice, Sources
 from edge_agent.request_metrics import RequestMetrics
 from edge_agent.runtime.pool import ModelPool
+from edge_agent.samples.service import Samples
 from edge_agent.settings import AgentSettings
 
 # Chosen: a model that takes longer to load must not keep the others from answering.
 RESTORE_TIMEOUT_S = 30.0
-# Derived: the exporter's own timeout, and some.
-FLUSH_TIMEOUT_S = 8.0
 
 _log = logging.getLogger(__name__)
 
@@ -91,7 +94,7 @@ async def serve(settings: AgentSettings) -> None:
     with folder.locked():
         try:
             async with AsyncExitStack() as closing:
-                await _Agent(settings, folder, closing).run(_stop_on_signal())
+                await _Agent(settings, folder, closing).run(stop_on_signal())
         except ExceptionGroup as group:
             refusals, defects = group.split(NanofleetError)
             if refusals is None or defects is not None:
@@ -106,7 +109,7 @@ class _Agent:
         self._settings, self._folder, self._closing = settings, folder, closing
         self._clock = clock = SystemClock()
         self._notices = ServiceNotices.taken_from(os.environ, pid=os.getpid())
-        self._disk = _thread("disk", closing)
+        self._disk = thread("disk", closing)
         enrolled = _enrolled(IdentityFolder(folder.identity), settings)
         require_root_of(enrolled, folder.root)
         self._identity = _identity(enrolled)
@@ -118,23 +121,32 @@ class _Agent:
         self._offload = Offload(channel, settings.offload, clock=clock)
         self._metrics = Registry()
         counted = RequestMetrics(self._metrics, clock=clock)
+        self._samples = Samples(settings, folder.samples, channel, clock=clock)
+        closing.callback(self._samples.close)
         others = Correspondents(channel, self._offload, lambda: self._member.is_link_open)
         sources = Sources(counted, self._tracing, self._identity.boot_id)
         self._post = PostOffice(folder.outbox, settings, others, sources, clock=clock)
         closing.push_async_callback(self._post.close)
         # Before it, since the last spans may end up there.
-        closing.push_async_callback(_flush, self._tracing)
+        closing.push_async_callback(flush, self._tracing)
+        cached = CachedAnswers.of(settings.models)
+        register_cache(self._metrics, cached)
         self._plane = EdgeDataPlane(
             self._pool,
             self._offload,
             tracing=self._tracing,
             clock=clock,
             metrics=counted,
+            examples=self._samples.collector,
             deferrals=self._post.deferrals,
             is_reachable=self._post.reachability.is_reachable,
-            privacy=_privacy_rules(settings),
+            privacy=PrivacyRules.of(settings),
+            cached=cached,
         )
         closing.push_async_callback(self._plane.close)
+        self._energy = EnergyMeter(
+            settings.energy, usage=counted.usage, tell=self._plane.note_energy, disk=self._disk, clock=clock
+        )
         self._member = Member(
             Surroundings(
                 settings,
@@ -148,28 +160,32 @@ class _Agent:
                 self._disk,
                 clock,
                 counted.usage,
+                self._samples,
+                lambda: self._energy.energy,
             )
         )
         self._front: MqttFront | None = None
         self._broker_since = Since(clock)
-        self._status = StatusWriter(folder.status, self._look, disk=self._disk, clock=clock)
+        self._status = StatusWriter(
+            folder.status, self._look, disk=self._disk, clock=clock, refresh=self._energy.refresh
+        )
         self._register()
 
     async def run(self, stop: asyncio.Event) -> None:
         await self._post.open()
         async with asyncio.TaskGroup() as group:
-            tasks = _start(group, self._post.keeping)
-            tasks += _start(group, {"reconciler": self._member.reconciling, "status": self._status.run})
-            tasks += _start(group, {"watchdog": self._notices.keep_alive})
-            await _first_of(self._member.restored, stop.wait, timeout_s=RESTORE_TIMEOUT_S)
+            tasks = start(group, self._post.keeping)
+            tasks += start(group, {"reconciler": self._member.reconciling, "status": self._status.run})
+            tasks += start(group, {"watchdog": self._notices.keep_alive, **self._samples.loops})
+            await first_of(self._member.restored, stop.wait, timeout_s=RESTORE_TIMEOUT_S)
             faces = await self._open_local_faces()
             self._front = self._make_front(faces)
             if self._front is not None:
-                tasks += _start(group, {"mqtt": self._front.run})
+                tasks += start(group, {"mqtt": self._front.run})
             # Before anything is fetched, and its decoder loaded.
             code_pages.release()
-            tasks += _start(group, self._member.outward)
-            tasks += _start(group, self._post.outward(self._member.board, self._front))
+            tasks += start(group, self._member.outward)
+            tasks += start(group, self._post.outward(self._member.board, self._front))
             self._announce(faces)
             self._notices.say(READY)
             await stop.wait()
@@ -184,8 +200,10 @@ class _Agent:
     def _register(self) -> None:
         register_process(self._metrics, version=self._identity.software_version)
         register_serving(self._metrics, pool=self._pool, offload=self._offload)
+        register_energy(self._metrics, self._energy)
         register_broker(self._metrics, lambda: self._front)
         register_member(self._metrics, self._member, disk=self._disk)
+        self._samples.register(self._metrics)
         register_post(self._metrics, self._post)
 
     async def _open_local_faces(self) -> dict[str, str]:
@@ -200,7 +218,8 @@ class _Agent:
             self._plane,
             server_name=SERVER_NAME,
             server_version=self._identity.software_version,
-            extensions=EXTENSIONS,
+            extensions=AGENT_EXTENSIONS,
+            statistics=self._plane,
             tasks=tasks,
         )
         fixed = dict([get_route("/metrics", self._expose, tasks), get_route("/healthz", _say_well, tasks)])
@@ -227,6 +246,7 @@ class _Agent:
             credentials=TransportCredentials.local(),
             clock=self._clock,
             version=self._identity.software_version,
+            statistics=self._plane,
             metrics=self._metrics,
         )
         address: Address = await face.start()
@@ -279,7 +299,8 @@ class _Agent:
             heavy_breaker=self._offload.state.value,
             clock_problem=self._member.clock_problem,
             outbox=self._post.view(),
-            counters={} if self._front is None else asdict(self._front.counters),
+            counters={**({} if self._front is None else asdict(self._front.counters)), **self._samples.counters()},
+            energy=self._energy.energy,
             now=self._clock.now(),
         )
 
@@ -343,47 +364,6 @@ def _tracing(settings: AgentSettings, enrolled: Identity) -> Tracing:
     )
 
 
-def _privacy_rules(settings: AgentSettings) -> PrivacyRules:
-    return PrivacyRules(
-        default=Privacy(settings.privacy.default),
-        devices={client: Privacy(word) for client, word in settings.privacy.devices.items()},
-        models={model: Privacy(each.privacy) for model, each in settings.models.items()},
-    )
-
-
 async def _say_well(_request: Request) -> Answer:
     """Answer that the process lives and its loop turns; what it runs is in its status and its metrics."""
     return text_answer("ok")
-
-
-def _thread(name: str, closing: AsyncExitStack) -> ThreadPoolExecutor:
-    executor = ThreadPoolExecutor(1, thread_name_prefix=name)
-    closing.callback(executor.shutdown)
-    return executor
-
-
-def _start(group: asyncio.TaskGroup, loops: Mapping[str, Callable[[], Awaitable[None]]]) -> list[asyncio.Task[None]]:
-    return [group.create_task(supervise(name, run), name=name) for name, run in loops.items()]
-
-
-def _stop_on_signal() -> asyncio.Event:
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    return stop
-
-
-async def _first_of(*waits: Callable[[], Awaitable[object]], timeout_s: float) -> None:
-    """Return when one of them does, or after `timeout_s`."""
-    tasks = [asyncio.ensure_future(wait()) for wait in waits]
-    await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-    for task in tasks:
-        task.cancel()
-
-
-async def _flush(tracing: Tracing) -> None:
-    """Send the last spans, off the loop and within a bound: the receiver may be away."""
-    flushing = asyncio.get_running_loop().run_in_executor(None, tracing.shutdown)
-    done, _ = await asyncio.wait([flushing], timeout=FLUSH_TIMEOUT_S)
-    if not done:
-        _log.warning("the last spans could not be sent in time")

@@ -13,14 +13,16 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 from core.clock import Clock
 from core.digest import Digest
 from core.errors import Conflict
-from core.fleet_state import AgentHello, AgentVitals, PushResult, SignedAssignment, Usage
+from core.fleet_state import AgentHello, AgentVitals, Energy, PushResult, SignedAssignment, Usage
 from core.fleet_wire import MAX_HELD_MANIFESTS
 from core.grpc_transport import TlsIdentity
 from core.ids import AgentId, SiteId
+from core.samples import SampleCounts, SampleOrder
 from core.telemetry import Tracing
 from edge_agent.activation.journal import Journal
 from edge_agent.activation.probation import ProbationTerms
@@ -54,6 +56,14 @@ from edge_agent.trust.terms import AdmittedManifests
 from protos.fleet.v1.fleet_pb2_grpc import FleetServiceStub
 
 
+class KeptSamples(Protocol):
+    """The hard examples that this agent keeps."""
+
+    def counts(self) -> SampleCounts: ...
+
+    def order(self, order: SampleOrder) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """What a member is made among: its folder and settings, the pool that runs its models, its disk thread and time."""
@@ -70,6 +80,9 @@ class Surroundings:
     clock: Clock
     # What became of the requests so far.
     usage: Callable[[], Usage]
+    samples: KeptSamples
+    # What its work took so far, if that is known.
+    energy: Callable[[], Energy | None]
 
 
 class Member:
@@ -195,6 +208,9 @@ class Member:
         self._delivery.allow(manifest_digest)
         self._reconciler.retry_failed()
 
+    def order_samples(self, order: SampleOrder) -> None:
+        self._around.samples.order(order)
+
     # ---- inside ------------------------------------------------------------------------------------------------
 
     def _follow(self, tls: TlsIdentity) -> None:
@@ -218,12 +234,19 @@ class Member:
         hello = await asyncio.get_running_loop().run_in_executor(self._around.disk, self._hello)
         limits = SessionLimits(link.handshake_timeout_s, link.write_timeout_s)
         return Session(
-            self._fleet, self._reconciler, self, hello=hello, limits=limits, on_state=on_state, vitals=self._vitals
+            self._fleet,
+            self._reconciler,
+            self,
+            hello=hello,
+            limits=limits,
+            on_state=on_state,
+            vitals=self._vitals,
+            samples=self._around.samples.counts,
         )
 
     def _vitals(self) -> AgentVitals:
         uptime_s = self._around.clock.monotonic_s() - self._began_s
-        return AgentVitals(self._around.usage(), uptime_s, machine_health())
+        return AgentVitals(self._around.usage(), uptime_s, machine_health(), self._around.energy())
 
     def _hello(self) -> AgentHello:
         process = self._around.process

@@ -11,6 +11,7 @@ that whatever comes next is told in the same way. A request is counted as answer
 
 import asyncio
 import logging
+from dataclasses import replace
 
 from core.errors import DeadlineExceeded, HeavyUnavailable, InternalError, NanofleetError
 from core.keeping import Keep
@@ -96,6 +97,16 @@ class Request:
         else:
             self._fall_back(ran, decision, obstacle, finished_s=ran.finished_s)
 
+    def answer_again(self, answer: Answer) -> None:
+        """Give an answer that was given before, without a run."""
+        answer = replace(answer, traceparent=self._traceparent)
+        if self.trace is not None:
+            self.trace.answered(span_attributes(answer, self._privacy))
+        self._services.metrics.answered_again(
+            self.model.manifest.model, answer.reason, queued_s=self.queued_s, traceparent=answer.traceparent
+        )
+        self.future.set_result(answer)
+
     def fail(self, error: NanofleetError, ran: Ran | None = None) -> None:
         # Who has left does not make an error of it.
         if not self.future.done():
@@ -132,6 +143,9 @@ class Request:
 
     def _answer_provisionally(self, ran: Ran, decision: Decision) -> None:
         first, self.future = self.future, self._services.create_future()
+        self._services.metrics.answered_provisionally(self.model.manifest.model, decision.reason)
+        if self.trace is not None:
+            self.trace.answered_provisionally(at_s=self._services.now_s())
         first.set_result(self._edge_answer(ran, decision.reason, is_final=False, later=self.future))
 
     async def _escalate(self, ran: Ran, decision: Decision) -> None:
@@ -197,6 +211,8 @@ class Request:
             self.fail(refusal(self.model.manifest.model, ran.verdict, reason), ran)
         else:
             self._note_slowness(ran, finished_s)
+            if not is_final:
+                self._services.metrics.answered_provisionally(self.model.manifest.model, reason)
             self._finish(self._edge_answer(ran, reason, is_final=is_final), ran)
         if reason is not Reason.CONFIDENT and reason is not Reason.NO_CASCADE:
             self._offer(ran, Tier.EDGE, reason, None)
@@ -206,7 +222,10 @@ class Request:
     ) -> Answer:
         confidence = None if ran.verdict is None else ran.verdict.confidence
         response = self.model.response(self._request, ran.outputs)
-        return Answer(response, Tier.EDGE, reason, confidence, self._traceparent, is_final, later)
+        measured_j = self._services.measured_j
+        return Answer(
+            response, Tier.EDGE, reason, confidence, self._traceparent, is_final, later, measured_j=measured_j
+        )
 
     def _keep(self, keep: Keep, ran: Ran | None, *, error_type: str = "") -> None:
         """Begin the trace of a request that was not sampled, late and with what is known of it, if there may be one."""

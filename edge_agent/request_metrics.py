@@ -3,6 +3,9 @@
     nanofleet_requests_total{model, outcome, tier, reason}
         answered  tier and reason as in the reply
         refused, expired, failed  tier "none", the reason is the code of the error
+    nanofleet_provisional_answers_total{model, reason}
+        answers behind which another one follows, beside the one request that each belongs to: low_confidence while
+        the heavy tier is asked, heavy_unavailable where the escalation waits until it is back
     nanofleet_stage_duration_seconds{model, stage, tier}
         queue, compute at the edge; offload: the heavy tier was asked; total: from admission to the answer of `tier`
 
@@ -19,6 +22,7 @@ from core.clock import Clock
 from core.errors import DeadlineExceeded, ErrorCode, InternalError, NanofleetError
 from core.fleet_state import Usage
 from core.metrics import OTHER, STAGE_BUCKETS_S, Exemplar, Family, Histogram, Registry
+from core.open_inference.statistics import Duration, ModelStatistics
 from edge_agent.cascade.policy import Reason, Tier
 
 NO_TIER = "none"
@@ -33,6 +37,9 @@ class RequestMetrics:
         self._clock = clock
         self._requests = registry.counter(
             "nanofleet_requests", "Requests, by what became of them.", ("model", "outcome", "tier", "reason")
+        )
+        self._provisional = registry.counter(
+            "nanofleet_provisional_answers", "Answers behind which another one follows.", ("model", "reason")
         )
         self._stages = registry.histogram(
             "nanofleet_stage_duration_seconds",
@@ -56,9 +63,25 @@ class RequestMetrics:
     ) -> None:
         """Note an answer of `tier`; the times are those of the edge model's run, which came first in any case."""
         of_model = self._models.get(model) or self._of(model)
-        total_s = self._clock.monotonic_s() - queued_s
         of_model.queue.observe(started_s - queued_s)
         of_model.compute.observe(finished_s - started_s)
+        self._answered(model, of_model, tier, reason, queued_s=queued_s, traceparent=traceparent)
+
+    def answered_again(self, model: str, reason: Reason, *, queued_s: float, traceparent: str | None) -> None:
+        """Note an answer from the cache: no stage of it is the model's."""
+        self._answered(model, self._of(model), Tier.EDGE, reason, queued_s=queued_s, traceparent=traceparent)
+
+    def _answered(
+        self,
+        model: str,
+        of_model: "_OfModel",
+        tier: Tier,
+        reason: Reason,
+        *,
+        queued_s: float,
+        traceparent: str | None,
+    ) -> None:
+        total_s = self._clock.monotonic_s() - queued_s
         total, answers = of_model.total_edge, of_model.answers_edge
         if tier is Tier.HEAVY:
             total, answers = of_model.total_heavy, of_model.answers_heavy
@@ -70,6 +93,10 @@ class RequestMetrics:
         counter.count += 1
         if traceparent is not None:
             total.remember(self._exemplar(traceparent, total_s))
+
+    def answered_provisionally(self, model: str, reason: Reason) -> None:
+        """Note an answer behind which another one follows."""
+        self._provisional.of(model, reason.value).inc()
 
     def offloaded(self, model: str, duration_s: float, *, traceparent: str | None) -> None:
         """Note how long the heavy tier took, whatever came of it."""
@@ -115,6 +142,30 @@ class RequestMetrics:
             if outcome == "refused" and reason == ErrorCode.FORBIDDEN.value:
                 found["privacy.refused", model] += int(instrument.count)
         return found
+
+    def statistics(self, model: str, version: str) -> ModelStatistics:
+        """Return what was counted of a model that runs here, for the "statistics" extension of Open Inference.
+
+        A queue and a run count for each request that shared them; how long a failure took is not measured.
+        """
+        of_model = self._models.get(model)
+        if of_model is None:
+            return ModelStatistics(model, version, fail=self._failures_of(model))
+        edge, heavy = of_model.total_edge, of_model.total_heavy
+        return ModelStatistics(
+            model,
+            version,
+            success=Duration.of(edge.count + heavy.count, edge.total + heavy.total),
+            fail=self._failures_of(model),
+            queue=Duration.of(of_model.queue.count, of_model.queue.total),
+            compute_infer=Duration.of(of_model.compute.count, of_model.compute.total),
+        )
+
+    def _failures_of(self, model: str) -> Duration:
+        outcomes = self._requests.items()
+        return Duration.of(
+            round(sum(each.count for values, each in outcomes if values[0] == model and values[1] != "answered"))
+        )
 
     def _of(self, model: str) -> "_OfModel":
         if model not in self._models and len(self._models) >= MAX_MODELS:

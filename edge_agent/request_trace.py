@@ -5,6 +5,8 @@
     ├── compute      the run that it shared
     └── offload      CLIENT: the large model was asked
 
+A provisional answer is an event on the first span, which ends with the final one.
+
 An unsampled request has none of this: `Tracing.is_sampled` is asked first, and the tracer is never touched. `queue` and
 `compute` are written down afterwards from the times that the batcher took anyway; so is all of an unsampled request
 that failed or was slow, while one that escalates gets its trace before the heavy tier is asked (`core.keeping`).
@@ -77,6 +79,9 @@ class RequestTrace:
         compute = self._child("compute", started_s=started_s)
         compute.set_attribute("nanofleet.batch.rows", batch_rows)
         compute.end(self._wall_ns(finished_s))
+
+    def answered_provisionally(self, *, at_s: float) -> None:
+        self._span.add_event("provisional answer", timestamp=self._wall_ns(at_s))
 
     def offload(self, *, started_s: float) -> "OffloadSpan":
         return OffloadSpan(self._child("offload", started_s=started_s, kind=SpanKind.CLIENT))

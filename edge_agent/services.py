@@ -50,6 +50,8 @@ class Services:
         # Compared with on the hot path: an attribute, nothing to call.
         self.slow_s = tracing.keeper.slow_s
         self.now_s = clock.monotonic_s
+        # Of an answer, on average; whoever measures keeps it up to date.
+        self.measured_j: float | None = None
         self._offload = offload
         self._tracing = tracing
         self._clock = clock

@@ -16,6 +16,7 @@ from core.addresses import LoopbackAddress, is_loopback, parse_address
 from core.errors import InvalidRequest
 from core.ids import Name
 from core.logs import LogFormat
+from core.manifest import PrivacyClass
 from core.settings import Count, Port, ProcessSettings, Ratio, Seconds, Section, load
 from core.telemetry import DEFAULT_SAMPLE_RATIO
 
@@ -160,18 +161,26 @@ class RuntimeSettings(Section):
     """How models run."""
 
     intra_op_threads: Annotated[int, Field(ge=1, le=256)] = 1
-    """Threads inside one run; small models are fastest with one."""
+    """Threads inside one run; small models are fastest with one.
+
+    More are shared by all models, and so many fewer run at one time. They keep their cores busy for about 5 ms after a
+    run, which ONNX Runtime does not let us switch off: not for a battery.
+    """
     max_batch: Annotated[int, Field(ge=1, le=1024)] = 32
     """Most requests in one run, for models that allow batching; a model's own limit may be lower."""
-    max_batch_wait_s: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0
-    """Seconds that a request waits for others to share its run; 0 takes only what waits already."""
-    max_queue: Count = 1024
-    """Requests that may wait per model; more are refused with status 429."""
+    max_batch_wait_s: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.005
+    """Longest wait in seconds for others to share a run, where the average answer comes sooner for it.
+
+    Measured run times and the rate of requests decide that; 0 takes only what waits already.
+    """
+    max_queue: Count = 256
+    """Requests that may wait per model; beyond it the client with the most gives way (status 429)."""
+    reply_reserve_s: SecondsOrZero = 0.02
+    """Part of a request's deadline that is kept back for the way to and from the device; at most a quarter of it."""
     drain_timeout_s: Seconds = 10.0
     """Seconds that a replaced model gets to finish its requests."""
 
 
-PrivacyClass = Literal["device", "site", "any"]
 # A name of a client, or a pattern of the shell for several.
 ClientPattern = Annotated[str, Field(min_length=1, max_length=128)]
 
@@ -190,6 +199,33 @@ class ModelSettings(Section):
 
     privacy: PrivacyClass = "any"
     """Where the data of requests to this model may go, whatever else they say; the strictest word counts."""
+    cache_bytes: Annotated[int, Field(ge=0)] = 0
+    """Memory for answers to be given again to equal requests; 0: none are kept."""
+    samples: bool | None = None
+    """True: hard examples of this model are kept, False: not; when it is not set, as `[samples] enabled` says."""
+
+
+class SamplesSettings(Section):
+    """Hard examples: requests that a model was not sure of, kept on this disk for whoever retrains it."""
+
+    enabled: bool = False
+    """True: those of every model are kept, unless `[models.NAME] samples` says no. They hold what devices sent."""
+    keep_site: bool = False
+    """True: also of requests that may not leave the site; such samples are exported on this machine only."""
+    threshold_band: Ratio = 1.0
+    """Largest distance of a kept answer's confidence from the cascade's threshold; 1.0: any. Flawed ones have none."""
+    max_per_class_per_hour: Count = 10
+    """Samples of one predicted class that a model keeps of an hour, drawn evenly from all there were."""
+    max_per_hour: Count = 100
+    """Samples that a model keeps of an hour."""
+    max_samples: Annotated[int, Field(ge=1, le=100_000)] = 2000
+    """Samples on disk; the oldest go first."""
+    max_bytes: Bytes = 64 << 20
+    """Bytes on disk; the oldest go first."""
+    max_age_s: Seconds = 14 * 86_400.0
+    """Seconds for which a sample is kept."""
+    reserve_bytes: Annotated[int, Field(ge=0)] = 64 << 20
+    """Disk space that samples must leave free."""
 
 
 class OffloadSettings(Section):
@@ -201,6 +237,23 @@ class OffloadSettings(Section):
     """Part of a request's deadline that is kept back for sending the reply."""
     max_in_flight: Count = 64
     """Escalations under way at one time; beyond it the edge answers."""
+
+
+class EnergySettings(Section):
+    """What the agent's work takes: measured where the machine tells, else by these figures, and always so labelled."""
+
+    enabled: bool = True
+    """False: nothing is read or said of energy."""
+    idle_watts: Annotated[float, Field(ge=0, le=100_000, allow_inf_nan=False)] = 2.0
+    """Power of the whole machine at rest, for method `model` only; the default suits a single-board computer."""
+    max_watts: Annotated[float, Field(ge=0, le=100_000, allow_inf_nan=False)] = 7.0
+    """Power of the whole machine with every processor busy, for method `model` only."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.max_watts < self.idle_watts:
+            raise ValueError(f"max_watts: expected at least idle_watts, {self.idle_watts:g}, got {self.max_watts:g}")
+        return self
 
 
 class TelemetrySettings(Section):
@@ -306,8 +359,12 @@ class AgentSettings(ProcessSettings):
     """By name of the model, such as `[models.digits]`: what this agent makes of it."""
     privacy: PrivacySettings = PrivacySettings()
     """How far data from devices may go."""
+    samples: SamplesSettings = SamplesSettings()
+    """Hard examples, kept for whoever retrains the models."""
     offload: OffloadSettings = OffloadSettings()
     """Asking the heavy tier when the local answer is not sure enough."""
+    energy: EnergySettings = EnergySettings()
+    """What the agent's work takes: measured where the machine tells, else by these figures, and always so labelled."""
     telemetry: TelemetrySettings = TelemetrySettings()
     """Traces."""
     outbox: OutboxSettings = OutboxSettings()

@@ -37,6 +37,8 @@ def terms_of(words: Mapping[str, object], *, client: str = "") -> Terms:
     Raises:
         InvalidRequest: a word has no meaning here.
     """
+    if not words:
+        return Terms(client) if client else NO_TERMS
     privacy = words.get("privacy")
     return Terms(
         client,

@@ -72,6 +72,12 @@ RULES: Mapping[str, Mapping[str, Need]] = {
     "/api/enrolment-tokens/{token_id}": {"DELETE": _OPERATOR},
     "/api/agents/{agent_id}/transfers": {"POST": _OPERATOR},
     "/api/deployments": {"GET": _VIEWER, "PUT": _OPERATOR},
+    "/api/samples": {"GET": _VIEWER},
+    # What devices sent, not only figures about it.
+    "/api/models/{name}/sample-pulls": {"POST": _OPERATOR},
+    "/api/sample-pulls": {"GET": _OPERATOR},
+    "/api/sample-pulls/{pull_id}": {"GET": _OPERATOR, "DELETE": _OPERATOR},
+    "/api/sample-pulls/{pull_id}/samples/{agent_id}/{digest}": {"GET": _OPERATOR},
     "/api/traces": {"GET": _VIEWER},
     "/api/traces/{trace_id}": {"GET": _VIEWER},
     "/api/authority": {"GET": _VIEWER},

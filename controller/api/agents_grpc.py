@@ -30,6 +30,7 @@ from core.fleet_wire import (
     encode_position,
 )
 from core.logs import peer_text
+from core.samples import SampleOrder, decode_counts, encode_order
 from core.status import STATUS
 from protos.fleet.v1 import fleet_pb2 as pb
 from protos.fleet.v1.fleet_pb2_grpc import FleetServiceServicer
@@ -140,11 +141,11 @@ class FleetServicer(FleetServiceServicer):
             await self._write(pb.ControllerMessage(welcome=pb.Welcome(desired=encode_position(position))), context)
             await self._renew_trust(session, context)
             unsigned: DesiredState | None = None
-            while isinstance(taken := await self._taken(session, unsigned), DesiredState | Permitted):
-                if isinstance(taken, Permitted):
-                    await self._write(_permission(taken), context)
-                else:
+            while isinstance(taken := await self._taken(session, unsigned), DesiredState | Permitted | SampleOrder):
+                if isinstance(taken, DesiredState):
                     unsigned = await self._assign(taken, hello, context)
+                else:
+                    await self._write(_word(taken), context)
         except NanofleetError as error:
             return Faulty(error)
         except TimeoutError:
@@ -161,7 +162,7 @@ class FleetServicer(FleetServiceServicer):
 
     async def _taken(
         self, session: sessions.Session, unsigned: DesiredState | None
-    ) -> DesiredState | Permitted | Ended:
+    ) -> DesiredState | sessions.Word | Ended:
         """Wait for what is to be pushed: something new, or after a pause once more what nobody could sign."""
         if unsigned is None:
             return await session.take()
@@ -206,6 +207,8 @@ class FleetServicer(FleetServiceServicer):
                 self._fleet.reported(session, decode_reported(message.reported))
             case "vitals":
                 self._fleet.vitals(session, decode_vitals(message.vitals))
+            case "samples":
+                self._fleet.samples.heard(session, decode_counts(message.samples))
             case "hello":
                 raise InvalidRequest("expected Hello once, as the first message, got another")
             case None:
@@ -213,8 +216,10 @@ class FleetServicer(FleetServiceServicer):
                 return
 
 
-def _permission(permitted: Permitted) -> pb.ControllerMessage:
-    return pb.ControllerMessage(transfer=pb.TransferPermission(manifest_digest=permitted.manifest_digest))
+def _word(word: sessions.Word) -> pb.ControllerMessage:
+    if isinstance(word, SampleOrder):
+        return pb.ControllerMessage(samples=encode_order(word))
+    return pb.ControllerMessage(transfer=pb.TransferPermission(manifest_digest=word.manifest_digest))
 
 
 async def _read(context: Context) -> pb.AgentMessage | None:

@@ -17,6 +17,8 @@ ACTIONS: Mapping[str, Mapping[str, str]] = {
     "/api/enrolment-tokens": {"POST": "token.issue"},
     "/api/enrolment-tokens/{token_id}": {"DELETE": "token.delete"},
     "/api/deployments": {"PUT": "deployment.put"},
+    "/api/models/{name}/sample-pulls": {"POST": "samples.pull"},
+    "/api/sample-pulls/{pull_id}": {"DELETE": "samples.drop"},
     "/api/authority/rotation": {"POST": "authority.rotate"},
     "/api/authority/{sha256}": {"DELETE": "authority.drop"},
     "/api/certificates": {"POST": "certificate.issue"},

@@ -13,6 +13,7 @@ from controller.api.catalogue_grpc import CatalogueServicer
 from controller.api.delivery_grpc import DeliveryServicer, add_delivery_to_server
 from controller.api.otlp_grpc import OtlpServicer
 from controller.api.records_grpc import RecordServicer
+from controller.api.samples_grpc import SamplesServicer
 from core.addresses import Address
 from core.errors import Unavailable
 from core.grpc_transport import SERVER_OPTIONS, TransportCredentials
@@ -21,6 +22,7 @@ from protos.artifacts.v1.artifacts_pb2_grpc import add_ArtifactServiceServicer_t
 from protos.catalogue.v1.catalogue_pb2_grpc import add_CatalogueServiceServicer_to_server
 from protos.fleet.v1.fleet_pb2_grpc import add_FleetServiceServicer_to_server
 from protos.records.v1.records_pb2_grpc import add_RecordServiceServicer_to_server
+from protos.samples.v1.samples_pb2_grpc import add_SamplesServiceServicer_to_server
 
 # Chosen: calls in progress beside the sessions, so that agents on their streams cannot lock everybody else out.
 MAX_OTHER_CALLS = 2048
@@ -80,12 +82,14 @@ class GrpcServer:
         records: RecordServicer,
         inference: OpenInferenceServicer,
         otlp: OtlpServicer,
+        samples: SamplesServicer,
     ) -> None:
         add_FleetServiceServicer_to_server(fleet, self._server)
         add_ArtifactServiceServicer_to_server(artifacts, self._server)
         add_delivery_to_server(delivery, self._server)
         add_CatalogueServiceServicer_to_server(catalogue, self._server)
         add_RecordServiceServicer_to_server(records, self._server)
+        add_SamplesServiceServicer_to_server(samples, self._server)
         add_open_inference(inference, self._server)
         # The stubs of these two come without annotations.
         add_TraceServiceServicer_to_server(otlp, self._server)  # type: ignore[no-untyped-call]

@@ -24,6 +24,7 @@ from controller.api import (
     operators_rest,
     records_rest,
     restoration_rest,
+    samples_rest,
     sign_in,
 )
 from controller.api.access import Guarded
@@ -40,6 +41,7 @@ from controller.fleet.service import Fleet
 from controller.identity.service import Identity
 from controller.records.service import Records
 from controller.registry.service import Registry
+from controller.samples.service import SamplePulls
 from controller.signing.service import Catalogue
 from controller.traces.service import Traces
 from core.clock import Clock
@@ -68,6 +70,7 @@ def create_app(
     fleet: Fleet,
     traces: Traces,
     records: Records,
+    pulls: SamplePulls,
     trust: TrustFaces,
     pages: APIRouter,
     clock: Clock,
@@ -90,6 +93,7 @@ def create_app(
         fleet=fleet,
         traces=traces,
         records=records,
+        pulls=pulls,
         trust=trust,
         pages=pages,
         clock=clock,
@@ -106,6 +110,7 @@ def create_operator_app(
     fleet: Fleet,
     traces: Traces,
     records: Records,
+    pulls: SamplePulls,
     trust: TrustFaces,
     pages: APIRouter,
     clock: Clock,
@@ -132,6 +137,7 @@ def create_operator_app(
     app.include_router(signing_router(trust.catalogue))
     app.include_router(restoration_rest.router(fleet, trust.catalogue))
     app.include_router(records_rest.router(records, fleet, clock=clock))
+    app.include_router(samples_rest.router(pulls, fleet))
     app.include_router(audit_rest.router(trust.audit))
     app.include_router(sign_in.pages(trust.access))
     app.include_router(metrics_router(metrics or Metrics()))

@@ -1,7 +1,7 @@
 """The Open Inference Protocol over HTTP: Starlette routes in front of the face that `core.open_inference` has.
 
 A request is read with a bound, decoded, put to the data plane with its deadline and trace, and encoded the way it asked
-for. Statistics and loading are not the gateway's and answer 404, like every other path below /v2.
+for. Statistics are not the gateway's and answer 404, like every other path below /v2.
 """
 
 from collections.abc import Awaitable, Callable
@@ -21,8 +21,6 @@ from core.open_inference.http_form import Reply, UnsupportedMediaType
 from core.open_inference.http_paths import ENDPOINTS, Operation, Target
 from core.open_inference.messages import DEFAULT_LIMITS, BodyLimits
 from core.open_inference.service import EXTENSIONS, DataPlane
-
-_NOT_HERE = {Operation.LOAD, Operation.UNLOAD, Operation.STATISTICS}
 
 
 def create_open_inference_app(
@@ -46,7 +44,8 @@ def routes(
     return [
         Route(path, infer if operation is Operation.INFER else _ask(face, operation), methods=[endpoint.method])
         for operation, endpoint in ENDPOINTS.items()
-        if operation not in _NOT_HERE
+        # The gateway counts requests in its metrics and nowhere else.
+        if operation is not Operation.STATISTICS
         for path in endpoint.paths
     ]
 

@@ -14,7 +14,7 @@ from controller.registry.model import (
 )
 from controller.traces.model import SpanRecord, TraceSummary
 from core.digest import Digest
-from core.fleet_state import Position, Problem, Slot, SlotReport, Transfer
+from core.fleet_state import Energy, Position, Problem, Slot, SlotReport, Transfer
 from core.ids import ModelName
 from core.manifest import Cascade, ScoreKind, Signature
 
@@ -31,6 +31,7 @@ def to_publish_request(body: views.PublishBody) -> PublishRequest:
         max_batch=body.max_batch,
         cascade=None if body.cascade is None else _cascade_request(body.cascade),
         requires=body.requires,
+        privacy=body.privacy,
     )
 
 
@@ -127,6 +128,7 @@ def agent_view(seen: AgentView) -> views.AgentView:
         rejection=_reason_view(agent.rejection),
         usage=None if seen.vitals is None else _usage_view(seen.vitals),
         health=None if seen.vitals is None else _health_view(seen.vitals),
+        energy=None if seen.vitals is None else _energy_view(seen.vitals.energy),
     )
 
 
@@ -151,6 +153,19 @@ def _health_view(seen: SeenVitals) -> views.AgentHealthView:
         temperature_c=health.temperature_c,
         load=health.load,
         reported_at=seen.reported_at,
+    )
+
+
+def _energy_view(energy: Energy | None) -> views.EnergyView | None:
+    if energy is None:
+        return None
+    return views.EnergyView(
+        method=energy.method.value,
+        joules=energy.joules,
+        answers=energy.answers,
+        watts=energy.watts,
+        joules_per_answer=energy.j_per_answer,
+        recent_joules_per_answer=energy.recent_j_per_answer,
     )
 
 

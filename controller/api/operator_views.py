@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from core.ids import Name, Tag
+from core.manifest import PrivacyClass
 
 DigestText = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 TargetKindText = Literal["fleet", "site", "agent"]
@@ -99,6 +100,8 @@ class PublishBody(_Body):
     cascade: CascadeBody | None = None
     requires: Annotated[tuple[Tag, ...], Field(max_length=32)] = ()
     """Tags that an agent must have, such as `arch:x86_64`; others refuse to install it."""
+    privacy: PrivacyClass | None = None
+    """How far the data of requests to it may go; agents let nobody loosen it. Without: as the requests say."""
 
 
 class PublicationView(_View):
@@ -244,6 +247,23 @@ class AgentHealthView(_View):
     reported_at: datetime
 
 
+class EnergyView(_View):
+    """The agent's part of what its machine took, by its share of the processor time."""
+
+    method: Literal["rapl", "battery", "model"]
+    """How it is known; `model` is an assumption that was set, and figures of different methods do not compare."""
+    joules: float
+    """Since the agent's process began."""
+    answers: int
+    """Given meanwhile."""
+    watts: float
+    """Over the last minute."""
+    joules_per_answer: float | None
+    """Since the agent's process began; null without answers."""
+    recent_joules_per_answer: float | None
+    """Over the last minute; null without answers."""
+
+
 class AgentView(_View):
     id: str
     site: str
@@ -265,6 +285,8 @@ class AgentView(_View):
     """null: the agent has not said since the controller started, or is too old to."""
     health: AgentHealthView | None = None
     """As `usage`."""
+    energy: EnergyView | None = None
+    """As `usage`; null too where nothing is known."""
 
 
 class AgentsView(_View):

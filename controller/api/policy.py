@@ -50,6 +50,8 @@ POLICY: Mapping[str, frozenset[Role]] = {
     "/nanofleet.artifacts.v1.DeliveryService/FetchChunks": _AGENT,
     "/nanofleet.catalogue.v1.CatalogueService/GetMetadata": _AGENT,
     "/nanofleet.records.v1.RecordService/Append": _AGENT,
+    "/nanofleet.samples.v1.SamplesService/Offer": _AGENT,
+    "/nanofleet.samples.v1.SamplesService/Upload": _AGENT,
     "/inference.GRPCInferenceService/ServerLive": _INFERENCE,
     "/inference.GRPCInferenceService/ServerReady": _INFERENCE,
     "/inference.GRPCInferenceService/ModelReady": _INFERENCE,
@@ -57,6 +59,10 @@ POLICY: Mapping[str, frozenset[Role]] = {
     "/inference.GRPCInferenceService/ModelMetadata": _INFERENCE,
     "/inference.GRPCInferenceService/ModelInfer": _INFERENCE,
     "/inference.GRPCInferenceService/RepositoryIndex": _INFERENCE,
+    # Refused by the gateway, which says why.
+    "/inference.GRPCInferenceService/ModelStatistics": _INFERENCE,
+    "/inference.GRPCInferenceService/RepositoryModelLoad": _INFERENCE,
+    "/inference.GRPCInferenceService/RepositoryModelUnload": _INFERENCE,
     "/opentelemetry.proto.collector.trace.v1.TraceService/Export": frozenset(
         {Role.AGENT, Role.HEAVY, Role.APPLICATION}
     ),

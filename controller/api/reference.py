@@ -21,6 +21,7 @@ from controller.fleet.service import Fleet
 from controller.identity.service import Identity
 from controller.records.service import Records
 from controller.registry.service import Registry
+from controller.samples.service import SamplePulls
 from controller.signing.service import Catalogue
 from controller.traces.service import Traces
 from core.clock import Clock
@@ -53,6 +54,7 @@ def document() -> Mapping[str, Any]:
         fleet=cast("Fleet", None),
         traces=cast("Traces", None),
         records=cast("Records", None),
+        pulls=cast("SamplePulls", None),
         trust=nobody,
         pages=APIRouter(),
         clock=cast("Clock", None),

@@ -16,6 +16,7 @@ from controller.cli import (
     models,
     operators,
     processes,
+    samples,
     signing,
     status,
     tokens,
@@ -104,6 +105,7 @@ app.command(
     ),
 )(deploy.deploy)
 app.add_typer(deployments.app, name="deployments")
+app.add_typer(samples.app, name="samples")
 app.add_typer(traces.app, name="traces")
 app.add_typer(signing.app, name="signing")
 app.add_typer(enrolment.app, name="authority")

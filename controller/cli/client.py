@@ -16,7 +16,15 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from controller.api import access_views, audit_views, identity_views, records_views, restoration_views, signing_views
+from controller.api import (
+    access_views,
+    audit_views,
+    identity_views,
+    records_views,
+    restoration_views,
+    sample_views,
+    signing_views,
+)
 from controller.api import operator_views as views
 from controller.api.restoration_views import NOTICE_HEADER, RESTORED
 from controller.cli.credential import CredentialFile
@@ -156,6 +164,31 @@ class ControllerClient:
 
     def deploy(self, body: views.DeploymentBody) -> views.DeployedView:
         return self._put("PUT", "/api/deployments", body, views.DeployedView)
+
+    # ---- hard examples --------------------------------------------------------------------------------------------
+
+    def sample_counts(self) -> sample_views.SampleCountsView:
+        return self._get("/api/samples", sample_views.SampleCountsView)
+
+    def pull_samples(self, model: str, body: sample_views.PullBody) -> sample_views.SamplePullView:
+        return self._put("POST", f"/api/models/{_segment(model)}/sample-pulls", body, sample_views.SamplePullView)
+
+    def sample_pulls(self) -> sample_views.SamplePullsView:
+        return self._get("/api/sample-pulls", sample_views.SamplePullsView)
+
+    def sample_pull(
+        self, pull_id: str, *, after: int | None = None, wait_s: float = 0.0
+    ) -> sample_views.SamplePullDetailView:
+        """Return what came: at once, or as soon as something changed after `after`, or after `wait_s`."""
+        parameters: Parameters = {} if after is None else {"after": after, "wait_s": wait_s}
+        return self._get(f"/api/sample-pulls/{_segment(pull_id)}", sample_views.SamplePullDetailView, parameters)
+
+    def sample(self, pull_id: str, agent: str, digest: str) -> bytes:
+        path = f"/api/sample-pulls/{_segment(pull_id)}/samples/{_segment(agent)}/{_segment(digest)}"
+        return self._send("GET", path).content
+
+    def drop_sample_pull(self, pull_id: str) -> None:
+        self._send("DELETE", f"/api/sample-pulls/{_segment(pull_id)}")
 
     # ---- signing --------------------------------------------------------------------------------------------------
 

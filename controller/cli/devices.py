@@ -140,6 +140,8 @@ def _facts(agent: views.AgentView) -> Table:
         table.add_row("requests", _usage(agent.usage))
     if agent.health is not None:
         table.add_row("machine", _health(agent.health))
+    if agent.energy is not None:
+        table.add_row("energy", _energy(agent.energy))
     return table
 
 
@@ -154,6 +156,15 @@ def _health(health: views.AgentHealthView) -> str:
     warmth = "" if health.temperature_c is None else f", {health.temperature_c:.0f} °C"
     memory = f"{bytes_text(health.rss_bytes)} taken, {bytes_text(health.available_bytes)} left"
     return f"{memory}, load {health.load:.2f}{warmth}; {age_text(health.reported_at, now=datetime.now(UTC))}"
+
+
+def _energy(energy: views.EnergyView) -> str:
+    recent, total = _joules(energy.recent_joules_per_answer), _joules(energy.joules_per_answer)
+    return f"{energy.method}: {energy.watts:.3g} W, {recent} over the last minute; {total} since it began"
+
+
+def _joules(each: float | None) -> str:
+    return "no answers" if each is None else f"{each:.3g} J an answer"
 
 
 def _position(position: views.PositionView) -> str:

@@ -17,6 +17,7 @@ from controller.cli.options import client_of, usage_errors
 from controller.cli.publish import publish_model
 from controller.cli.screen import Output, OutputOption, bytes_text, milliseconds_text, peer_text, ratio_text, show
 from controller.cli.watching import WatchOption, present
+from core.manifest import PrivacyClass
 
 app = typer.Typer(help="Publish models and look at them.", no_args_is_help=True)
 
@@ -127,6 +128,10 @@ def publish(
         list[str] | None,
         typer.Option(metavar="TAG", help="A tag that an agent must have, such as arch:x86_64; may be repeated."),
     ] = None,
+    privacy: Annotated[
+        PrivacyClass | None,
+        typer.Option(help="How far the data of requests to it may go, whatever they say themselves."),
+    ] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Upload a model, check it, make its variants, measure them."""
@@ -143,6 +148,7 @@ def publish(
             max_batch=max_batch,
             cascade=cascade,
             requires=tuple(requires or ()),
+            privacy=privacy,
         )
     show(version, variants_table(name, [version]), output=output)
 

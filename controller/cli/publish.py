@@ -14,6 +14,7 @@ from controller.cli.client import ControllerClient, Refused
 from controller.cli.screen import progress_console
 from core.digest import Digest, digest_of_file
 from core.ids import checked_name
+from core.manifest import PrivacyClass
 
 # The name under which the model's own file is published: nothing refers to it.
 MODEL_PATH = "model.onnx"
@@ -31,6 +32,7 @@ def publish_model(
     max_batch: int,
     cascade: views.CascadeBody | None,
     requires: tuple[str, ...],
+    privacy: PrivacyClass | None,
 ) -> views.VersionView:
     """Publish and wait; return the new version.
 
@@ -50,6 +52,7 @@ def publish_model(
         max_batch=max_batch,
         cascade=cascade,
         requires=requires,
+        privacy=privacy,
     )
     publication = client.publish(name, body)
     # For `models publication`, when this terminal is gone.

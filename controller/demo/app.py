@@ -1,10 +1,11 @@
 """`nanofleet demo`: the story from start to end.
 
-    train ─▶ start broker, controller, Ray ─▶ publish, quantize ─▶ enrol agents, deploy ─▶ cameras ask ─▶ update
+    train ─▶ start broker, controller, Ray ─▶ publish, quantize ─▶ enrol agents, deploy ─▶ cameras ask ─▶ update ─▶ kill
 
 Everybody proves who they are, and nothing runs on an agent that the catalogue has not signed. The held-out pictures are
 asked three times: by cameras whose pictures may not leave the site (what the nano model is worth alone), of the gateway
 directly (what the large model is worth), and by cameras whose pictures may go anywhere (what both are worth together).
+At the end an agent is killed while it is asked, and its neighbour answers its cameras.
 """
 
 import importlib.util
@@ -13,7 +14,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,17 +25,22 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from controller.demo import failover
 from controller.demo.broker import Broker, BrokerChoice, start_broker
 from controller.demo.digits import LARGE, NANO, SCORES, Digits, prepare_digits
 from controller.demo.operator import Operator
-from controller.demo.processes import Parts
+from controller.demo.processes import Part, Parts
 from controller.demo.report import Outcome, outcome_of, traced_escalations
-from controller.demo.scenes import Scene, cameras_of, play
+from controller.demo.scenes import Camera, Playing, Scene, cameras_of, finish, start
 from controller.demo.stack import Agent, Controller
 from core import folder_lock
 from core.errors import Conflict, InvalidRequest, Unavailable
 
-SITES = (("berlin", "gate-1"), ("lisbon", "dock-1"))
+AGENTS = (("berlin", "gate-1"), ("berlin", "gate-2"), ("lisbon", "dock-1"))
+# Whom the cameras of a site ask while accuracy is measured: each picture is to be answered once.
+ASKED = (("berlin", "gate-1"), ("lisbon", "dock-1"))
+# Where an agent has a neighbour.
+CROWDED_SITE = "berlin"
 VARIANT = "int8-static"
 MAX_BATCH = 32
 # Wrong answers that the edge may keep, as a share of those it keeps, judged on the calibration pictures.
@@ -55,6 +61,7 @@ class Stage:
     controller: Controller
     operator: Operator
     agents: tuple[Agent, ...]
+    agent_parts: Mapping[str, Part]
     # What the cameras prove themselves with when they send spans.
     camera_tls: Path
 
@@ -76,11 +83,14 @@ def run_demo(*, keep: bool, output: Path, broker: BrokerChoice) -> None:
         figures, promises = measure(stage, parts, console)
         figures["update"] = update(stage)
         promises["an update smaller than the model"] = figures["update"]["saved_bytes"] > 0
+        figures["failover"] = fail_over(stage, parts, console)
+        promises["no picture lost when an agent is killed"] = is_survived(figures["failover"])
         figures["seconds"] = round(time.monotonic() - started_s, 1)
         output.write_text(json.dumps(figures, indent=2) + "\n")
         show(figures, console)
         console.print(f"figures: [bold]{output}[/]  logs: {folder / 'logs'}", highlight=False)
         if keep:
+            start_again(stage, parts, figures["failover"]["killed"])
             keep_running(figures["endpoints"], console)
     broken = [promise for promise, is_kept in promises.items() if not is_kept]
     if broken:
@@ -100,18 +110,17 @@ def set_up(folder: Path, parts: Parts, console: Console, choice: BrokerChoice) -
     operator = Operator(controller, console)
     operator.run("models", "publish", LARGE, str(digits.large), "--max-batch", str(MAX_BATCH))
     publish_nano(operator, digits, digits.nano)
-    agents = tuple(Agent.planned(folder / agent_id, agent_id=agent_id, site=site) for site, agent_id in SITES)
+    agents = tuple(Agent.planned(folder / agent_id, agent_id=agent_id, site=site) for site, agent_id in AGENTS)
     for agent in agents:
         agent.enrol(parts, token=operator.token(site=agent.site, agent=agent.agent_id))
-    with console.status("starting two agents"):
-        for agent in agents:
-            agent.start(parts, broker=broker)
+    with console.status("starting three agents"):
+        agent_parts = {agent.agent_id: agent.start(parts, broker=broker) for agent in agents}
     deploy_nano(operator)
     with console.status("waiting for Ray"):
         controller.wait_for_heavy(controller_part)
     camera_tls = folder / "cameras"
     operator.run("authority", "certify", "cameras", "--folder", str(camera_tls))
-    return Stage(folder, digits, broker, controller, operator, agents, camera_tls)
+    return Stage(folder, digits, broker, controller, operator, agents, agent_parts, camera_tls)
 
 
 def publish_nano(operator: Operator, digits: Digits, model: Path) -> None:
@@ -122,7 +131,7 @@ def publish_nano(operator: Operator, digits: Digits, model: Path) -> None:
 
 
 def deploy_nano(operator: Operator) -> None:
-    for site, _ in SITES:
+    for site in dict.fromkeys(site for site, _ in AGENTS):
         operator.run("deploy", NANO, "--variant", VARIANT, "--site", site)
 
 
@@ -147,20 +156,11 @@ def update(stage: Stage) -> dict[str, Any]:
 def measure(stage: Stage, parts: Parts, console: Console) -> tuple[dict[str, Any], dict[str, bool]]:
     """Let the cameras play; return the figures, and what was promised of them."""
     labels = stage.digits.labels
-    cameras = cameras_of(SITES, stage.broker)
+    cameras = cameras_of(ASKED, stage.broker)
     outcomes: dict[str, Outcome] = {}
     for scene in (Scene("edge", privacy="site"), Scene("cascade", privacy="any")):
         with console.status(f"{len(cameras)} cameras ask about {len(labels)} pictures: {scene.name}"):
-            rows, totals = play(
-                scene,
-                cameras,
-                stage.digits,
-                parts=parts,
-                broker=stage.broker,
-                otlp=stage.controller.grpc,
-                tls=stage.camera_tls,
-                folder=stage.folder,
-            )
+            rows, totals = finish(start_cameras(scene, cameras, stage, parts))
         outcomes[scene.name] = outcome_of(rows, totals, labels)
     with console.status("asking the large model directly"), np.load(stage.digits.held_out) as held_out:
         heavy_labels = stage.operator.ask_directly(LARGE, held_out["inputs"])
@@ -191,6 +191,37 @@ def measure(stage: Stage, parts: Parts, console: Console) -> tuple[dict[str, Any
         "at most a quarter escalated": cascade.escalated_ratio <= 0.25,
     }
     return figures, promises
+
+
+def start_cameras(scene: Scene, cameras: Sequence[Camera], stage: Stage, parts: Parts) -> list[Playing]:
+    return start(
+        scene,
+        cameras,
+        stage.digits,
+        parts=parts,
+        broker=stage.broker,
+        otlp=stage.controller.grpc,
+        tls=stage.camera_tls,
+        folder=stage.folder,
+    )
+
+
+def fail_over(stage: Stage, parts: Parts, console: Console) -> dict[str, Any]:
+    """Kill an agent while its cameras ask the nearest, and return what became of their pictures."""
+    cameras = cameras_of([(CROWDED_SITE, None)], stage.broker, pairs=2)
+    with console.status(f"{len(cameras)} cameras ask their nearest agent, which is killed"):
+        return failover.kill_the_nearest(start_cameras(failover.SCENE, cameras, stage, parts), stage.agent_parts)
+
+
+def is_survived(figures: Mapping[str, Any]) -> bool:
+    is_whole = not figures["lost"] and not figures["refused"] and not figures["late"]
+    return is_whole and figures["cameras"] > 0 and figures["killed"] not in figures["answered_by"]
+
+
+def start_again(stage: Stage, parts: Parts, agent_id: str) -> None:
+    """Bring back the agent that was killed."""
+    [agent] = [agent for agent in stage.agents if agent.agent_id == agent_id]
+    agent.start(parts, broker=stage.broker)
 
 
 COUNTS = ("lost", "refused", "duplicates", "late")
@@ -244,7 +275,18 @@ def show(figures: Mapping[str, Any], console: Console) -> None:
         f"{changed['saved_bytes']:,} saved by the delta ({changed['saved_ratio']:.0%})",
         highlight=False,
     )
+    console.print(told(figures["failover"]), highlight=False)
     console.print(f"one trace of {trace['spans']} spans across {', '.join(trace['services'])}", highlight=False)
+
+
+def told(figures: Mapping[str, Any]) -> str:
+    """Return what became of the agent that was killed, as a sentence."""
+    switch = figures["switch_ms"]
+    return (
+        f"{figures['killed']} was killed: its {figures['cameras']} cameras were answered by "
+        f"{', '.join(figures['answered_by'])} after {switch['median']} ms (at most {switch['max']} ms); "
+        f"{figures['lost']} of {figures['n']} pictures lost"
+    )
 
 
 def keep_running(addresses: Mapping[str, Any], console: Console) -> None:

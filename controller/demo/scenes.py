@@ -20,7 +20,8 @@ DEADLINE_MS = 5000
 class Camera:
     name: str
     site: str
-    agent: str
+    # None: the nearest, as the camera finds it.
+    agent: str | None
     protocol: str
 
 
@@ -30,19 +31,30 @@ class Scene:
 
     name: str
     privacy: str
+    # Between two pictures of one camera.
+    pause_ms: int = 0
 
 
-def cameras_of(sites: Sequence[tuple[str, str]], broker: Broker) -> list[Camera]:
-    """Return two cameras for each (site, agent): a modern one and an old one, where the broker can tell them apart."""
+@dataclass(frozen=True, slots=True)
+class Playing:
+    """One camera at work."""
+
+    camera: Camera
+    part: Part
+    report: Path
+
+
+def cameras_of(sites: Sequence[tuple[str, str | None]], broker: Broker, *, pairs: int = 1) -> list[Camera]:
+    """Return `pairs` of cameras for each (site, agent): a modern one and an old one, where the broker knows both."""
     protocols = ("5", "3.1.1") if broker.speaks_v5 else ("3.1.1", "3.1.1")
     return [
         Camera(f"camera-{site}-{number}", site, agent, protocol)
         for site, agent in sites
-        for number, protocol in enumerate(protocols, start=1)
+        for number, protocol in enumerate(protocols * pairs, start=1)
     ]
 
 
-def play(
+def start(
     scene: Scene,
     cameras: Sequence[Camera],
     digits: Digits,
@@ -52,32 +64,39 @@ def play(
     otlp: Address,
     tls: Path,
     folder: Path,
-) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Run the scene to its end and return one row per picture, in order, and the totals of all cameras."""
-    running: list[tuple[Part, Path]] = []
+) -> list[Playing]:
+    """Start the scene's cameras; each writes its report line by line."""
+    playing = []
     for kth, camera in enumerate(cameras, start=1):
-        report = folder / f"{scene.name}-{camera.name}.jsonl"
+        name = f"{scene.name}-{camera.name}"
+        report = folder / f"{name}.jsonl"
         arguments = {
             "--broker": str(broker.address),
             "--protocol": camera.protocol,
             "--site": camera.site,
             "--client": camera.name,
-            "--agent": camera.agent,
             "--model": NANO,
             "--input-name": INPUT,
             "--pictures": str(digits.held_out),
             "--take": f"{kth}/{len(cameras)}",
+            "--pause-ms": str(scene.pause_ms),
             "--deadline-ms": str(DEADLINE_MS),
             "--privacy": scene.privacy,
             "--otlp": str(otlp),
             "--tls": str(tls),
             "--report": str(report),
+            **({} if camera.agent is None else {"--agent": camera.agent}),
         }
         words = [word for pair in arguments.items() for word in pair]
-        running.append((parts.start_python(f"{scene.name}-{camera.name}", "edge_agent.client", *words), report))
-    for part, _ in running:
-        part.finish(timeout_s=SCENE_TIMEOUT_S)
-    return collect([report for _, report in running])
+        playing.append(Playing(camera, parts.start_python(name, "edge_agent.client", *words), report))
+    return playing
+
+
+def finish(playing: Sequence[Playing]) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Wait for the scene's end and return one row per picture, in order, and the totals of all cameras."""
+    for each in playing:
+        each.part.finish(timeout_s=SCENE_TIMEOUT_S)
+    return collect([each.report for each in playing])
 
 
 def collect(reports: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[str, int]]:
@@ -87,7 +106,7 @@ def collect(reports: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[str, in
         for line in report.read_text().splitlines():
             row = json.loads(line)
             if "totals" not in row:
-                rows.append(row)
+                rows.append({**row, "camera": report.stem})
                 continue
             for key, count in row["totals"].items():
                 totals[key] = totals.get(key, 0) + count

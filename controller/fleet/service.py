@@ -14,6 +14,7 @@ from controller.fleet.greetings import Greetings
 from controller.fleet.heard import Heard, HeardBuffer, apply_heard
 from controller.fleet.model import Agent, AgentView, Deployed, Deployment, Target
 from controller.fleet.restoration import Drift, Restoration, drift_of
+from controller.fleet.samples import SampleDesk
 from controller.fleet.sessions import Expelled, Permitted, Session, Sessions, Stopping
 from controller.fleet.store import FleetStore
 from controller.fleet.vitals import VitalsBoard
@@ -101,6 +102,7 @@ class Fleet:
         self._greetings = Greetings(store, clock=clock)
         self._heard = HeardBuffer()
         self._vitals = VitalsBoard(max_agents=2 * max_sessions, clock=clock)
+        self.samples = SampleDesk(self._sessions, max_agents=2 * max_sessions)
         self._has_work = asyncio.Event()
         self._pushes_in_doubt = False
         # The last word for each model of each agent.
@@ -319,6 +321,7 @@ class Fleet:
             position = (await self._greet(session, hello)).desired.position
             for permitted in self._permitted.get(hello.agent_id, {}).values():
                 session.permit(permitted)
+            self.samples.greet(session)
             yield session, position
         finally:
             if self._sessions.close(session):
@@ -348,6 +351,9 @@ class Fleet:
             )
         self._hear(session, Heard(self._clock.now(), result=result))
 
+    def is_online(self, agent_id: AgentId) -> bool:
+        return agent_id in self._sessions
+
     @property
     def session_count(self) -> int:
         return len(self._sessions)
@@ -361,6 +367,7 @@ class Fleet:
         self._sessions.end(agent_id, Expelled(reason))
         self._sessions.forget_boots(agent_id)
         self._vitals.forget(agent_id)
+        self.samples.forget(agent_id)
 
     def end_sessions(self) -> None:
         """Tell every agent to come back later; their streams end by themselves."""

@@ -17,6 +17,7 @@ from core.digest import Digest
 from core.errors import NanofleetError, Overloaded, Quarantined
 from core.fleet_state import NOWHERE, AgentHello, DesiredState
 from core.ids import AgentId
+from core.samples import SampleOrder
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +58,8 @@ class Permitted:
     manifest_digest: Digest
 
 
+# What a stream carries once, beside the newest desired state.
+Word: TypeAlias = Permitted | SampleOrder
 Ended: TypeAlias = Left | Replaced | Stopping | Faulty | Expelled
 
 
@@ -70,7 +73,7 @@ class Session:
         self.trust_bundle_sha256 = hello.trust_bundle_sha256
         self._newest: DesiredState | None = None
         self._taken = NOWHERE
-        self._permitted: list[Permitted] = []
+        self._words: list[Word] = []
         self._ended: Ended | None = None
         self._changed = asyncio.Event()
 
@@ -89,9 +92,10 @@ class Session:
             self._changed.set()
 
     def permit(self, permitted: Permitted) -> None:
-        if permitted not in self._permitted:
-            self._permitted.append(permitted)
-            self._changed.set()
+        self._say(permitted)
+
+    def order(self, order: SampleOrder) -> None:
+        self._say(order)
 
     def end(self, ended: Ended) -> None:
         """End the stream; the first reason stays."""
@@ -99,17 +103,22 @@ class Session:
             self._ended = ended
             self._changed.set()
 
-    async def take(self) -> DesiredState | Permitted | Ended:
-        """Wait for the newest state not yet taken, for a permission, or for the end."""
+    async def take(self) -> DesiredState | Word | Ended:
+        """Wait for the newest state not yet taken, for a word, or for the end."""
         await self._changed.wait()
         if self._ended is not None:
             return self._ended
         if (desired := self._newest) is not None:
             self._newest, self._taken = None, desired.position
-        taken = desired or self._permitted.pop(0)
-        if not self._permitted:
+        taken = desired or self._words.pop(0)
+        if not self._words:
             self._changed.clear()
         return taken
+
+    def _say(self, word: Word) -> None:
+        if word not in self._words:
+            self._words.append(word)
+            self._changed.set()
 
 
 class Sessions:
@@ -195,6 +204,11 @@ class Sessions:
         """Tell an agent, if it is here."""
         if (session := self._live.get(agent_id)) is not None:
             session.permit(permitted)
+
+    def order(self, agent_id: AgentId, order: SampleOrder) -> None:
+        """Tell an agent, if it is here."""
+        if (session := self._live.get(agent_id)) is not None:
+            session.order(order)
 
     def end(self, agent_id: AgentId, ended: Ended) -> None:
         """End the session of an agent, if it is here."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from core.clock import Clock
-from core.fleet_state import AgentVitals, MachineHealth, Usage
+from core.fleet_state import AgentVitals, Energy, MachineHealth, Usage
 from core.ids import AgentId
 
 # Over which rates are taken.
@@ -29,6 +29,7 @@ class SeenVitals:
     escalated_ratio: float | None
     health: MachineHealth
     reported_at: datetime
+    energy: Energy | None = None
 
 
 @dataclass(slots=True)
@@ -38,6 +39,7 @@ class _Known:
     health: MachineHealth
     reported_at: datetime
     samples: "deque[tuple[float, Usage]]"
+    energy: Energy | None = None
 
 
 class VitalsBoard:
@@ -58,7 +60,7 @@ class VitalsBoard:
             since = _before(now, vitals.uptime_s)
             known = _Known(boot_id, since, vitals.health, now, deque(maxlen=_MAX_SAMPLES))
             self._known[agent_id] = known
-        known.health, known.reported_at = vitals.health, now
+        known.health, known.energy, known.reported_at = vitals.health, vitals.energy, now
         known.samples.append((self._clock.monotonic_s(), vitals.usage))
         self._known.move_to_end(agent_id)
         if len(self._known) > self._max_agents:
@@ -79,6 +81,7 @@ class VitalsBoard:
             escalated_ratio=recent.answered_heavy / answered if answered else None,
             health=known.health,
             reported_at=known.reported_at,
+            energy=known.energy,
         )
 
     def forget(self, agent_id: AgentId) -> None:

@@ -16,7 +16,7 @@ from controller.registry.model import ORIGINAL, Model, ModelVersion, Variant
 from core.clock import Clock
 from core.deadline import Deadline
 from core.digest import Digest
-from core.errors import HeavyUnavailable, NanofleetError, UnknownModel
+from core.errors import Forbidden, HeavyUnavailable, NanofleetError, UnknownModel
 from core.ids import ModelName, VariantName
 from core.keeping import Keep
 from core.metrics import Registry
@@ -99,6 +99,12 @@ class Gateway:
     async def is_model_ready(self, name: str, version: str) -> bool:
         await self._variant(name, version)
         return self._heavy.is_ready
+
+    async def load(self, name: str) -> None:
+        raise _not_by_hand(name)
+
+    async def unload(self, name: str) -> None:
+        raise _not_by_hand(name)
 
     async def infer(self, request: InferRequest, call: Call) -> InferResponse:
         try:
@@ -183,3 +189,9 @@ def _version_number(name: str, version: str) -> int | None:
     if not (version.isascii() and version.isdecimal() and len(version) <= _MAX_VERSION_DIGITS):
         raise UnknownModel(f"model {name[:80]!r}: versions are numbers, got {version[:80]!r}")
     return int(version)
+
+
+def _not_by_hand(name: str) -> Forbidden:
+    return Forbidden(
+        f"model {name[:80]!r}: what runs here follows from what is published; deploy models with `nanofleet deploy`"
+    )

@@ -12,7 +12,7 @@ from enum import StrEnum
 from core.digest import Digest
 from core.fleet_state import Problem
 from core.ids import ModelName, VariantName
-from core.manifest import Manifest, ScoreKind
+from core.manifest import Manifest, PrivacyClass, ScoreKind
 
 ORIGINAL = VariantName("original")
 
@@ -81,8 +81,9 @@ class PublishRequest:
     """What an operator asks for; every digest names a blob that was uploaded before.
 
     `file` is the ONNX model, `extra_files` its external data, and what else belongs to it (a tokenizer, a
-    configuration). `requires` are tags that an agent must have. `calibration` and `evaluation` are .npz data sets with
-    `inputs` (N, …) and `labels` (N,) int64.
+    configuration). `requires` are tags that an agent must have. `privacy` says how far the data of requests to the
+    model may go; None: as far as others say. `calibration` and `evaluation` are .npz data sets with `inputs` (N, …)
+    and `labels` (N,) int64.
     """
 
     file: BundleFile
@@ -93,6 +94,7 @@ class PublishRequest:
     max_batch: int = 1
     cascade: CascadeRequest | None = None
     requires: tuple[str, ...] = ()
+    privacy: PrivacyClass | None = None
 
 
 class PublicationState(StrEnum):

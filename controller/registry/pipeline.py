@@ -336,6 +336,7 @@ def _variant(
         accuracy_ratio=draft.evaluated.accuracy_ratio,
         release_counter=number,
         requires=request.requires,
+        privacy=request.privacy,
     )
     measured = Measured(
         size_bytes=manifest.size_bytes,

@@ -11,7 +11,7 @@ from core.errors import InvalidRequest, InvalidTensor, TooLarge
 from core.open_inference.messages import NO_PARAMETERS, BodyLimits, Parameters, ParameterValue, RequestedOutput
 from core.tensors import Datatype, Shape, Tensor
 
-_DATATYPES: dict[object, Datatype] = {datatype.value: datatype for datatype in Datatype}
+DATATYPES: dict[object, Datatype] = {datatype.value: datatype for datatype in Datatype}
 _PARAMETER_TYPES = (bool, int, float, str)
 # What changes the meaning of an output, so that leaving it out would be a wrong answer.
 _UNSUPPORTED_OUTPUT_PARAMETERS = ("classification", "shared_memory_region")
@@ -44,7 +44,7 @@ def checked_text(where: str, value: object, limits: BodyLimits) -> str:
 
 def checked_datatype(where: str, value: object) -> Datatype:
     try:
-        return _DATATYPES[value]
+        return DATATYPES[value]
     except (KeyError, TypeError):
         raise InvalidTensor(f"{where}: expected a datatype of {', '.join(Datatype)}; got {quoted(value)}") from None
 

@@ -8,18 +8,21 @@ Register it with `add_open_inference`: the bytes of ModelInfer are to be bounded
 
 # ruff: noqa: N802 (the methods are named by the protocol)
 import logging
-from collections.abc import Awaitable
+import math
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import grpc.aio
 
 from core.clock import Clock
 from core.deadline import Deadline
-from core.errors import DeadlineExceeded, InternalError, NanofleetError
+from core.errors import DeadlineExceeded, InternalError, NanofleetError, NotFound
 from core.logs import withheld
 from core.open_inference import protobuf_body
 from core.open_inference.messages import DEFAULT_LIMITS, BodyLimits, InferRequest, timeout_s
-from core.open_inference.service import EXTENSIONS, Call, DataPlane
+from core.open_inference.protobuf_wire import raw_response_bytes
+from core.open_inference.service import EXTENSIONS, Call, DataPlane, Statistics
+from core.rpc_metrics import CapturedHandlers, MeasuredCalls
 from core.status import STATUS
 from core.telemetry import TRACEPARENT
 from protos.inference.v2 import open_inference_pb2 as pb
@@ -27,6 +30,8 @@ from protos.inference.v2 import open_inference_pb2_grpc as pb_grpc
 
 _log = logging.getLogger(__name__)
 
+# Of a refused call, in its trailing metadata; the word that MQTT and the OpenAI API use.
+RETRY_AFTER = "retry-after-ms"
 _SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 _TRACESTATE = "tracestate"
 # W3C Trace Context, section 3.3.1.5: at least 512 characters are to be handed on; more need not be.
@@ -47,9 +52,21 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         server_name: str,
         server_version: str,
         clock: Clock,
+        extensions: Sequence[str] = EXTENSIONS,
+        statistics: Statistics | None = None,
+        client_of: Callable[[_Context], str] | None = None,
         limits: BodyLimits = DEFAULT_LIMITS,
     ) -> None:
+        """Serve `plane`.
+
+        Args:
+            statistics: None: this plane counts nothing that it would tell here.
+            client_of: who calls, for faces whose callers show certificates.
+        """
         self._plane = plane
+        self._extensions = extensions
+        self._statistics = statistics
+        self._client_of = client_of
         self._server_name = server_name
         self._server_version = server_version
         self._clock = clock
@@ -67,21 +84,38 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         return pb.ModelReadyResponse(ready=is_ready)
 
     async def ServerMetadata(self, request: pb.ServerMetadataRequest, context: _Context) -> pb.ServerMetadataResponse:
-        return pb.ServerMetadataResponse(name=self._server_name, version=self._server_version, extensions=EXTENSIONS)
+        return pb.ServerMetadataResponse(
+            name=self._server_name, version=self._server_version, extensions=self._extensions
+        )
 
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: _Context) -> pb.ModelMetadataResponse:
         return await self._answer(context, self._metadata(request))
 
-    # Bytes, where the stubs say a message: see add_open_inference.
-    async def ModelInfer(  # type: ignore[override]
-        self, request: bytes, context: _Context
-    ) -> pb.ModelInferResponse:
+    # Bytes, where the stubs say messages: see add_open_inference.
+    async def ModelInfer(self, request: bytes, context: _Context) -> bytes:  # type: ignore[override]
         return await self._answer(context, self._infer(request, context))
+
+    async def ModelStatistics(
+        self, request: pb.ModelStatisticsRequest, context: _Context
+    ) -> pb.ModelStatisticsResponse:
+        return await self._answer(context, self._statistics_of(request))
 
     async def RepositoryIndex(
         self, request: pb.RepositoryIndexRequest, context: _Context
     ) -> pb.RepositoryIndexResponse:
         return await self._answer(context, self._index(request))
+
+    async def RepositoryModelLoad(
+        self, request: pb.RepositoryModelLoadRequest, context: _Context
+    ) -> pb.RepositoryModelLoadResponse:
+        await self._answer(context, self._plane.load(_model_of(request)))
+        return pb.RepositoryModelLoadResponse()
+
+    async def RepositoryModelUnload(
+        self, request: pb.RepositoryModelUnloadRequest, context: _Context
+    ) -> pb.RepositoryModelUnloadResponse:
+        await self._answer(context, self._plane.unload(_model_of(request)))
+        return pb.RepositoryModelUnloadResponse()
 
     async def _metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
         return protobuf_body.encode_metadata(await self._plane.metadata(request.name, request.version))
@@ -98,11 +132,18 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
             ]
         )
 
-    async def _infer(self, body: bytes, context: _Context) -> pb.ModelInferResponse:
+    async def _statistics_of(self, request: pb.ModelStatisticsRequest) -> pb.ModelStatisticsResponse:
+        if self._statistics is None:
+            raise NotFound("statistics: not served here")
+        return protobuf_body.encode_statistics(await self._statistics.statistics(request.name, request.version))
+
+    async def _infer(self, body: bytes, context: _Context) -> bytes:
         message = protobuf_body.parse_received_request(body, limits=self._limits)
         request = protobuf_body.decode_request(message, limits=self._limits)
         response = await self._plane.infer(request, self._call(request, context))
-        return protobuf_body.encode_response(response, raw=request.binary_output)
+        if request.binary_output:
+            return raw_response_bytes(response)
+        return protobuf_body.encode_response(response, raw=False).SerializeToString()
 
     def _call(self, request: InferRequest, context: _Context) -> Call:
         traceparent = tracestate = None
@@ -111,7 +152,8 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
                 traceparent = value
             elif key == _TRACESTATE and isinstance(value, str) and len(value) <= _MAX_TRACESTATE_CHARS:
                 tracestate = value
-        return Call(self._deadline(request, context), traceparent, tracestate)
+        client = "" if self._client_of is None else self._client_of(context)
+        return Call(self._deadline(request, context), traceparent, tracestate, client)
 
     def _deadline(self, request: InferRequest, context: _Context) -> Deadline | None:
         # The stubs say float; without a deadline it is None (grpc.aio documentation).
@@ -134,17 +176,33 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         except Exception as error:
             self._defects.record(error)
             refusal = InternalError("internal error; the server's log has the cause")
-        return await context.abort(STATUS[refusal.code].grpc, str(refusal)[:_MAX_DETAILS_CHARS])
+        return await context.abort(STATUS[refusal.code].grpc, str(refusal)[:_MAX_DETAILS_CHARS], _when_again(refusal))
 
 
-def add_open_inference(servicer: OpenInferenceServicer, server: grpc.aio.Server) -> None:
-    """Register `servicer` so that ModelInfer gets the bytes that came; every other RPC as the stubs have it."""
-    infer: grpc.RpcMethodHandler[bytes, pb.ModelInferResponse] = grpc.unary_unary_rpc_method_handler(
-        servicer.ModelInfer, response_serializer=pb.ModelInferResponse.SerializeToString
-    )
-    pb_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
-    # Registered methods come before the generic handlers of the stubs, and the last of a name counts.
-    server.add_registered_method_handlers(_SERVICE, {"ModelInfer": infer})
+def _when_again(refusal: NanofleetError) -> tuple[tuple[str, str], ...]:
+    """Return trailing metadata that say when the same call may succeed, where that is known."""
+    if not refusal.retryable or refusal.retry_after_s is None:
+        return ()
+    return ((RETRY_AFTER, str(math.ceil(refusal.retry_after_s * 1000))),)
+
+
+def _model_of(request: pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest) -> str:
+    # KServe numbers the fields differently: the model's name comes where Triton has the repository's.
+    return request.model_name or request.repository_name
+
+
+def add_open_inference(
+    servicer: OpenInferenceServicer, server: grpc.aio.Server, *, measure: MeasuredCalls | None = None
+) -> None:
+    """Register `servicer` so that ModelInfer gets and gives bytes; every other RPC as the stubs have it.
+
+    `measure` is for a server without interceptors.
+    """
+    captured = CapturedHandlers()
+    pb_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, captured)  # type: ignore[arg-type]  # see there
+    infer: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(servicer.ModelInfer)
+    captured.services[_SERVICE]["ModelInfer"] = infer
+    captured.register(server, measure)
 
 
 class _Defects:

@@ -57,6 +57,14 @@ class HttpFace:
                 return await self._model_ready(target)
             case Operation.INDEX:
                 return await self._index(only_ready=_only_ready(body))
+            case Operation.LOAD:
+                _require_no_files(body)
+                await self._plane.load(target.model)
+                return json_reply({})
+            case Operation.UNLOAD:
+                _object_of(body)
+                await self._plane.unload(target.model)
+                return json_reply({})
             case Operation.STATISTICS if self._statistics is not None:
                 return json_reply(statistics_body(await self._statistics.statistics(target.model, target.version)))
             case _:
@@ -79,13 +87,27 @@ class HttpFace:
 
 
 def _only_ready(body: bytes) -> bool:
+    asked = _object_of(body)
+    if not isinstance(asked.get("ready", False), bool):
+        raise InvalidRequest('index: expected no body or a JSON object such as {"ready": true}')
+    return bool(asked.get("ready", False))
+
+
+def _require_no_files(body: bytes) -> None:
+    """Models and their settings come from the fleet, so a load may bring neither ("model repository" extension)."""
+    parameters = _object_of(body).get("parameters") or {}
+    if not isinstance(parameters, dict) or parameters:
+        raise InvalidRequest("load: expected no parameters; files and settings of a model come from the fleet")
+
+
+def _object_of(body: bytes) -> Mapping[str, object]:
     try:
         asked = orjson.loads(body) if body else {}
     except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"index: expected a JSON object or no body: {error}") from error
-    if not isinstance(asked, dict) or not isinstance(asked.get("ready", False), bool):
-        raise InvalidRequest('index: expected no body or a JSON object such as {"ready": true}')
-    return bool(asked.get("ready", False))
+        raise InvalidRequest(f"body: expected a JSON object or none: {error}") from error
+    if not isinstance(asked, dict):
+        raise InvalidRequest("body: expected a JSON object or none")
+    return asked
 
 
 def _metadata_body(metadata: ModelMetadata) -> Mapping[str, object]:

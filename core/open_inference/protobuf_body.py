@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 
 from core.errors import InvalidRequest, InvalidTensor
 from core.open_inference.bounds import (
+    DATATYPES,
     checked_datatype,
     checked_output_parameters,
     checked_outputs,
@@ -36,7 +37,8 @@ from core.open_inference.messages import (
     RequestedOutput,
 )
 from core.open_inference.protobuf_bounds import REQUEST, RESPONSE, require_bounds
-from core.open_inference.raw_elements import array_from_raw, raw_of
+from core.open_inference.raw_elements import array_from_raw, array_if_plain, raw_of
+from core.open_inference.statistics import Duration, ModelStatistics
 from core.tensors import NUMPY_DTYPE, Array, Datatype, Tensor, TensorSpec
 from protos.inference.v2 import open_inference_pb2 as pb
 
@@ -56,6 +58,8 @@ _FIELDS: dict[Datatype, str] = {
 # Datatypes whose field is wider than they are.
 _NARROW = {Datatype.INT8, Datatype.INT16, Datatype.UINT8, Datatype.UINT16}
 _MAX_INT64 = (1 << 63) - 1
+# Derived: two bytes of body take ninety of memory at most, so 90 kB, which the decoder then counts and refuses.
+_HARMLESS_BYTES = 2000
 
 
 def parse_request(body: bytes, *, limits: BodyLimits = DEFAULT_LIMITS) -> pb.ModelInferRequest:
@@ -72,7 +76,8 @@ def parse_request(body: bytes, *, limits: BodyLimits = DEFAULT_LIMITS) -> pb.Mod
 def parse_received_request(body: bytes, *, limits: BodyLimits = DEFAULT_LIMITS) -> pb.ModelInferRequest:
     """Do as `parse_request` with a body whose size the transport has bounded, the heads of its tensors included."""
     try:
-        require_bounds(body, REQUEST, limits=limits)
+        if len(body) > _HARMLESS_BYTES:
+            require_bounds(body, REQUEST, limits=limits)
         return pb.ModelInferRequest.FromString(body)
     except DecodeError as error:
         raise InvalidRequest("body: expected a ModelInferRequest message") from error
@@ -170,6 +175,32 @@ def encode_metadata(metadata: ModelMetadata) -> pb.ModelMetadataResponse:
     )
 
 
+def encode_statistics(found: Sequence[ModelStatistics]) -> pb.ModelStatisticsResponse:
+    return pb.ModelStatisticsResponse(model_stats=[_encode_model_statistics(each) for each in found])
+
+
+def _encode_model_statistics(found: ModelStatistics) -> pb.ModelStatistics:
+    return pb.ModelStatistics(
+        name=found.name,
+        version=found.version,
+        last_inference=found.last_inference_ms,
+        inference_count=found.success.count,
+        execution_count=found.executions,
+        inference_stats=pb.InferStatistics(
+            success=_encode_duration(found.success),
+            fail=_encode_duration(found.fail),
+            queue=_encode_duration(found.queue),
+            compute_infer=_encode_duration(found.compute_infer),
+            cache_hit=_encode_duration(found.cache_hit),
+            cache_miss=_encode_duration(found.cache_miss),
+        ),
+    )
+
+
+def _encode_duration(duration: Duration) -> pb.StatisticDuration:
+    return pb.StatisticDuration(count=duration.count, ns=duration.ns)
+
+
 def _encode_spec(spec: TensorSpec) -> pb.ModelMetadataResponse.TensorMetadata:
     return pb.ModelMetadataResponse.TensorMetadata(name=spec.name, datatype=spec.datatype.value, shape=spec.shape)
 
@@ -189,6 +220,14 @@ def _decode_tensors(
 
 
 def _decode_raw(kind: str, head: _TensorHead, raw: bytes, limits: BodyLimits) -> Tensor:
+    datatype = DATATYPES.get(head.datatype)
+    array = array_if_plain(datatype, tuple(head.shape), raw, limits)
+    if array is not None and datatype is not None and not head.HasField("contents"):
+        return Tensor(checked_text("name", head.name, limits), datatype, array)
+    return _decode_raw_closely(kind, head, raw, limits)
+
+
+def _decode_raw_closely(kind: str, head: _TensorHead, raw: bytes, limits: BodyLimits) -> Tensor:
     name = checked_text(f"{kind} name", head.name, limits)
     where = f"{kind} {quoted(name)}"
     if head.HasField("contents") and head.contents.ListFields():

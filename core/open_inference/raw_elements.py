@@ -3,15 +3,19 @@
 Source: Triton's extension "binary tensor data"; the raw contents of the protobuf form are the same bytes.
 """
 
+import math
 import struct
 
 import numpy as np
 
 from core.errors import InvalidTensor
 from core.open_inference.json_elements import bytes_array
+from core.open_inference.messages import BodyLimits
 from core.tensors import NUMPY_DTYPE, Array, Datatype, Shape, Tensor
 
 _LENGTH = struct.Struct("<I")
+# Of these not every value of the right size is one.
+_NOT_PLAIN = frozenset({Datatype.BOOL, Datatype.BYTES})
 
 
 def array_from_raw(where: str, datatype: Datatype, *, shape: Shape, count: int, raw: bytes | memoryview) -> Array:
@@ -31,6 +35,21 @@ def array_from_raw(where: str, datatype: Datatype, *, shape: Shape, count: int, 
         raise InvalidTensor(f"{where}: expected bytes 0 or 1 for BOOL, got a larger one")
     array = np.frombuffer(raw, dtype).reshape(shape)
     # Behind a JSON header the bytes start anywhere; compute kernels may rely on alignment.
+    return array if array.flags.aligned else array.copy()
+
+
+def array_if_plain(datatype: Datatype | None, shape: Shape, raw: bytes, limits: BodyLimits) -> Array | None:
+    """Return the array of a tensor of numbers whose shape and size are as they should be; None: look closer.
+
+    For what most requests have: `array_from_raw`, behind the checks of `bounds`, comes to the same or says why not.
+    """
+    if datatype is None or datatype in _NOT_PLAIN or len(shape) > limits.max_dimensions:
+        return None
+    dtype = NUMPY_DTYPE[datatype]
+    count = math.prod(shape)
+    if count * dtype.itemsize != len(raw) or not shape or min(shape) <= 0 or count > limits.max_elements:
+        return None
+    array = np.frombuffer(raw, dtype).reshape(shape)
     return array if array.flags.aligned else array.copy()
 
 

@@ -52,6 +52,25 @@ class DataPlane(Protocol):
         """
         ...
 
+    async def load(self, name: str) -> None:
+        """Bring the model into memory and keep it there; return when it can answer.
+
+        Raises:
+            UnknownModel: no model of that name.
+            Forbidden: nobody may say so here; the message says who decides.
+            ModelNotReady: it cannot be loaded, or there is no room for it now.
+        """
+        ...
+
+    async def unload(self, name: str) -> None:
+        """Let the model finish what it has and take it out of memory; it is not ready until it is loaded again.
+
+        Raises:
+            UnknownModel: no model of that name.
+            Forbidden: nobody may say so here; the message says who decides.
+        """
+        ...
+
     async def infer(self, request: InferRequest, call: Call) -> InferResponse:
         """Answer one request with the outputs that it asks for, in its order; its `id` is echoed.
 

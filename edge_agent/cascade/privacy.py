@@ -11,10 +11,12 @@ import fnmatch
 import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from typing import Self
 
 from core.manifest import Manifest
 from core.open_inference.messages import InferRequest
 from edge_agent.cascade.policy import Privacy, privacy_of, strictest
+from edge_agent.settings import AgentSettings
 
 # Chosen: well above a site's devices; one that is forgotten is only matched anew.
 _MAX_REMEMBERED = 4096
@@ -34,6 +36,14 @@ class PrivacyRules:
         self._class_of_device = _matcher(default, devices or {})
         # Compared with on the hot path: most agents have no rules, and nothing to look up.
         self._has_rules = bool(self._models or devices) or default is not Privacy.ANY
+
+    @classmethod
+    def of(cls, settings: AgentSettings) -> Self:
+        return cls(
+            default=Privacy(settings.privacy.default),
+            devices={client: Privacy(word) for client, word in settings.privacy.devices.items()},
+            models={model: Privacy(each.privacy) for model, each in settings.models.items()},
+        )
 
     def privacy_of(self, request: InferRequest, manifest: Manifest, *, beside: str | None, client: str) -> Privacy:
         """Return the class of `request`; `beside` is the word that came beside it, `client` who asks, "" if unknown.

@@ -126,6 +126,9 @@ class Connection:
         except Exception:
             # The root of this thread: without it nobody would connect again.
             _log.exception("the MQTT connection failed by a defect; a new one follows")
+        finally:
+            # paho closes its sockets when it is freed, which a cycle would put off.
+            client.on_connect = client.on_subscribe = client.on_message = None
         return True
 
     def _on_connect(

@@ -9,10 +9,12 @@ from core.errors import Unavailable
 from core.grpc_transport import SERVER_OPTIONS, TransportCredentials
 from core.metrics import Registry
 from core.open_inference.grpc_face import OpenInferenceServicer, add_open_inference
-from core.open_inference.service import DataPlane
-from core.rpc_metrics import MeasuredCalls
+from core.open_inference.service import EXTENSIONS, DataPlane, Statistics
+from core.rpc_metrics import CapturedHandlers, MeasuredCalls
 
 SERVER_NAME = "nanofleet-agent"
+# What this plane adds: requests have priorities and timeouts, and are counted.
+AGENT_EXTENSIONS = (*EXTENSIONS, "schedule_policy", "statistics")
 
 
 class GrpcFront:
@@ -24,15 +26,26 @@ class GrpcFront:
         credentials: TransportCredentials,
         clock: Clock,
         version: str,
+        statistics: Statistics | None = None,
         metrics: Registry | None = None,
     ) -> None:
         self._bind = bind
-        interceptors = [] if metrics is None else [MeasuredCalls(metrics, clock=clock)]
-        self._server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=interceptors)
+        # No interceptor: one would cost every call more than what it measures.
+        measure = None if metrics is None else MeasuredCalls(metrics, clock=clock)
+        self._server = grpc.aio.server(options=SERVER_OPTIONS)
         self._health = health.aio.HealthServicer()
-        servicer = OpenInferenceServicer(plane, server_name=SERVER_NAME, server_version=version, clock=clock)
-        add_open_inference(servicer, self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        servicer = OpenInferenceServicer(
+            plane,
+            server_name=SERVER_NAME,
+            server_version=version,
+            clock=clock,
+            extensions=AGENT_EXTENSIONS,
+            statistics=statistics,
+        )
+        add_open_inference(servicer, self._server, measure=measure)
+        checks = CapturedHandlers()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, checks)
+        checks.register(self._server, measure)
         self._credentials = credentials
 
     async def start(self) -> Address:

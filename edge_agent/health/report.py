@@ -10,7 +10,15 @@ from typing import Any
 
 from core.errors import NanofleetError
 from edge_agent.health.state_folder import StateFolder
-from edge_agent.health.status_file import AgentStatus, CertificateView, ModelView, OutboxView, PeerView, read_status
+from edge_agent.health.status_file import (
+    AgentStatus,
+    CertificateView,
+    EnergyView,
+    ModelView,
+    OutboxView,
+    PeerView,
+    read_status,
+)
 
 _MIB = 1 << 20
 # The agent looks once a second whether there is something to write.
@@ -78,6 +86,7 @@ def render(status: AgentStatus, *, is_running: bool, now: datetime) -> list[str]
         *([f"clock       {status.clock_problem}"] if status.clock_problem else []),
         f"heavy tier  breaker {status.heavy_breaker}" + ("" if status.outbox.is_heavy_reachable else ", out of reach"),
         *_outbox(status.outbox),
+        *([f"energy      {_energy(status.energy)}"] if status.energy is not None else []),
         f"desired     epoch {status.epoch}, generation {status.generation} applied",
         "",
         *_table(("MODEL", "VERSION", "VARIANT", "PHASE", "STORED", "PROBLEM"), map(_row, status.models)),
@@ -115,6 +124,14 @@ def _outbox(outbox: OutboxView) -> list[str]:
 def _certificate(certificate: CertificateView, *, now: datetime) -> str:
     text = f"good for {_span(now, certificate.not_after)}" if now < certificate.not_after else "expired"
     return "; ".join(part for part in (text, certificate.last_error, certificate.clock_problem) if part)
+
+
+def _energy(energy: EnergyView) -> str:
+    recent = (
+        f"{energy.recent_joules / energy.recent_answers:.3g} J an answer" if energy.recent_answers else "no answers"
+    )
+    total = f"{energy.joules:.4g} J for {energy.answers} answers since it began"
+    return f"{energy.method}: {energy.watts:.3g} W and {recent} over the last minute; {total}"
 
 
 def _row(model: ModelView) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ class StateFolder:
         self.root = self.trust / "root.json"
         self.store = root / "store"
         self.journal = root / "journal"
+        self.samples = root / "samples"
         self.outbox = root / "outbox.sqlite"
         self.status = root / "status.json"
         self.endpoints = root / "endpoints.json"

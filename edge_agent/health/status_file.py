@@ -5,7 +5,7 @@ written every few seconds only, so that a busy agent does not wear out its flash
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from core.atomic_files import write_atomically
 from core.clock import Clock
 from core.errors import InvalidRequest, NotFound
-from core.fleet_state import ReportedState, SlotReport
+from core.fleet_state import Energy, ReportedState, SlotReport
 from edge_agent.identity.renewal import RenewalStatus
 
 LOOK_INTERVAL_S = 1.0
@@ -86,6 +86,28 @@ class CertificateView(_View):
         )
 
 
+class EnergyView(_View):
+    """What the agent's work took by one method, since it began; `recent` is about a minute."""
+
+    method: str
+    joules: float
+    answers: int
+    watts: float
+    recent_joules: float
+    recent_answers: int
+
+    @classmethod
+    def of(cls, energy: Energy) -> Self:
+        return cls(
+            method=energy.method.value,
+            joules=round(energy.joules, 3),
+            answers=energy.answers,
+            watts=round(energy.watts, 3),
+            recent_joules=round(energy.recent_joules, 3),
+            recent_answers=energy.recent_answers,
+        )
+
+
 class WaitingView(_View):
     """What waits in the outbox of one kind, and what became of the rest since the process began."""
 
@@ -143,6 +165,8 @@ class AgentStatus(_View):
     outbox: OutboxView = OutboxView()
     """What waits for the controller or the heavy tier."""
     counters: dict[str, int]
+    energy: EnergyView | None = None
+    """None: switched off, or nothing is known yet."""
     written_at: datetime
 
     @classmethod
@@ -158,6 +182,7 @@ class AgentStatus(_View):
         clock_problem: str = "",
         outbox: OutboxView = OutboxView(),  # noqa: B008 (frozen)
         counters: dict[str, int],
+        energy: Energy | None = None,
         now: datetime,
     ) -> Self:
         return cls(
@@ -172,6 +197,7 @@ class AgentStatus(_View):
             models=tuple(ModelView.of(report) for report in reported.slots),
             outbox=outbox,
             counters=counters,
+            energy=None if energy is None else EnergyView.of(energy),
             written_at=now,
         )
 
@@ -183,14 +209,16 @@ class AgentStatus(_View):
             return True
         if self.outbox.news != other.outbox.news:
             return True
-        aside = {"counters": other.counters, "outbox": other.outbox, "written_at": other.written_at}
+        # Joules change all the time, and an agent at rest writes nothing.
+        aside = {name: getattr(other, name) for name in ("counters", "outbox", "energy", "written_at")}
         return self.model_copy(update=aside) != other
 
     @property
     def _numbers(self) -> tuple[object, ...]:
-        """What changes with every request; ages, which change by themselves, are no news."""
+        """What changes with every request; ages and joules, which change by themselves, are no news."""
         waiting = {kind: (each.rows, each.sent, each.lost) for kind, each in self.outbox.kinds.items()}
-        return self.counters, waiting, self.outbox.clock_jumps
+        took = None if self.energy is None else (self.energy.method, self.energy.answers)
+        return self.counters, waiting, self.outbox.clock_jumps, took
 
 
 def read_status(path: Path) -> AgentStatus:
@@ -225,7 +253,17 @@ class Since:
 class StatusWriter:
     """Keeps the file up to date; `look` gives the status of this moment."""
 
-    def __init__(self, path: Path, look: Callable[[], AgentStatus], *, disk: Executor, clock: Clock) -> None:
+    def __init__(
+        self,
+        path: Path,
+        look: Callable[[], AgentStatus],
+        *,
+        disk: Executor,
+        clock: Clock,
+        refresh: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """`refresh` is awaited before each look, for what cannot be read at once."""
+        self._refresh = refresh
         self._path = path
         self._look = look
         self._disk = disk
@@ -235,6 +273,8 @@ class StatusWriter:
 
     async def run(self) -> None:
         while True:
+            if self._refresh is not None:
+                await self._refresh()
             await self.write_if_changed()
             await asyncio.sleep(LOOK_INTERVAL_S)
 

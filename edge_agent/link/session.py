@@ -39,6 +39,7 @@ from core.fleet_wire import (
     encode_vitals,
 )
 from core.logs import peer_text
+from core.samples import NO_SAMPLES, SampleCounts, SampleOrder, decode_order, encode_counts
 from core.status import error_from_grpc
 from edge_agent.identity.channel import certificate_fault
 from protos.fleet.v1 import fleet_pb2 as pb
@@ -47,6 +48,8 @@ from protos.fleet.v1 import fleet_pb2 as pb
 REPORT_INTERVAL_S = 0.1
 # Chosen: a dashboard that is a quarter of a minute behind is none the worse for it.
 VITALS_INTERVAL_S = 15.0
+# Chosen: whoever wants to retrain looks once a day; under load it is one small message.
+SAMPLES_INTERVAL_S = 60.0
 # Chosen: what an idle machine does not do by itself.
 NEWS_TEMPERATURE_C = 5.0
 NEWS_SHARE = 0.25
@@ -141,6 +144,10 @@ class Intake(Protocol):
         """Take a person's word that whole chunks may be fetched for this variant."""
         ...
 
+    def order_samples(self, order: SampleOrder) -> None:
+        """Take a person's wish for hard examples, to be delivered by and by."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class SessionLimits:
@@ -159,9 +166,11 @@ class Session:
         limits: SessionLimits,
         on_state: Callable[[SessionState], None],
         vitals: Callable[[], AgentVitals] | None = None,
+        samples: Callable[[], SampleCounts] | None = None,
     ) -> None:
-        """`vitals` None: nothing is said of them."""
+        """`vitals`, `samples` None: nothing is said of them."""
         self._vitals = vitals
+        self._samples = samples
         self.state = SessionState.CONNECTING
         self._stub = stub
         self._desk = desk
@@ -212,6 +221,8 @@ class Session:
             tasks.create_task(self._report_changes(call), name="session report")
             if self._vitals is not None:
                 tasks.create_task(self._report_vitals(call, self._vitals), name="session vitals")
+            if self._samples is not None:
+                tasks.create_task(self._report_samples(call, self._samples), name="session samples")
             while True:
                 message = await self._read(messages)
                 await self._pending_answers.acquire()
@@ -235,6 +246,8 @@ class Session:
                 await self._intake.trust_bundle(_bounded_pem(message.trust_bundle.pem))
             elif kind == "transfer":
                 await self._intake.permit_transfer(parse_digest(message.transfer.manifest_digest))
+            elif kind == "samples":
+                self._intake.order_samples(decode_order(message.samples))
         except NanofleetError as error:
             # Another kind than these comes from a newer controller and is not for us.
             _log.warning(
@@ -263,6 +276,15 @@ class Session:
                 await self._write(call, pb.AgentMessage(vitals=encode_vitals(vitals)))
                 said = vitals
             await asyncio.sleep(VITALS_INTERVAL_S)
+
+    async def _report_samples(self, call: Call, look: Callable[[], SampleCounts]) -> None:
+        """Say how many hard examples there are, whenever that has changed; an agent that keeps none says nothing."""
+        said = NO_SAMPLES
+        while True:
+            if (counts := look()) != said:
+                await self._write(call, pb.AgentMessage(samples=encode_counts(counts)))
+                said = counts
+            await asyncio.sleep(SAMPLES_INTERVAL_S)
 
     async def _write(self, call: Call, message: pb.AgentMessage) -> None:
         try:

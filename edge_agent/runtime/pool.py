@@ -21,6 +21,7 @@ from core.tensors import Array, Tensor
 from edge_agent.cascade.confidence import judge_for
 from edge_agent.runtime.batcher import Batcher, JudgeOutputs, QueueBounds, Run
 from edge_agent.runtime.session import OnnxModel, RunTime
+from edge_agent.runtime.threads import RunThreads, available_cores
 from edge_agent.runtime.vitals import Watch
 from edge_agent.settings import RuntimeSettings
 
@@ -39,7 +40,9 @@ class LoadedModel:
         run_time: RunTime,
         settings: RuntimeSettings,
         clock: Clock,
+        threads: RunThreads | None = None,
     ) -> None:
+        """`threads` None: it does not share them with other models."""
         self.manifest = manifest
         self.digest = digest
         self.version = str(manifest.version)
@@ -58,6 +61,8 @@ class LoadedModel:
             may_run_inline=not _varies_within_a_row(manifest),
             judge=_judge_of(manifest),
             bounds=QueueBounds(max_requests=settings.max_queue),
+            threads=threads,
+            reply_reserve_s=settings.reply_reserve_s,
         )
 
     def arrays_of(self, request: InferRequest) -> Sequence[Array]:
@@ -121,6 +126,8 @@ class ModelPool:
         self._loading: set[str] = set()
         self._observers: list[Callable[[], None]] = []
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="model-loader")
+        # A run takes as many cores as it has threads inside.
+        self._threads = RunThreads(max(1, available_cores() // settings.intra_op_threads))
 
     async def load(self, manifest: Manifest, digest: Digest, folder: Path) -> None:
         """Load, warm up, switch, then drain and close the variant that ran before.
@@ -135,7 +142,15 @@ class ModelPool:
         finally:
             self._loading.discard(manifest.model)
         await self.host(
-            LoadedModel(manifest, digest, model.run, run_time=run_time, settings=self._settings, clock=self._clock)
+            LoadedModel(
+                manifest,
+                digest,
+                model.run,
+                run_time=run_time,
+                settings=self._settings,
+                clock=self._clock,
+                threads=self._threads,
+            )
         )
 
     async def host(self, model: LoadedModel) -> None:
@@ -197,6 +212,7 @@ class ModelPool:
         for name in list(self._models):
             await self.unload(ModelName(name))
         self._loader.shutdown(wait=False)
+        self._threads.close()
 
     def _open(self, manifest: Manifest, folder: Path) -> tuple[OnnxModel, RunTime]:
         model = OnnxModel(manifest, folder, intra_op_threads=self._settings.intra_op_threads)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from controller.heavy.local import ChildPolicy
-from edge_agent.main import FLUSH_TIMEOUT_S
+from edge_agent.lifetime import FLUSH_TIMEOUT_S
 from edge_agent.settings import AgentSettings
 from tests.support.mosquitto import program_path
 

@@ -58,6 +58,19 @@ def test_the_update_came_as_differences_and_cost_less_than_the_model(demo: Demo)
         assert transfer["brought_bytes"] == transfer["wire_bytes"] + transfer["saved_bytes"]
 
 
+def test_an_agent_is_killed_and_its_neighbour_answers_its_cameras_without_a_loss(demo: Demo) -> None:
+    failover = demo.figures["failover"]
+    assert {key: failover[key] for key in ("lost", "refused", "late")} == {"lost": 0, "refused": 0, "late": 0}
+    assert failover["n"] == 899
+    assert failover["after"] > 0
+    neighbours = {"gate-1": ["gate-2"], "gate-2": ["gate-1"]}
+    assert failover["answered_by"] == neighbours[failover["killed"]]
+    assert failover["cameras"] >= 1
+    # The broker tells of the death at once; the share of a silent agent would have been 2.5 s.
+    assert 0 < failover["switch_ms"]["max"] < 2000
+    assert f"{failover['killed']} was killed: its {failover['cameras']} cameras were answered by" in demo.printed
+
+
 def test_every_agent_was_let_in_by_the_authority_and_keeps_its_key_to_itself(demo: Demo) -> None:
     for agent_id, agent in demo.figures["endpoints"]["agents"].items():
         identity = IdentityFolder(demo.folder / agent_id / "identity").load()
@@ -85,6 +98,7 @@ def test_ctrl_c_stops_everything_also_with_the_embedded_broker(tmp_path: Path) -
         figures = demo.figures
         assert figures["broker"] == {"name": "amqtt", "protocols": ["3.1.1"]}
         assert figures["accuracy"]["cascade"] >= figures["accuracy"]["heavy"] - 0.005
+        assert figures["failover"]["lost"] == 0
         demo.process.send_signal(signal.SIGINT)
         assert demo.finish() == 0, demo.printed
         assert demo.left_behind() == []

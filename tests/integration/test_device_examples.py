@@ -1,15 +1,18 @@
 """The examples of docs/device-guide.md as they are in the repository, on a real broker and a real agent's front."""
 
 import asyncio
+import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-from tests.support.edge_front import AGENT, SITE, serving
+from tests.support.edge_front import SITE, serving
 from tests.support.edge_plane import cascade_of, echo_model
 from tests.support.mosquitto import Mosquitto, running_mosquitto
+from tests.support.played_agents import played
 from tests.support.sensor_tools import cpp_compiler, micropython
 
 ROOT = Path(__file__).parents[2]
@@ -24,12 +27,13 @@ def broker(tmp_path: Path) -> Iterator[Mosquitto]:
         yield running
 
 
-async def output_of(*command: str | Path) -> str:
+async def output_of(*command: str | Path, given: bytes = b"") -> str:
+    """Return what a command prints; `given` is what it reads."""
     process = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
     async with asyncio.timeout(TIMEOUT_S):
-        output, _ = await process.communicate()
+        output, _ = await process.communicate(given)
     assert process.returncode == 0, output.decode()
     return output.decode()
 
@@ -55,7 +59,7 @@ async def built_sketch(folder: Path, settings: Mapping[str, str | int]) -> Path:
 
 
 def of(broker: Mosquitto, **other: str | int) -> dict[str, str | int]:
-    names = {"SITE": SITE, "AGENT": AGENT, "MODEL": "digits", "INPUT": "x"}
+    names = {"SITE": SITE, "MODEL": "digits", "INPUT": "x"}
     return {"BROKER_HOST": broker.host, "BROKER_PORT": broker.port, **names, **other}
 
 
@@ -72,14 +76,55 @@ async def test_the_arduino_sketch_is_answered(broker: Mosquitto, tmp_path: Path)
 
 
 async def test_the_arduino_sketch_goes_on_when_nobody_answers(broker: Mosquitto, tmp_path: Path) -> None:
-    program = await built_sketch(tmp_path, of(broker, AGENT="nobody"))
+    program = await built_sketch(tmp_path, of(broker, SITE="nowhere"))
     assert (await output_of(program)).splitlines() == ["no answer in time"] * 2
+
+
+def silent(broker: Mosquitto, count: int) -> AbstractContextManager[object]:
+    """So many agents that say they are there and answer nothing."""
+    return played(broker, *(f"silent-{number}" for number in range(count)), behaviour="ignore")
+
+
+async def test_the_arduino_sketch_finds_another_agent_when_one_is_silent(broker: Mosquitto, tmp_path: Path) -> None:
+    program = await built_sketch(tmp_path, of(broker))
+    async with serving(broker, echo_model()):
+        with silent(broker, 1):
+            lines = (await output_of(program)).splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("answer ") for line in lines)
+
+
+async def built_c_client(folder: Path) -> Path:
+    program = folder / "ask"
+    options = ["-x", "c", "-std=gnu11", "-Wall", "-Wextra", "-Werror"]
+    await output_of(cpp_compiler(), *options, EXAMPLES / "c" / "ask.c", "-o", program, "-lmosquitto")
+    return program
+
+
+async def asked_in_c(program: Path, broker: Mosquitto, *, model: str = "digits") -> str:
+    words = [broker.host, str(broker.port), SITE, "camera-c", model]
+    return await output_of(program, *words, given=b'[{"name":"x","datatype":"FP32","shape":[1,3],"data":[0,9,0]}]')
+
+
+async def test_the_c_client_is_answered(broker: Mosquitto, tmp_path: Path) -> None:
+    program = await built_c_client(tmp_path)
+    async with serving(broker, echo_model()):
+        answer = json.loads(await asked_in_c(program, broker))
+    assert (answer["parameters"]["status"], answer["outputs"][0]["data"]) == (200, [0.0, 9.0, 0.0])
+
+
+async def test_the_c_client_finds_another_agent_when_some_are_silent(broker: Mosquitto, tmp_path: Path) -> None:
+    program = await built_c_client(tmp_path)
+    async with serving(broker, echo_model()):
+        with silent(broker, 3):
+            answer = json.loads(await asked_in_c(program, broker))
+    assert answer["parameters"]["status"] == 200
 
 
 async def test_the_micropython_example_is_answered(broker: Mosquitto) -> None:
     program = (
         f"import sys; sys.path[:0] = [{str(EXAMPLES / 'micropython')!r}, {str(SUPPORT / 'micropython')!r}]\n"
-        f"import sensor; sensor.main({broker.host!r}, {broker.port}, {SITE!r}, {AGENT!r}, 'digits', 'x')"
+        f"import sensor; sensor.main({broker.host!r}, {broker.port}, {SITE!r}, 'digits', 'x')"
     )
     async with serving(broker, echo_model(cascade=cascade_of())):
         lines = (await output_of(micropython(), "-c", program)).splitlines()
@@ -91,9 +136,20 @@ async def test_the_micropython_example_is_answered(broker: Mosquitto) -> None:
 async def test_the_micropython_example_says_why_it_was_refused(broker: Mosquitto) -> None:
     program = (
         f"import sys; sys.path[:0] = [{str(EXAMPLES / 'micropython')!r}, {str(SUPPORT / 'micropython')!r}]\n"
-        f"import sensor; sensor.main({broker.host!r}, {broker.port}, {SITE!r}, {AGENT!r}, 'ghost', 'x')"
+        f"import sensor; sensor.main({broker.host!r}, {broker.port}, {SITE!r}, 'ghost', 'x')"
     )
     async with serving(broker, echo_model()):
         output = await output_of(micropython(), "-c", program)
     assert "refused:" in output
     assert "ghost" in output
+
+
+async def test_the_micropython_example_finds_another_agent_when_one_is_silent(broker: Mosquitto) -> None:
+    program = (
+        f"import sys; sys.path[:0] = [{str(EXAMPLES / 'micropython')!r}, {str(SUPPORT / 'micropython')!r}]\n"
+        f"import sensor; sensor.main({broker.host!r}, {broker.port}, {SITE!r}, 'digits', 'x')"
+    )
+    async with serving(broker, echo_model()):
+        with silent(broker, 1):
+            lines = (await output_of(micropython(), "-c", program)).splitlines()
+    assert [line.partition(" ")[0] for line in lines] == ["edge", "edge"]

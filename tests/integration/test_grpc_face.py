@@ -9,7 +9,7 @@ import pytest
 
 from core.addresses import Address
 from core.clock import SystemClock
-from core.errors import InternalError, UnknownModel
+from core.errors import InternalError, Overloaded, UnknownModel
 from core.grpc_transport import SERVER_OPTIONS, TransportCredentials, open_channel
 from core.open_inference import protobuf_body
 from core.open_inference.grpc_face import OpenInferenceServicer, add_open_inference
@@ -101,3 +101,13 @@ async def test_a_body_over_four_mebibytes_passes_and_one_over_the_limit_is_refus
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.ModelInfer(request_of((4 << 20) + 1))
     assert caught.value.code() is grpc.StatusCode.OUT_OF_RANGE
+
+
+async def test_when_to_come_again_arrives_in_the_trailing_metadata(
+    plane: EchoPlane, stub: "pb_grpc.GRPCInferenceServiceAsyncStub"
+) -> None:
+    plane.refuse_with = Overloaded("full").after(0.25)
+    with pytest.raises(grpc.aio.AioRpcError) as refusal:
+        await stub.ModelInfer(request_of(2))
+    assert refusal.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert dict(refusal.value.trailing_metadata())["retry-after-ms"] == "250"

@@ -152,12 +152,13 @@ async def test_a_311_device_gets_the_verdict_that_was_deferred(broker: Mosquitto
 
 async def test_the_same_correlation_data_on_another_body_is_another_deferral(broker: Mosquitto) -> None:
     deferrals = FakeDeferrals()
-    model = echo_model(cascade=cascade_of())
-    async with serving(broker, model, heavy=away(), deferrals=deferrals), device(broker) as camera:
+    async with device(broker) as camera:
         for values in (UNSURE, UNSURE, (0.0, 0.4, 0.3)):
-            # QoS 0: nothing remembers that it came before.
-            camera.send(body_of(values), qos=0, deferrable="1")
-            await camera.reply()
+            # An agent that was started again does not remember what came before.
+            model = echo_model(cascade=cascade_of())
+            async with serving(broker, model, heavy=away(), deferrals=deferrals):
+                camera.send(body_of(values), qos=0, deferrable="1")
+                await camera.reply()
     first, again, other = [dedupe_id for _, dedupe_id, _ in deferrals.taken]
     assert first == again != other
 

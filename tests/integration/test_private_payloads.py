@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc.aio
+import httpx
 import numpy as np
 import orjson
 import pytest
@@ -29,6 +30,9 @@ from core.open_inference.messages import InferRequest
 from core.telemetry import Tracing, TracingSettings
 from core.tensors import Array, Datatype, Tensor
 from edge_agent.front.grpc import GrpcFront
+from edge_agent.front.http.inference import OpenInferenceRoutes
+from edge_agent.front.http.routes import Tasks, routing
+from edge_agent.front.http.server import HttpFront
 from edge_agent.front.mqtt.front import MqttFront
 from edge_agent.runtime.pool import LoadedModel
 from edge_agent.runtime.session import RunTime
@@ -271,6 +275,30 @@ async def test_a_request_id_in_a_topic_that_is_malformed_does_not_stand_in_the_l
             while not agent.front.counters.malformed_topic:
                 await asyncio.sleep(0.01)
         agent.require_silence()
+
+
+@pytest.mark.parametrize("text", [SURE, UNSURE, NOT_FINITE, FAILING, BROKEN])
+async def test_the_local_http_face_drops_nothing_of_a_private_request(
+    caplog: pytest.LogCaptureFixture, text: str
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    tracing, exporter = recording()
+    heavy, deferrals, examples = FakeHeavy(), FakeDeferrals(), FakeExamples()
+    plane = await plane_with(text_model(), heavy=heavy, tracing=tracing, deferrals=deferrals, examples=examples)
+    tasks = Tasks()
+    protocol = OpenInferenceRoutes(plane, server_name="agent", server_version="1", extensions=(), tasks=tasks)
+    front = HttpFront(Address("127.0.0.1", 0), routing(protocol.find, fixed={}), clock=CLOCK)
+    async with httpx.AsyncClient(base_url=f"http://{await front.start()}") as client:
+        content = body_of(text, privacy="device")
+        response = await client.post("/v2/models/digits/infer", content=content)
+    assert response.status_code == {SURE: 200, UNSURE: 200, NOT_FINITE: 403}.get(text, 500)
+    await front.stop(0)
+    await tasks.close()
+    ours = [record for record in caplog.records if not record.name.startswith("http")]
+    assert [line for line in (JsonFormatter().format(record) for record in ours) if MARK in line] == []
+    assert len(exporter.get_finished_spans()) > 0
+    assert [span for span in exporter.get_finished_spans() if MARK in span.to_json()] == []
+    assert (heavy.asked, deferrals.taken, examples.offered) == ([], [], [])
 
 
 async def test_the_local_grpc_face_drops_nothing_of_a_private_request(caplog: pytest.LogCaptureFixture) -> None:

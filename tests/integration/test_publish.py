@@ -88,14 +88,16 @@ async def test_a_model_with_external_weights_is_published(running: RunningRegist
     assert [file.path for file in original.manifest.files] == ["sub/model.onnx", "sub/weights.bin", "golden.npz"]
 
 
-async def test_every_variant_keeps_what_is_not_external_data_and_requires_its_tags(running: RunningRegistry) -> None:
+async def test_every_variant_keeps_what_is_not_external_data_and_requires_its_tags_and_privacy(
+    running: RunningRegistry,
+) -> None:
     model = dense_net()
     extra_files = (
         BundleFile("weights.bin", await running.upload(external_weights(model, "weights.bin"))),
         BundleFile("tokenizer.json", await running.upload(b"{}")),
     )
     file = BundleFile("model.onnx", await running.upload(model.SerializeToString()))
-    request = PublishRequest(file, extra_files, recipes=("int8-dynamic",), requires=("arch:x86_64",))
+    request = PublishRequest(file, extra_files, recipes=("int8-dynamic",), requires=("arch:x86_64",), privacy="site")
 
     finished = await running.finished(await running.registry.start_publication(METER, request))
 
@@ -105,6 +107,7 @@ async def test_every_variant_keeps_what_is_not_external_data_and_requires_its_ta
     assert [file.path for file in original.manifest.files] == of_original
     assert [file.path for file in derived.manifest.files] == ["model.onnx", "tokenizer.json", "golden.npz"]
     assert derived.manifest.requires == original.manifest.requires == ("arch:x86_64",)
+    assert derived.manifest.privacy == original.manifest.privacy == "site"
 
 
 async def test_every_variant_passes_the_self_test_that_it_was_published_with(

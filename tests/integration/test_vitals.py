@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from core.addresses import parse_address
-from core.fleet_state import Usage
+from core.fleet_state import Energy, EnergyMethod, Usage
 from core.spiffe import Role
 from tests.support.controller_process import ControllerProcess
 from tests.support.delivery_shelf import DeliveryShelf
@@ -35,6 +35,7 @@ async def test_a_real_agent_says_how_it_is_when_its_session_opens_and_then_is_si
     assert 0 < vitals.uptime_s < 60
     assert vitals.health.rss_bytes > 10 << 20
     assert vitals.health.available_bytes > 0
+    assert vitals.energy is None or vitals.energy.joules >= 0
 
 
 async def say(controller: ControllerProcess) -> dict[str, Any]:
@@ -44,7 +45,8 @@ async def say(controller: ControllerProcess) -> dict[str, Any]:
         await agent.hello(made_hello())
         silent = (await http.get(f"/api/agents/{CAM}")).json()
         assert (silent["usage"], silent["health"]) == (None, None)
-        await agent.say_vitals(made_vitals(90, 10, refused=3, failed=1))
+        energy = Energy(EnergyMethod.MODEL, joules=50.0, answers=100, watts=0.5, recent_joules=8.0, recent_answers=10)
+        await agent.say_vitals(made_vitals(90, 10, refused=3, failed=1, energy=energy))
         async with asyncio.timeout(TIMEOUT_S):
             while (shown := (await http.get(f"/api/agents/{CAM}")).json())["usage"] is None:
                 await asyncio.sleep(0.05)
@@ -66,3 +68,7 @@ def test_what_an_agent_says_is_shown_to_operators(tmp_path: Path) -> None:
     assert (health["temperature_c"], health["load"], health["rss_bytes"]) == (48.5, 0.25, 80 << 20)
     assert "90 at the edge, 10 by the heavy tier, 3 refused, 1 failed" in done.stdout
     assert "load 0.25" in done.stdout
+    energy = shown["energy"]
+    assert (energy["method"], energy["joules"], energy["answers"], energy["watts"]) == ("model", 50.0, 100, 0.5)
+    assert (energy["joules_per_answer"], energy["recent_joules_per_answer"]) == (0.5, 0.8)
+    assert "model: 0.5 W, 0.8 J an answer over the last minute" in done.stdout

@@ -16,6 +16,8 @@ class EchoPlane:
         self.refuse_with: Exception | None = None
         self.requests: list[InferRequest] = []
         self.calls: list[Call] = []
+        self.loads: list[str] = []
+        self.unloads: list[str] = []
 
     async def is_ready(self) -> bool:
         return self.ready
@@ -37,6 +39,14 @@ class EchoPlane:
             return False
         self._require(name, version)
         return True
+
+    async def load(self, name: str) -> None:
+        self._require(name, "")
+        self.loads.append(name)
+
+    async def unload(self, name: str) -> None:
+        self._require(name, "")
+        self.unloads.append(name)
 
     async def infer(self, request: InferRequest, call: Call) -> InferResponse:
         self.requests.append(request)

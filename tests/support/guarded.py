@@ -54,6 +54,7 @@ async def guarded_side(folder: Path) -> AsyncIterator[GuardedSide]:
             fleet=side.fleet,
             traces=side.traces,
             records=side.records,
+            pulls=side.pulls,
             trust=faces_of(access, side.trust.audit),
             pages=Dashboard(side.sources, access, version="0.1.0").router(),
             clock=SystemClock(),

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -46,19 +46,36 @@ class OfflineAgent:
         """Return what the agent last wrote about itself."""
         return dict(json.loads(StateFolder(self.state_dir).status.read_bytes()))
 
+    def faces(self) -> Mapping[str, str]:
+        """Return the addresses of its local faces; none: they are not open yet."""
+        try:
+            return dict(json.loads(StateFolder(self.state_dir).endpoints.read_bytes()))
+        except FileNotFoundError:
+            return {}
+
+    def is_connected(self) -> bool:
+        """Say whether it has reached its broker."""
+        try:
+            broker = self.status().get("broker") or {}
+        except FileNotFoundError:
+            return False
+        return bool(broker.get("is_connected"))
+
 
 @contextmanager
 def offline_agent(
     state_dir: Path,
     *,
     models: Sequence[BuiltModel],
-    broker: Mosquitto,
+    broker: Mosquitto | None,
     agent_id: str = "gate-1",
     site: str = "berlin",
     environment: Mapping[str, str] | None = None,
     is_enrolled: bool = False,
 ) -> Iterator[OfflineAgent]:
     """Yield an agent that is connected to `broker` and serves `models`; it is gone afterwards.
+
+    `broker` None: its local faces are all that there is.
 
     With `is_enrolled` its identity is in `state_dir` already.
     """
@@ -69,7 +86,7 @@ def offline_agent(
     settings = {
         "STATE_DIR": str(state_dir),
         "GRPC_BIND": "127.0.0.1:0",
-        "MQTT__PORT": str(broker.port),
+        **({"MQTT__ENABLED": "false"} if broker is None else {"MQTT__PORT": str(broker.port)}),
         "LOGS__LEVEL": "error",
         **(environment or {}),
     }
@@ -79,7 +96,7 @@ def offline_agent(
     )
     try:
         agent = OfflineAgent(agent_id, site, state_dir, process)
-        _await_connected(agent)
+        _await(agent, agent.faces if broker is None else agent.is_connected)
         yield agent
     finally:
         process.terminate()
@@ -110,16 +127,12 @@ def _put(store: ContentStore, digest: Digest, content: bytes) -> None:
         store.put(digest, content)
 
 
-def _await_connected(agent: OfflineAgent) -> None:
+def _await(agent: OfflineAgent, is_up: Callable[[], object]) -> None:
     give_up_s = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < give_up_s:
         if agent.process.poll() is not None:
             break
-        try:
-            broker = agent.status().get("broker") or {}
-        except FileNotFoundError:
-            broker = {}
-        if broker.get("is_connected"):
+        if is_up():
             return
         time.sleep(0.05)
-    raise RuntimeError(f"agent {agent.agent_id} was not connected within {START_TIMEOUT_S:g} s")
+    raise RuntimeError(f"agent {agent.agent_id} was not up within {START_TIMEOUT_S:g} s")

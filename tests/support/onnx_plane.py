@@ -17,7 +17,7 @@ from controller.api.http_server import HttpServer
 from controller.api.open_inference_http import create_open_inference_app
 from core.addresses import Address
 from core.clock import SystemClock
-from core.errors import DeadlineExceeded, UnknownModel
+from core.errors import DeadlineExceeded, Forbidden, UnknownModel
 from core.grpc_transport import SERVER_OPTIONS, TransportCredentials
 from core.open_inference.grpc_face import OpenInferenceServicer, add_open_inference
 from core.open_inference.messages import InferRequest, InferResponse, ModelIndexEntry, ModelMetadata
@@ -93,6 +93,12 @@ class OnnxPlane:
     async def is_model_ready(self, name: str, version: str) -> bool:
         self._find(name, version)
         return True
+
+    async def load(self, name: str) -> None:
+        self._find(name, "")
+
+    async def unload(self, name: str) -> None:
+        raise Forbidden(f"model {name}: is always there")
 
     async def infer(self, request: InferRequest, call: Call) -> InferResponse:
         runnable = self._find(request.model_name, request.model_version)

@@ -35,6 +35,8 @@ from controller.records.model import Kept
 from controller.records.service import Records
 from controller.registry.blobs import BlobStore
 from controller.registry.service import Registry
+from controller.samples.service import SamplePulls
+from controller.samples.spool import Spool
 from controller.signing.model import SigningStatus
 from controller.signing.service import Catalogue
 from controller.storage.access import SqlAccessStore
@@ -107,6 +109,7 @@ class OperatorSide:
     traces: Traces
     records: Records
     sources: Sources
+    pulls: SamplePulls
 
 
 @asynccontextmanager
@@ -130,6 +133,9 @@ async def operator_side(folder: Path, *, version: str = "0.1.0") -> AsyncIterato
         )
         await registry.prepare()
         fleet = Fleet(SqlFleetStore(database), registry, releases=OpenCatalogue(), clock=clock, max_sessions=8)
+        pulls = SamplePulls(Spool(folder / "samples"), fleet, fleet.samples, clock=clock)
+        stack.callback(pulls.close)
+        await pulls.prepare()
         traces = Traces(SqlTraceStore(database), max_spans=1000)
         records = Records(SqlRecordStore(database), clock=clock, kept=Kept(100, 1000, timedelta(days=400)))
         access = Access(SqlAccessStore(database), clock=clock)
@@ -149,13 +155,14 @@ async def operator_side(folder: Path, *, version: str = "0.1.0") -> AsyncIterato
             fleet=fleet,
             traces=traces,
             records=records,
+            pulls=pulls,
             clock=clock,
             server_name="nanofleet",
             server_version=version,
         )
         for loop in (registry.run, fleet.run, traces.run, dashboard.run):
             stack.push_async_callback(_cancelled, asyncio.create_task(loop()))
-        yield OperatorSide(app, access, secret, trust, plane, registry, fleet, traces, records, sources)
+        yield OperatorSide(app, access, secret, trust, plane, registry, fleet, traces, records, sources, pulls)
 
 
 class NoIdentities:

@@ -1,6 +1,6 @@
 """Vitals of an agent, with what a test does not care about filled in."""
 
-from core.fleet_state import AgentVitals, MachineHealth, Usage
+from core.fleet_state import AgentVitals, Energy, MachineHealth, Usage
 
 MIB = 1 << 20
 
@@ -16,6 +16,7 @@ def made_vitals(
     available_bytes: int = 400 * MIB,
     temperature_c: float | None = 48.5,
     load: float = 0.25,
+    energy: Energy | None = None,
 ) -> AgentVitals:
     usage = Usage(edge, heavy, refused, failed)
-    return AgentVitals(usage, uptime_s, MachineHealth(rss_bytes, available_bytes, temperature_c, load))
+    return AgentVitals(usage, uptime_s, MachineHealth(rss_bytes, available_bytes, temperature_c, load), energy)

@@ -11,9 +11,10 @@
 import asyncio
 import logging
 import math
-from typing import Protocol
+from typing import Protocol, cast
 
 from core.errors import NanofleetError
+from core.logs import withheld
 from edge_agent.front.http.messages import Answer, Cancel, Site, encoded
 from edge_agent.front.http.reading import Read, RequestReader, defect_answer
 
@@ -84,8 +85,8 @@ class HttpConnection(asyncio.Protocol):
     # ---- asyncio.Protocol --------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # The transports of uvloop are none to isinstance.
+        self._transport = transport = cast("asyncio.Transport", transport)
         if not self._server.admit(self):
             transport.abort()
             return
@@ -197,8 +198,8 @@ class HttpConnection(asyncio.Protocol):
             exchange.cancel = read.route.serve(read.request, exchange.respond)
         except NanofleetError as error:
             exchange.respond(read.route.refuse(error))
-        except Exception:
-            _log.error("an HTTP request failed by a defect", exc_info=True)
+        except Exception as error:
+            _log.error("an HTTP request failed by a defect", exc_info=withheld(error))
             exchange.respond(defect_answer(read.route))
 
     def _write(self, read: Read, answer: Answer) -> None:

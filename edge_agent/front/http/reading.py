@@ -18,6 +18,7 @@ import httptools
 
 from core.content_encoding import ENCODINGS, Decoder, decoder_of
 from core.errors import InternalError, NanofleetError, TooLarge, Unavailable
+from core.logs import withheld
 from edge_agent.front.http.messages import Answer, Request, Route, Site, text_refusal
 
 _log = logging.getLogger(__name__)
@@ -275,7 +276,7 @@ class RequestReader:
         if isinstance(cause, _Refused):
             self._refuse_by(cause.answer)
         elif isinstance(error, httptools.HttpParserCallbackError):
-            _log.error("an HTTP request failed by a defect", exc_info=cause)
+            _log.error("an HTTP request failed by a defect", exc_info=withheld(cause or error))
             self._refuse_by(defect_answer(None if self._incoming is None else self._incoming.route))
         else:
             self._refuse_by(text_refusal("", HTTPStatus.BAD_REQUEST, _NOT_HTTP))

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TypeAlias
 
 from core.errors import NanofleetError
+from core.logs import withheld
 from core.status import STATUS
 from edge_agent.front.http.messages import TEXT, Answer, Cancel, Methods, Request, Respond, Route, Serve
 from edge_agent.front.http.reading import defect_answer
@@ -46,8 +47,8 @@ class Tasks:
             found = await answer(request)
         except NanofleetError as error:
             found = refuse(error)
-        except Exception:
-            _log.error("an HTTP request failed by a defect", exc_info=True)
+        except Exception as error:
+            _log.error("an HTTP request failed by a defect", exc_info=withheld(error))
             found = defect_answer(None)
         respond(found)
 

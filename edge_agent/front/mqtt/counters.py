@@ -15,6 +15,8 @@ class FrontCounters:
     verdicts: int = 0
     refused: int = 0
     duplicates: int = 0
+    # Answers that a bound made this agent forget before the deadline of their request.
+    duplicates_forgotten: int = 0
     # Devices that measured how near this agent is.
     probes: int = 0
     # Came too late, or their deadline passed in the queue: never answered.
@@ -28,3 +30,6 @@ class FrontCounters:
     retained: int = 0
     # Verdicts that waited under an address which this agent does not serve, or cannot read.
     unreadable_address: int = 0
+
+    def note_forgotten(self) -> None:
+        self.duplicates_forgotten += 1

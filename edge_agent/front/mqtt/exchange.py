@@ -14,10 +14,12 @@ from core.open_inference.messages import InferRequest
 from core.open_inference.service import Call
 from edge_agent.answer import Answer
 from edge_agent.cascade.policy import Reason
+from edge_agent.front.mqtt.duplicates import Execution
 from edge_agent.front.mqtt.late_address import LateAddress, encode_late_address
 from edge_agent.front.mqtt.publication import Publication
 from edge_agent.front.mqtt.topics import template_of
 from edge_agent.front.mqtt.wire import DEFAULT_DEADLINE_S, Address, Envelope, within_timeout
+from edge_agent.request_content import content_of
 from edge_agent.request_trace import Attribute
 
 Settled = Callable[["Exchange", "asyncio.Future[Answer]"], None]
@@ -30,9 +32,9 @@ class Exchange:
         "agent",
         "content_type",
         "deadline_s",
+        "execution",
         "future",
         "is_asked",
-        "is_noted",
         "publication",
         "qos",
         "received_s",
@@ -54,20 +56,26 @@ class Exchange:
         # Until the envelope is open: a refusal of a malformed one must still be sent.
         self.deadline_s = received_s + DEFAULT_DEADLINE_S
         self.content_type = ""
-        self.is_noted = False
+        # What is remembered of it, once it is known to be no repetition.
+        self.execution: Execution | None = None
         # From then on the data plane counts what becomes of it.
         self.is_asked = False
         self.future: asyncio.Future[Answer] | None = None
         self.request: InferRequest
 
-    @property
-    def key(self) -> tuple[str, bytes]:
-        return self.address.client, self.address.correlation
-
     def open(self, envelope: Envelope) -> float:
         self.deadline_s = self.received_s + envelope.remaining_s
         self.content_type = envelope.content_type
         return self.received_s
+
+    def content_hash(self, envelope: Envelope) -> int:
+        """Return a hash of what is asked: of the body's bytes; in the 3.1.1 form without what it says of its deadline.
+
+        Python's own: keyed per process, and 0.14 us for a small body where BLAKE3 takes 1.2 us (measured).
+        """
+        if envelope.request is not None:
+            return hash(content_of(envelope.request))
+        return hash((self.publication.payload, self.address.model, envelope.content_type))
 
     def admit(self, request: InferRequest, envelope: Envelope) -> Call:
         self.request = request

@@ -27,7 +27,7 @@ from edge_agent.data_plane import EdgeDataPlane
 from edge_agent.front.mqtt.broker import Broker, BrokerState
 from edge_agent.front.mqtt.connection import ConnectionSettings
 from edge_agent.front.mqtt.counters import FrontCounters
-from edge_agent.front.mqtt.duplicates import Duplicates, Progress
+from edge_agent.front.mqtt.duplicates import Duplicates, Execution
 from edge_agent.front.mqtt.exchange import Exchange
 from edge_agent.front.mqtt.late_address import decode_late_address
 from edge_agent.front.mqtt.message_metrics import MessageMetrics
@@ -36,7 +36,7 @@ from edge_agent.front.mqtt.publication import Publication
 from edge_agent.front.mqtt.replies import Replies
 from edge_agent.front.mqtt.tls import BrokerTls
 from edge_agent.front.mqtt.topics import DropCause, Topics, Undeliverable
-from edge_agent.front.mqtt.wire import Address, Reply, Wire
+from edge_agent.front.mqtt.wire import Address, Envelope, Reply, Wire
 from edge_agent.runtime.pool import ModelPool
 from edge_agent.settings import MqttSettings
 
@@ -73,7 +73,11 @@ class MqttFront:
         self._faces = dict(faces or {})
         self._topics = Topics(site, agent, requires_client=settings.requires_client, shared_by=settings.share_group)
         self._wire = Wire(self._topics, agent=agent, limits=BodyLimits(max_body_bytes=settings.max_body_bytes))
-        self._duplicates = Duplicates(max_entries=settings.remembered_replies, max_bytes=settings.remembered_bytes)
+        self._duplicates = Duplicates(
+            max_requests=settings.remembered_replies,
+            max_bytes=settings.remembered_bytes,
+            note_forgotten=self.counters.note_forgotten,
+        )
         self._in_flight: set[Exchange] = set()
         self._is_draining = False
         # Infinite while the connection is not open: the broker sends what it kept before that.
@@ -156,6 +160,7 @@ class MqttFront:
         """Reply with what has become of a request that was under way; never raises."""
         self._in_flight.discard(exchange)
         if future.cancelled():
+            self._forget(exchange)
             return
         try:
             answer = future.result()
@@ -186,7 +191,7 @@ class MqttFront:
             refusal = self._refusal(error, late.address.model)
             reply = self._wire.encode_refusal(late.address, refusal, qos=late.qos, deadline_s=deadline_s)
         self.counters.verdicts += 1
-        self._duplicates.follow_up((late.address.client, late.address.correlation), reply, now_s=now_s)
+        self._duplicates.follow_up(late.address.client, late.address.correlation, reply)
         self._replies.send(reply)
 
     def _follow(self, exchange: Exchange, future: "asyncio.Future[Answer]") -> None:
@@ -200,9 +205,7 @@ class MqttFront:
         now_s = self._clock.monotonic_s()
         if not answer.is_final:
             self.counters.provisional += 1
-        if exchange.qos:
-            note = self._duplicates.finish if answer.is_final else self._duplicates.note_provisional
-            note(exchange.key, reply, now_s=now_s)
+        self._remember(exchange, reply, answer)
         self._replies.send(reply)
         # The whole way is measured once.
         if answer.later is None:
@@ -225,14 +228,15 @@ class MqttFront:
         if not exchange.is_asked:
             self._plane.metrics.failed("", error)
         if isinstance(error, DeadlineExceeded):
+            self._forget(exchange)
             self.counters.expired += 1
             return
         self.counters.refused += 1
         reply = self._wire.encode_refusal(exchange.address, error, qos=exchange.qos, deadline_s=exchange.deadline_s)
-        if exchange.is_noted and error.retryable:
-            self._duplicates.forget(exchange.key)
-        elif exchange.is_noted:
-            self._duplicates.finish(exchange.key, reply, now_s=self._clock.monotonic_s())
+        if error.retryable:
+            self._forget(exchange)
+        else:
+            self._remember(exchange, reply)
         self._replies.send(reply)
 
     def _refusal(self, error: Exception, model: str) -> NanofleetError:
@@ -251,7 +255,7 @@ class MqttFront:
         if envelope.probe is not None and asks_for_load(envelope.probe):
             self._answer_probe(exchange)
             return
-        if exchange.qos and not self._is_fresh(exchange, now_s):
+        if not self._is_fresh(exchange, envelope, now_s):
             return
         if self._is_draining:
             raise Unavailable("the agent is stopping; try again later")
@@ -276,16 +280,35 @@ class MqttFront:
     def _may_be_backlog(self, exchange: Exchange) -> bool:
         return exchange.received_s - self._online_since_s < _BACKLOG_S
 
-    def _is_fresh(self, exchange: Exchange, now_s: float) -> bool:
-        seen = self._duplicates.begin(exchange.key, deadline_s=exchange.deadline_s, now_s=now_s)
-        if seen is Progress.FRESH:
-            exchange.is_noted = True
+    def _is_fresh(self, exchange: Exchange, envelope: Envelope, now_s: float) -> bool:
+        address = exchange.address
+        seen = self._duplicates.begin(
+            address.client,
+            address.correlation,
+            content=exchange.content_hash(envelope),
+            deadline_s=exchange.deadline_s,
+            now_s=now_s,
+        )
+        if isinstance(seen, Execution):
+            exchange.execution = seen
             return True
         self.counters.duplicates += 1
-        if not isinstance(seen, Progress):
-            for reply in seen:
-                self._replies.send(reply)
+        for reply in seen:
+            self._replies.send(reply)
         return False
+
+    def _remember(self, exchange: Exchange, reply: Reply, answer: Answer | None = None) -> None:
+        """Keep a reply for when its request comes again; `answer` None: it is a refusal for good."""
+        if exchange.execution is None:
+            return
+        if answer is None or answer.is_final:
+            self._duplicates.finish(exchange.execution, reply)
+        else:
+            self._duplicates.note_provisional(exchange.execution, reply, is_under_way=answer.later is not None)
+
+    def _forget(self, exchange: Exchange) -> None:
+        if exchange.execution is not None:
+            self._duplicates.forget(exchange.execution)
 
     def _opened(self) -> None:
         self._online_since_s = self._clock.monotonic_s()

@@ -26,7 +26,7 @@ from core.open_inference.messages import (
 )
 from core.status import STATUS
 from core.telemetry import parse_traceparent
-from edge_agent.answer import Answer
+from edge_agent.answer import Answer, particulars
 from edge_agent.front.mqtt.publication import (
     Publication,
     encode_content_type,
@@ -121,7 +121,7 @@ class Wire:
         self._topics = topics
         self._agent = agent
         self._limits = limits
-        self._answer_words: dict[tuple[str, str, str, str, bool], bytes] = {}
+        self._answer_words: dict[tuple[str, str, str, str, bool, bool], bytes] = {}
 
     def address_of(self, publication: Publication) -> Address:
         """Return who is to be answered, and where.
@@ -192,6 +192,8 @@ class Wire:
         changing = [] if answer.confidence is None else [("confidence", f"{answer.confidence:.4f}")]
         if answer.traceparent is not None:
             changing.append(("traceparent", answer.traceparent))
+        if answer.measured_j is not None:
+            changing.append(("energy-mj", f"{answer.measured_j * 1000:.3f}"))
         encoded = properties + encode_correlation(address.correlation) + words + encode_words(changing)
         return Reply(address.topic, payload, qos, encoded, deadline_s)
 
@@ -233,19 +235,19 @@ class Wire:
             answer.tier.value,
             answer.reason.value,
             answer.is_final,
+            answer.is_cached,
         )
         words = self._answer_words.get(key)
         if words is None:
-            words = encode_words(
-                {
-                    "status": "200",
-                    "tier": answer.tier.value,
-                    "model-version": peer_text(response.model_version),
-                    "agent": self._agent,
-                    "final": "1" if answer.is_final else "0",
-                    "reason": answer.reason.value,
-                }.items()
-            )
+            said = {
+                "status": "200",
+                "tier": answer.tier.value,
+                "model-version": peer_text(response.model_version),
+                "agent": self._agent,
+                "final": "1" if answer.is_final else "0",
+                "reason": answer.reason.value,
+            }
+            words = encode_words([*said.items(), *([("cache", "hit")] if answer.is_cached else [])])
             if len(self._answer_words) >= _MAX_REMEMBERED:
                 self._answer_words.clear()
             self._answer_words[key] = words
@@ -389,8 +391,7 @@ def _with_parameters(answer: Answer, agent: str) -> InferResponse:
         "final": int(answer.is_final),
         "reason": answer.reason.value,
     }
-    if answer.confidence is not None:
-        parameters["confidence"] = round(answer.confidence, 4)
+    parameters.update(particulars(answer))
     if answer.traceparent is not None:
         parameters["traceparent"] = answer.traceparent
     return InferResponse(response.model_name, response.model_version, response.outputs, response.id, parameters)

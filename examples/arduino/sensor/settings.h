@@ -6,9 +6,8 @@
 #define BROKER_HOST "192.168.1.10"
 #define BROKER_PORT 1883
 
-// `nanofleet devices list` names both; `any` in the agent's place needs MQTT 5.
+// `nanofleet devices list` names it; the sensor finds its agents by itself.
 #define SITE "berlin"
-#define AGENT "gate-1"
 #define CLIENT_ID "sensor-1"
 
 // `nanofleet models show MODEL --output json` says the name and the shape of the input.

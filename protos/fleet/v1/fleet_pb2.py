@@ -24,53 +24,58 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from protos.catalogue.v1 import catalogue_pb2 as protos_dot_catalogue_dot_v1_dot_catalogue__pb2
+from protos.samples.v1 import samples_pb2 as protos_dot_samples_dot_v1_dot_samples__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bprotos/fleet/v1/fleet.proto\x12\x12nanofleet.fleet.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#protos/catalogue/v1/catalogue.proto\"\xdc\x01\n\x0c\x41gentMessage\x12*\n\x05hello\x18\x01 \x01(\x0b\x32\x19.nanofleet.fleet.v1.HelloH\x00\x12\x30\n\x06result\x18\x02 \x01(\x0b\x32\x1e.nanofleet.fleet.v1.PushResultH\x00\x12\x35\n\x08reported\x18\x03 \x01(\x0b\x32!.nanofleet.fleet.v1.ReportedStateH\x00\x12,\n\x06vitals\x18\x04 \x01(\x0b\x32\x1a.nanofleet.fleet.v1.VitalsH\x00\x42\t\n\x07message\"\x85\x02\n\x11\x43ontrollerMessage\x12.\n\x07welcome\x18\x01 \x01(\x0b\x32\x1b.nanofleet.fleet.v1.WelcomeH\x00\x12:\n\nassignment\x18\x03 \x01(\x0b\x32$.nanofleet.fleet.v1.SignedAssignmentH\x00\x12\x37\n\x0ctrust_bundle\x18\x04 \x01(\x0b\x32\x1f.nanofleet.fleet.v1.TrustBundleH\x00\x12:\n\x08transfer\x18\x05 \x01(\x0b\x32&.nanofleet.fleet.v1.TransferPermissionH\x00\x42\t\n\x07messageJ\x04\x08\x02\x10\x03\"-\n\x08Position\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x12\n\ngeneration\x18\x02 \x01(\x04\"\x8f\x02\n\x05Hello\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x0c\n\x04site\x18\x02 \x01(\t\x12\x18\n\x10software_version\x18\x03 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x04 \x01(\t\x12-\n\x07\x61pplied\x18\x05 \x01(\x0b\x32\x1c.nanofleet.fleet.v1.Position\x12\x0c\n\x04tags\x18\x06 \x03(\t\x12\x38\n\tcatalogue\x18\x07 \x01(\x0b\x32%.nanofleet.fleet.v1.CatalogueVersions\x12\x16\n\x0eheld_manifests\x18\x08 \x03(\t\x12\x0f\n\x07metered\x18\t \x01(\x08\x12\x1b\n\x13trust_bundle_sha256\x18\n \x01(\x0c\"4\n\x11\x43\x61talogueVersions\x12\x0c\n\x04root\x18\x01 \x01(\x04\x12\x11\n\ttimestamp\x18\x02 \x01(\x04\"8\n\x07Welcome\x12-\n\x07\x64\x65sired\x18\x01 \x01(\x0b\x32\x1c.nanofleet.fleet.v1.Position\"\x7f\n\x10SignedAssignment\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x0e\n\x06key_id\x18\x03 \x01(\t\x12\x37\n\tcatalogue\x18\x04 \x03(\x0b\x32$.nanofleet.catalogue.v1.MetadataFile\"\x1a\n\x0bTrustBundle\x12\x0b\n\x03pem\x18\x01 \x01(\x0c\"-\n\x12TransferPermission\x12\x17\n\x0fmanifest_digest\x18\x01 \x01(\t\"\xd8\x01\n\x0c\x44\x65siredState\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12.\n\x08position\x18\x02 \x01(\x0b\x32\x1c.nanofleet.fleet.v1.Position\x12-\n\tissued_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x05slots\x18\x04 \x03(\x0b\x32\x18.nanofleet.fleet.v1.Slot\x12.\n\nexpires_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"P\n\x04Slot\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12\x17\n\x0fmanifest_digest\x18\x04 \x01(\t\"\xa8\x01\n\nPushResult\x12.\n\x08position\x18\x01 \x01(\x0b\x32\x1c.nanofleet.fleet.v1.Position\x12.\n\x07\x61pplied\x18\x02 \x01(\x0b\x32\x1b.nanofleet.fleet.v1.AppliedH\x00\x12/\n\x08rejected\x18\x03 \x01(\x0b\x32\x1b.nanofleet.fleet.v1.ProblemH\x00\x42\t\n\x07outcome\"\t\n\x07\x41pplied\"(\n\x07Problem\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"m\n\rReportedState\x12-\n\x07\x61pplied\x18\x01 \x01(\x0b\x32\x1c.nanofleet.fleet.v1.Position\x12-\n\x05slots\x18\x02 \x03(\x0b\x32\x1e.nanofleet.fleet.v1.SlotReport\"\xeb\x01\n\nSlotReport\x12&\n\x04slot\x18\x01 \x01(\x0b\x32\x18.nanofleet.fleet.v1.Slot\x12,\n\x05phase\x18\x02 \x01(\x0e\x32\x1d.nanofleet.fleet.v1.SlotPhase\x12\x14\n\x0cstored_bytes\x18\x03 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x04\x12,\n\x07problem\x18\x05 \x01(\x0b\x32\x1b.nanofleet.fleet.v1.Problem\x12.\n\x08transfer\x18\x06 \x01(\x0b\x32\x1c.nanofleet.fleet.v1.Transfer\"\xa8\x01\n\x08Transfer\x12\x12\n\nwire_bytes\x18\x01 \x01(\x04\x12\x15\n\rbrought_bytes\x18\x02 \x01(\x04\x12\x18\n\x10rate_bytes_per_s\x18\x03 \x01(\x04\x12\x13\n\x0bsame_chunks\x18\x04 \x01(\r\x12\x12\n\nraw_chunks\x18\x05 \x01(\r\x12\x13\n\x0bzstd_chunks\x18\x06 \x01(\r\x12\x19\n\x11\x64ifference_chunks\x18\x07 \x01(\r\"\xd2\x01\n\x06Vitals\x12\x15\n\ranswered_edge\x18\x01 \x01(\x04\x12\x16\n\x0e\x61nswered_heavy\x18\x02 \x01(\x04\x12\x0f\n\x07refused\x18\x03 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x04 \x01(\x04\x12\x10\n\x08uptime_s\x18\x05 \x01(\x01\x12\x11\n\trss_bytes\x18\x06 \x01(\x04\x12\x17\n\x0f\x61vailable_bytes\x18\x07 \x01(\x04\x12\x1a\n\rtemperature_c\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04load\x18\t \x01(\x01\x42\x10\n\x0e_temperature_c*\xd1\x01\n\tSlotPhase\x12\x1a\n\x16SLOT_PHASE_UNSPECIFIED\x10\x00\x12\x17\n\x13SLOT_PHASE_FETCHING\x10\x01\x12\x16\n\x12SLOT_PHASE_LOADING\x10\x02\x12\x14\n\x10SLOT_PHASE_READY\x10\x03\x12\x15\n\x11SLOT_PHASE_FAILED\x10\x04\x12\x18\n\x14SLOT_PHASE_SELF_TEST\x10\x05\x12\x18\n\x14SLOT_PHASE_PROBATION\x10\x06\x12\x16\n\x12SLOT_PHASE_WAITING\x10\x07\x32\x66\n\x0c\x46leetService\x12V\n\x07Session\x12 .nanofleet.fleet.v1.AgentMessage\x1a%.nanofleet.fleet.v1.ControllerMessage(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bprotos/fleet/v1/fleet.proto\x12\x12nanofleet.fleet.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#protos/catalogue/v1/catalogue.proto\x1a\x1fprotos/samples/v1/samples.proto\"\x8d\x02\n\x0c\x41gentMessage\x12*\n\x05hello\x18\x01 \x01(\x0b\x32\x19.nanofleet.fleet.v1.HelloH\x00\x12\x30\n\x06result\x18\x02 \x01(\x0b\x32\x1e.nanofleet.fleet.v1.PushResultH\x00\x12\x35\n\x08reported\x18\x03 \x01(\x0b\x32!.nanofleet.fleet.v1.ReportedStateH\x00\x12,\n\x06vitals\x18\x04 \x01(\x0b\x32\x1a.nanofleet.fleet.v1.VitalsH\x00\x12/\n\x07samples\x18\x08 \x01(\x0b\x32\x1c.nanofleet.samples.v1.CountsH\x00\x42\t\n\x07message\"\xb5\x02\n\x11\x43ontrollerMessage\x12.\n\x07welcome\x18\x01 \x01(\x0b\x32\x1b.nanofleet.fleet.v1.WelcomeH\x00\x12:\n\nassignment\x18\x03 \x01(\x0b\x32$.nanofleet.fleet.v1.SignedAssignmentH\x00\x12\x37\n\x0ctrust_bundle\x18\x04 \x01(\x0b\x32\x1f.nanofleet.fleet.v1.TrustBundleH\x00\x12:\n\x08transfer\x18\x05 \x01(\x0b\x32&.nanofleet.fleet.v1.TransferPermissionH\x00\x12.\n\x07samples\x18\x08 \x01(\x0b\x32\x1b.nanofleet.samples.v1.OrderH\x00\x42\t\n\x07messageJ\x04\x08\x02\x10\x03\"-\n\x08Position\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x12\n\ngeneration\x18\x02 \x01(\x04\"\x8f\x02\n\x05Hello\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x0c\n\x04site\x18\x02 \x01(\t\x12\x18\n\x10software_version\x18\x03 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x04 \x01(\t\x12-\n\x07\x61pplied\x18\x05 \x01(\x0b\x32\x1c.nanofleet.fleet.v1.Position\x12\x0c\n\x04tags\x18\x06 \x03(\t\x12\x38\n\tcatalogue\x18\x07 \x01(\x0b\x32%.nanofleet.fleet.v1.CatalogueVersions\x12\x16\n\x0eheld_manifests\x18\x08 \x03(\t\x12\x0f\n\x07metered\x18\t \x01(\x08\x12\x1b\n\x13trust_bundle_sha256\x18\n \x01(\x0c\"4\n\x11\x43\x61talogueVersions\x12\x0c\n\x04root\x18\x01 \x01(\x04\x12\x11\n\ttimestamp\x18\x02 \x01(\x04\"8\n\x07Welcome\x12-\n\x07\x64\x65sired\x18\x01 \x01(\x0b\x32\x1c.nanofleet.fleet.v1.Position\"\x7f\n\x10SignedAssignment\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x0e\n\x06key_id\x18\x03 \x01(\t\x12\x37\n\tcatalogue\x18\x04 \x03(\x0b\x32$.nanofleet.catalogue.v1.MetadataFile\"\x1a\n\x0bTrustBundle\x12\x0b\n\x03pem\x18\x01 \x01(\x0c\"-\n\x12TransferPermission\x12\x17\n\x0fmanifest_digest\x18\x01 \x01(\t\"\xd8\x01\n\x0c\x44\x65siredState\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12.\n\x08position\x18\x02 \x01(\x0b\x32\x1c.nanofleet.fleet.v1.Position\x12-\n\tissued_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x05slots\x18\x04 \x03(\x0b\x32\x18.nanofleet.fleet.v1.Slot\x12.\n\nexpires_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"P\n\x04Slot\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12\x17\n\x0fmanifest_digest\x18\x04 \x01(\t\"\xa8\x01\n\nPushResult\x12.\n\x08position\x18\x01 \x01(\x0b\x32\x1c.nanofleet.fleet.v1.Position\x12.\n\x07\x61pplied\x18\x02 \x01(\x0b\x32\x1b.nanofleet.fleet.v1.AppliedH\x00\x12/\n\x08rejected\x18\x03 \x01(\x0b\x32\x1b.nanofleet.fleet.v1.ProblemH\x00\x42\t\n\x07outcome\"\t\n\x07\x41pplied\"(\n\x07Problem\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"m\n\rReportedState\x12-\n\x07\x61pplied\x18\x01 \x01(\x0b\x32\x1c.nanofleet.fleet.v1.Position\x12-\n\x05slots\x18\x02 \x03(\x0b\x32\x1e.nanofleet.fleet.v1.SlotReport\"\xeb\x01\n\nSlotReport\x12&\n\x04slot\x18\x01 \x01(\x0b\x32\x18.nanofleet.fleet.v1.Slot\x12,\n\x05phase\x18\x02 \x01(\x0e\x32\x1d.nanofleet.fleet.v1.SlotPhase\x12\x14\n\x0cstored_bytes\x18\x03 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x04\x12,\n\x07problem\x18\x05 \x01(\x0b\x32\x1b.nanofleet.fleet.v1.Problem\x12.\n\x08transfer\x18\x06 \x01(\x0b\x32\x1c.nanofleet.fleet.v1.Transfer\"\xa8\x01\n\x08Transfer\x12\x12\n\nwire_bytes\x18\x01 \x01(\x04\x12\x15\n\rbrought_bytes\x18\x02 \x01(\x04\x12\x18\n\x10rate_bytes_per_s\x18\x03 \x01(\x04\x12\x13\n\x0bsame_chunks\x18\x04 \x01(\r\x12\x12\n\nraw_chunks\x18\x05 \x01(\r\x12\x13\n\x0bzstd_chunks\x18\x06 \x01(\r\x12\x19\n\x11\x64ifference_chunks\x18\x07 \x01(\r\"\xfe\x01\n\x06Vitals\x12\x15\n\ranswered_edge\x18\x01 \x01(\x04\x12\x16\n\x0e\x61nswered_heavy\x18\x02 \x01(\x04\x12\x0f\n\x07refused\x18\x03 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x04 \x01(\x04\x12\x10\n\x08uptime_s\x18\x05 \x01(\x01\x12\x11\n\trss_bytes\x18\x06 \x01(\x04\x12\x17\n\x0f\x61vailable_bytes\x18\x07 \x01(\x04\x12\x1a\n\rtemperature_c\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04load\x18\t \x01(\x01\x12*\n\x06\x65nergy\x18\n \x01(\x0b\x32\x1a.nanofleet.fleet.v1.EnergyB\x10\n\x0e_temperature_c\"\x99\x01\n\x06\x45nergy\x12\x30\n\x06method\x18\x01 \x01(\x0e\x32 .nanofleet.fleet.v1.EnergyMethod\x12\x0e\n\x06joules\x18\x02 \x01(\x01\x12\x0f\n\x07\x61nswers\x18\x03 \x01(\x04\x12\r\n\x05watts\x18\x04 \x01(\x01\x12\x15\n\rrecent_joules\x18\x05 \x01(\x01\x12\x16\n\x0erecent_answers\x18\x06 \x01(\x04*y\n\x0c\x45nergyMethod\x12\x1d\n\x19\x45NERGY_METHOD_UNSPECIFIED\x10\x00\x12\x16\n\x12\x45NERGY_METHOD_RAPL\x10\x01\x12\x19\n\x15\x45NERGY_METHOD_BATTERY\x10\x02\x12\x17\n\x13\x45NERGY_METHOD_MODEL\x10\x03*\xd1\x01\n\tSlotPhase\x12\x1a\n\x16SLOT_PHASE_UNSPECIFIED\x10\x00\x12\x17\n\x13SLOT_PHASE_FETCHING\x10\x01\x12\x16\n\x12SLOT_PHASE_LOADING\x10\x02\x12\x14\n\x10SLOT_PHASE_READY\x10\x03\x12\x15\n\x11SLOT_PHASE_FAILED\x10\x04\x12\x18\n\x14SLOT_PHASE_SELF_TEST\x10\x05\x12\x18\n\x14SLOT_PHASE_PROBATION\x10\x06\x12\x16\n\x12SLOT_PHASE_WAITING\x10\x07\x32\x66\n\x0c\x46leetService\x12V\n\x07Session\x12 .nanofleet.fleet.v1.AgentMessage\x1a%.nanofleet.fleet.v1.ControllerMessage(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.fleet.v1.fleet_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SLOTPHASE']._serialized_start=2504
-  _globals['_SLOTPHASE']._serialized_end=2713
-  _globals['_AGENTMESSAGE']._serialized_start=122
-  _globals['_AGENTMESSAGE']._serialized_end=342
-  _globals['_CONTROLLERMESSAGE']._serialized_start=345
-  _globals['_CONTROLLERMESSAGE']._serialized_end=606
-  _globals['_POSITION']._serialized_start=608
-  _globals['_POSITION']._serialized_end=653
-  _globals['_HELLO']._serialized_start=656
-  _globals['_HELLO']._serialized_end=927
-  _globals['_CATALOGUEVERSIONS']._serialized_start=929
-  _globals['_CATALOGUEVERSIONS']._serialized_end=981
-  _globals['_WELCOME']._serialized_start=983
-  _globals['_WELCOME']._serialized_end=1039
-  _globals['_SIGNEDASSIGNMENT']._serialized_start=1041
-  _globals['_SIGNEDASSIGNMENT']._serialized_end=1168
-  _globals['_TRUSTBUNDLE']._serialized_start=1170
-  _globals['_TRUSTBUNDLE']._serialized_end=1196
-  _globals['_TRANSFERPERMISSION']._serialized_start=1198
-  _globals['_TRANSFERPERMISSION']._serialized_end=1243
-  _globals['_DESIREDSTATE']._serialized_start=1246
-  _globals['_DESIREDSTATE']._serialized_end=1462
-  _globals['_SLOT']._serialized_start=1464
-  _globals['_SLOT']._serialized_end=1544
-  _globals['_PUSHRESULT']._serialized_start=1547
-  _globals['_PUSHRESULT']._serialized_end=1715
-  _globals['_APPLIED']._serialized_start=1717
-  _globals['_APPLIED']._serialized_end=1726
-  _globals['_PROBLEM']._serialized_start=1728
-  _globals['_PROBLEM']._serialized_end=1768
-  _globals['_REPORTEDSTATE']._serialized_start=1770
-  _globals['_REPORTEDSTATE']._serialized_end=1879
-  _globals['_SLOTREPORT']._serialized_start=1882
-  _globals['_SLOTREPORT']._serialized_end=2117
-  _globals['_TRANSFER']._serialized_start=2120
-  _globals['_TRANSFER']._serialized_end=2288
-  _globals['_VITALS']._serialized_start=2291
-  _globals['_VITALS']._serialized_end=2501
-  _globals['_FLEETSERVICE']._serialized_start=2715
-  _globals['_FLEETSERVICE']._serialized_end=2817
+  _globals['_ENERGYMETHOD']._serialized_start=2833
+  _globals['_ENERGYMETHOD']._serialized_end=2954
+  _globals['_SLOTPHASE']._serialized_start=2957
+  _globals['_SLOTPHASE']._serialized_end=3166
+  _globals['_AGENTMESSAGE']._serialized_start=155
+  _globals['_AGENTMESSAGE']._serialized_end=424
+  _globals['_CONTROLLERMESSAGE']._serialized_start=427
+  _globals['_CONTROLLERMESSAGE']._serialized_end=736
+  _globals['_POSITION']._serialized_start=738
+  _globals['_POSITION']._serialized_end=783
+  _globals['_HELLO']._serialized_start=786
+  _globals['_HELLO']._serialized_end=1057
+  _globals['_CATALOGUEVERSIONS']._serialized_start=1059
+  _globals['_CATALOGUEVERSIONS']._serialized_end=1111
+  _globals['_WELCOME']._serialized_start=1113
+  _globals['_WELCOME']._serialized_end=1169
+  _globals['_SIGNEDASSIGNMENT']._serialized_start=1171
+  _globals['_SIGNEDASSIGNMENT']._serialized_end=1298
+  _globals['_TRUSTBUNDLE']._serialized_start=1300
+  _globals['_TRUSTBUNDLE']._serialized_end=1326
+  _globals['_TRANSFERPERMISSION']._serialized_start=1328
+  _globals['_TRANSFERPERMISSION']._serialized_end=1373
+  _globals['_DESIREDSTATE']._serialized_start=1376
+  _globals['_DESIREDSTATE']._serialized_end=1592
+  _globals['_SLOT']._serialized_start=1594
+  _globals['_SLOT']._serialized_end=1674
+  _globals['_PUSHRESULT']._serialized_start=1677
+  _globals['_PUSHRESULT']._serialized_end=1845
+  _globals['_APPLIED']._serialized_start=1847
+  _globals['_APPLIED']._serialized_end=1856
+  _globals['_PROBLEM']._serialized_start=1858
+  _globals['_PROBLEM']._serialized_end=1898
+  _globals['_REPORTEDSTATE']._serialized_start=1900
+  _globals['_REPORTEDSTATE']._serialized_end=2009
+  _globals['_SLOTREPORT']._serialized_start=2012
+  _globals['_SLOTREPORT']._serialized_end=2247
+  _globals['_TRANSFER']._serialized_start=2250
+  _globals['_TRANSFER']._serialized_end=2418
+  _globals['_VITALS']._serialized_start=2421
+  _globals['_VITALS']._serialized_end=2675
+  _globals['_ENERGY']._serialized_start=2678
+  _globals['_ENERGY']._serialized_end=2831
+  _globals['_FLEETSERVICE']._serialized_start=3168
+  _globals['_FLEETSERVICE']._serialized_end=3270
 # @@protoc_insertion_point(module_scope)

@@ -15,6 +15,7 @@ import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import google.protobuf.timestamp_pb2
 import protos.catalogue.v1.catalogue_pb2
+import protos.samples.v1.samples_pb2
 import sys
 import typing
 
@@ -24,6 +25,31 @@ else:
     import typing_extensions
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+
+class _EnergyMethod:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _EnergyMethodEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_EnergyMethod.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    ENERGY_METHOD_UNSPECIFIED: _EnergyMethod.ValueType  # 0
+    ENERGY_METHOD_RAPL: _EnergyMethod.ValueType  # 1
+    """Counters of the processor."""
+    ENERGY_METHOD_BATTERY: _EnergyMethod.ValueType  # 2
+    """A battery's own figures, while it is used up."""
+    ENERGY_METHOD_MODEL: _EnergyMethod.ValueType  # 3
+    """An assumption: watts at rest and under load, as set."""
+
+class EnergyMethod(_EnergyMethod, metaclass=_EnergyMethodEnumTypeWrapper): ...
+
+ENERGY_METHOD_UNSPECIFIED: EnergyMethod.ValueType  # 0
+ENERGY_METHOD_RAPL: EnergyMethod.ValueType  # 1
+"""Counters of the processor."""
+ENERGY_METHOD_BATTERY: EnergyMethod.ValueType  # 2
+"""A battery's own figures, while it is used up."""
+ENERGY_METHOD_MODEL: EnergyMethod.ValueType  # 3
+"""An assumption: watts at rest and under load, as set."""
+Global___EnergyMethod: typing_extensions.TypeAlias = EnergyMethod
 
 class _SlotPhase:
     ValueType = typing.NewType("ValueType", builtins.int)
@@ -66,6 +92,7 @@ class AgentMessage(google.protobuf.message.Message):
     RESULT_FIELD_NUMBER: builtins.int
     REPORTED_FIELD_NUMBER: builtins.int
     VITALS_FIELD_NUMBER: builtins.int
+    SAMPLES_FIELD_NUMBER: builtins.int
     @property
     def hello(self) -> Global___Hello: ...
     @property
@@ -74,6 +101,10 @@ class AgentMessage(google.protobuf.message.Message):
     def reported(self) -> Global___ReportedState: ...
     @property
     def vitals(self) -> Global___Vitals: ...
+    @property
+    def samples(self) -> protos.samples.v1.samples_pb2.Counts:
+        """Hard examples that the agent keeps."""
+
     def __init__(
         self,
         *,
@@ -81,10 +112,11 @@ class AgentMessage(google.protobuf.message.Message):
         result: Global___PushResult | None = ...,
         reported: Global___ReportedState | None = ...,
         vitals: Global___Vitals | None = ...,
+        samples: protos.samples.v1.samples_pb2.Counts | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["hello", b"hello", "message", b"message", "reported", b"reported", "result", b"result", "vitals", b"vitals"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["hello", b"hello", "message", b"message", "reported", b"reported", "result", b"result", "vitals", b"vitals"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["hello", "result", "reported", "vitals"] | None: ...
+    def HasField(self, field_name: typing.Literal["hello", b"hello", "message", b"message", "reported", b"reported", "result", b"result", "samples", b"samples", "vitals", b"vitals"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["hello", b"hello", "message", b"message", "reported", b"reported", "result", b"result", "samples", b"samples", "vitals", b"vitals"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["hello", "result", "reported", "vitals", "samples"] | None: ...
 
 Global___AgentMessage: typing_extensions.TypeAlias = AgentMessage
 
@@ -96,6 +128,7 @@ class ControllerMessage(google.protobuf.message.Message):
     ASSIGNMENT_FIELD_NUMBER: builtins.int
     TRUST_BUNDLE_FIELD_NUMBER: builtins.int
     TRANSFER_FIELD_NUMBER: builtins.int
+    SAMPLES_FIELD_NUMBER: builtins.int
     @property
     def welcome(self) -> Global___Welcome: ...
     @property
@@ -104,6 +137,10 @@ class ControllerMessage(google.protobuf.message.Message):
     def trust_bundle(self) -> Global___TrustBundle: ...
     @property
     def transfer(self) -> Global___TransferPermission: ...
+    @property
+    def samples(self) -> protos.samples.v1.samples_pb2.Order:
+        """Hard examples that a person wants."""
+
     def __init__(
         self,
         *,
@@ -111,10 +148,11 @@ class ControllerMessage(google.protobuf.message.Message):
         assignment: Global___SignedAssignment | None = ...,
         trust_bundle: Global___TrustBundle | None = ...,
         transfer: Global___TransferPermission | None = ...,
+        samples: protos.samples.v1.samples_pb2.Order | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["assignment", b"assignment", "message", b"message", "transfer", b"transfer", "trust_bundle", b"trust_bundle", "welcome", b"welcome"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["assignment", b"assignment", "message", b"message", "transfer", b"transfer", "trust_bundle", b"trust_bundle", "welcome", b"welcome"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["welcome", "assignment", "trust_bundle", "transfer"] | None: ...
+    def HasField(self, field_name: typing.Literal["assignment", b"assignment", "message", b"message", "samples", b"samples", "transfer", b"transfer", "trust_bundle", b"trust_bundle", "welcome", b"welcome"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["assignment", b"assignment", "message", b"message", "samples", b"samples", "transfer", b"transfer", "trust_bundle", b"trust_bundle", "welcome", b"welcome"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["welcome", "assignment", "trust_bundle", "transfer", "samples"] | None: ...
 
 Global___ControllerMessage: typing_extensions.TypeAlias = ControllerMessage
 
@@ -541,6 +579,7 @@ class Vitals(google.protobuf.message.Message):
     AVAILABLE_BYTES_FIELD_NUMBER: builtins.int
     TEMPERATURE_C_FIELD_NUMBER: builtins.int
     LOAD_FIELD_NUMBER: builtins.int
+    ENERGY_FIELD_NUMBER: builtins.int
     answered_edge: builtins.int
     """Requests by what became of them: answered by this agent's model, answered by the heavy tier, refused or come too
     late, failed by a defect. They only grow, and begin at 0 with every boot_id.
@@ -557,6 +596,10 @@ class Vitals(google.protobuf.message.Message):
     """Of the warmest sensor, in degrees Celsius; absent where there is none."""
     load: builtins.float
     """Processes that run or want to, averaged over a minute."""
+    @property
+    def energy(self) -> Global___Energy:
+        """What the agent's work took; absent where nothing is known of it."""
+
     def __init__(
         self,
         *,
@@ -569,9 +612,45 @@ class Vitals(google.protobuf.message.Message):
         available_bytes: builtins.int = ...,
         temperature_c: builtins.float | None = ...,
         load: builtins.float = ...,
+        energy: Global___Energy | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_temperature_c", b"_temperature_c", "temperature_c", b"temperature_c"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_temperature_c", b"_temperature_c", "answered_edge", b"answered_edge", "answered_heavy", b"answered_heavy", "available_bytes", b"available_bytes", "failed", b"failed", "load", b"load", "refused", b"refused", "rss_bytes", b"rss_bytes", "temperature_c", b"temperature_c", "uptime_s", b"uptime_s"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_temperature_c", b"_temperature_c", "energy", b"energy", "temperature_c", b"temperature_c"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_temperature_c", b"_temperature_c", "answered_edge", b"answered_edge", "answered_heavy", b"answered_heavy", "available_bytes", b"available_bytes", "energy", b"energy", "failed", b"failed", "load", b"load", "refused", b"refused", "rss_bytes", b"rss_bytes", "temperature_c", b"temperature_c", "uptime_s", b"uptime_s"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_temperature_c", b"_temperature_c"]) -> typing.Literal["temperature_c"] | None: ...
 
 Global___Vitals: typing_extensions.TypeAlias = Vitals
+
+@typing.final
+class Energy(google.protobuf.message.Message):
+    """The agent's part of what its machine took, by one method; never to be added to that of another."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    METHOD_FIELD_NUMBER: builtins.int
+    JOULES_FIELD_NUMBER: builtins.int
+    ANSWERS_FIELD_NUMBER: builtins.int
+    WATTS_FIELD_NUMBER: builtins.int
+    RECENT_JOULES_FIELD_NUMBER: builtins.int
+    RECENT_ANSWERS_FIELD_NUMBER: builtins.int
+    method: Global___EnergyMethod.ValueType
+    joules: builtins.float
+    """Joules since the process began, and the answers that were given meanwhile."""
+    answers: builtins.int
+    watts: builtins.float
+    """The agent's part of the power over the last minute, in watts."""
+    recent_joules: builtins.float
+    """Joules and answers of the last minute."""
+    recent_answers: builtins.int
+    def __init__(
+        self,
+        *,
+        method: Global___EnergyMethod.ValueType = ...,
+        joules: builtins.float = ...,
+        answers: builtins.int = ...,
+        watts: builtins.float = ...,
+        recent_joules: builtins.float = ...,
+        recent_answers: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["answers", b"answers", "joules", b"joules", "method", b"method", "recent_answers", b"recent_answers", "recent_joules", b"recent_joules", "watts", b"watts"]) -> None: ...
+
+Global___Energy: typing_extensions.TypeAlias = Energy

@@ -123,6 +123,22 @@ _GRPCInferenceServiceModelInferType = typing_extensions.TypeVar(
     ],
 )
 
+_GRPCInferenceServiceModelStatisticsType = typing_extensions.TypeVar(
+    '_GRPCInferenceServiceModelStatisticsType',
+    grpc.UnaryUnaryMultiCallable[
+        protos.inference.v2.open_inference_pb2.ModelStatisticsRequest,
+        protos.inference.v2.open_inference_pb2.ModelStatisticsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        protos.inference.v2.open_inference_pb2.ModelStatisticsRequest,
+        protos.inference.v2.open_inference_pb2.ModelStatisticsResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        protos.inference.v2.open_inference_pb2.ModelStatisticsRequest,
+        protos.inference.v2.open_inference_pb2.ModelStatisticsResponse,
+    ],
+)
+
 _GRPCInferenceServiceRepositoryIndexType = typing_extensions.TypeVar(
     '_GRPCInferenceServiceRepositoryIndexType',
     grpc.UnaryUnaryMultiCallable[
@@ -139,7 +155,39 @@ _GRPCInferenceServiceRepositoryIndexType = typing_extensions.TypeVar(
     ],
 )
 
-class GRPCInferenceServiceStub(typing.Generic[_GRPCInferenceServiceServerLiveType, _GRPCInferenceServiceServerReadyType, _GRPCInferenceServiceModelReadyType, _GRPCInferenceServiceServerMetadataType, _GRPCInferenceServiceModelMetadataType, _GRPCInferenceServiceModelInferType, _GRPCInferenceServiceRepositoryIndexType]):
+_GRPCInferenceServiceRepositoryModelLoadType = typing_extensions.TypeVar(
+    '_GRPCInferenceServiceRepositoryModelLoadType',
+    grpc.UnaryUnaryMultiCallable[
+        protos.inference.v2.open_inference_pb2.RepositoryModelLoadRequest,
+        protos.inference.v2.open_inference_pb2.RepositoryModelLoadResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        protos.inference.v2.open_inference_pb2.RepositoryModelLoadRequest,
+        protos.inference.v2.open_inference_pb2.RepositoryModelLoadResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        protos.inference.v2.open_inference_pb2.RepositoryModelLoadRequest,
+        protos.inference.v2.open_inference_pb2.RepositoryModelLoadResponse,
+    ],
+)
+
+_GRPCInferenceServiceRepositoryModelUnloadType = typing_extensions.TypeVar(
+    '_GRPCInferenceServiceRepositoryModelUnloadType',
+    grpc.UnaryUnaryMultiCallable[
+        protos.inference.v2.open_inference_pb2.RepositoryModelUnloadRequest,
+        protos.inference.v2.open_inference_pb2.RepositoryModelUnloadResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        protos.inference.v2.open_inference_pb2.RepositoryModelUnloadRequest,
+        protos.inference.v2.open_inference_pb2.RepositoryModelUnloadResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        protos.inference.v2.open_inference_pb2.RepositoryModelUnloadRequest,
+        protos.inference.v2.open_inference_pb2.RepositoryModelUnloadResponse,
+    ],
+)
+
+class GRPCInferenceServiceStub(typing.Generic[_GRPCInferenceServiceServerLiveType, _GRPCInferenceServiceServerReadyType, _GRPCInferenceServiceModelReadyType, _GRPCInferenceServiceServerMetadataType, _GRPCInferenceServiceModelMetadataType, _GRPCInferenceServiceModelInferType, _GRPCInferenceServiceModelStatisticsType, _GRPCInferenceServiceRepositoryIndexType, _GRPCInferenceServiceRepositoryModelLoadType, _GRPCInferenceServiceRepositoryModelUnloadType]):
     @typing.overload
     def __init__(self: GRPCInferenceServiceStub[
         grpc.UnaryUnaryMultiCallable[
@@ -167,8 +215,20 @@ class GRPCInferenceServiceStub(typing.Generic[_GRPCInferenceServiceServerLiveTyp
             protos.inference.v2.open_inference_pb2.ModelInferResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
+            protos.inference.v2.open_inference_pb2.ModelStatisticsRequest,
+            protos.inference.v2.open_inference_pb2.ModelStatisticsResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
             protos.inference.v2.open_inference_pb2.RepositoryIndexRequest,
             protos.inference.v2.open_inference_pb2.RepositoryIndexResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            protos.inference.v2.open_inference_pb2.RepositoryModelLoadRequest,
+            protos.inference.v2.open_inference_pb2.RepositoryModelLoadResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            protos.inference.v2.open_inference_pb2.RepositoryModelUnloadRequest,
+            protos.inference.v2.open_inference_pb2.RepositoryModelUnloadResponse,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -199,8 +259,20 @@ class GRPCInferenceServiceStub(typing.Generic[_GRPCInferenceServiceServerLiveTyp
             protos.inference.v2.open_inference_pb2.ModelInferResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            protos.inference.v2.open_inference_pb2.ModelStatisticsRequest,
+            protos.inference.v2.open_inference_pb2.ModelStatisticsResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             protos.inference.v2.open_inference_pb2.RepositoryIndexRequest,
             protos.inference.v2.open_inference_pb2.RepositoryIndexResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            protos.inference.v2.open_inference_pb2.RepositoryModelLoadRequest,
+            protos.inference.v2.open_inference_pb2.RepositoryModelLoadResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            protos.inference.v2.open_inference_pb2.RepositoryModelUnloadRequest,
+            protos.inference.v2.open_inference_pb2.RepositoryModelUnloadResponse,
         ],
     ], channel: grpc.aio.Channel) -> None: ...
 
@@ -216,7 +288,13 @@ class GRPCInferenceServiceStub(typing.Generic[_GRPCInferenceServiceServerLiveTyp
 
     ModelInfer: _GRPCInferenceServiceModelInferType
 
+    ModelStatistics: _GRPCInferenceServiceModelStatisticsType
+
     RepositoryIndex: _GRPCInferenceServiceRepositoryIndexType
+
+    RepositoryModelLoad: _GRPCInferenceServiceRepositoryModelLoadType
+
+    RepositoryModelUnload: _GRPCInferenceServiceRepositoryModelUnloadType
 
 GRPCInferenceServiceAsyncStub: typing_extensions.TypeAlias = GRPCInferenceServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -244,8 +322,20 @@ GRPCInferenceServiceAsyncStub: typing_extensions.TypeAlias = GRPCInferenceServic
         protos.inference.v2.open_inference_pb2.ModelInferResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
+        protos.inference.v2.open_inference_pb2.ModelStatisticsRequest,
+        protos.inference.v2.open_inference_pb2.ModelStatisticsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
         protos.inference.v2.open_inference_pb2.RepositoryIndexRequest,
         protos.inference.v2.open_inference_pb2.RepositoryIndexResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        protos.inference.v2.open_inference_pb2.RepositoryModelLoadRequest,
+        protos.inference.v2.open_inference_pb2.RepositoryModelLoadResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        protos.inference.v2.open_inference_pb2.RepositoryModelUnloadRequest,
+        protos.inference.v2.open_inference_pb2.RepositoryModelUnloadResponse,
     ],
 ]
 
@@ -293,10 +383,31 @@ class GRPCInferenceServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[protos.inference.v2.open_inference_pb2.ModelInferResponse, collections.abc.Awaitable[protos.inference.v2.open_inference_pb2.ModelInferResponse]]: ...
 
     @abc.abstractmethod
+    def ModelStatistics(
+        self,
+        request: protos.inference.v2.open_inference_pb2.ModelStatisticsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[protos.inference.v2.open_inference_pb2.ModelStatisticsResponse, collections.abc.Awaitable[protos.inference.v2.open_inference_pb2.ModelStatisticsResponse]]: ...
+
+    @abc.abstractmethod
     def RepositoryIndex(
         self,
         request: protos.inference.v2.open_inference_pb2.RepositoryIndexRequest,
         context: _ServicerContext,
     ) -> typing.Union[protos.inference.v2.open_inference_pb2.RepositoryIndexResponse, collections.abc.Awaitable[protos.inference.v2.open_inference_pb2.RepositoryIndexResponse]]: ...
+
+    @abc.abstractmethod
+    def RepositoryModelLoad(
+        self,
+        request: protos.inference.v2.open_inference_pb2.RepositoryModelLoadRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[protos.inference.v2.open_inference_pb2.RepositoryModelLoadResponse, collections.abc.Awaitable[protos.inference.v2.open_inference_pb2.RepositoryModelLoadResponse]]: ...
+
+    @abc.abstractmethod
+    def RepositoryModelUnload(
+        self,
+        request: protos.inference.v2.open_inference_pb2.RepositoryModelUnloadRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[protos.inference.v2.open_inference_pb2.RepositoryModelUnloadResponse, collections.abc.Awaitable[protos.inference.v2.open_inference_pb2.RepositoryModelUnloadResponse]]: ...
 
 def add_GRPCInferenceServiceServicer_to_server(servicer: GRPCInferenceServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

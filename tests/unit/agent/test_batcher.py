@@ -12,6 +12,7 @@ from core.errors import DeadlineExceeded, InternalError, InvalidTensor, ModelNot
 from core.tensors import Array
 from edge_agent.runtime.batcher import NEVER, SLOW_RUNS_TO_LEAVE_LOOP, SLOW_S, Batcher, QueueBounds, Ran
 from edge_agent.runtime.session import RunTime
+from tests.support.virtual_time import LoopClock, in_virtual_time
 
 SLOW = RunTime(1.0, 1.0)
 
@@ -55,9 +56,11 @@ def row(*values: float) -> Array:
     return np.array([values], dtype=np.float32)
 
 
-def ask(batcher: Batcher, inputs: Array, *, deadline_s: float = NEVER) -> "asyncio.Future[Ran]":
+def ask(
+    batcher: Batcher, inputs: Array, *, deadline_s: float = NEVER, client: str = "", priority: int = 0
+) -> "asyncio.Future[Ran]":
     caller = Caller()
-    batcher.submit([inputs], caller, deadline_s=deadline_s)
+    batcher.submit([inputs], caller, deadline_s=deadline_s, client=client, priority=priority)
     return caller.future
 
 
@@ -281,3 +284,72 @@ async def test_a_closed_batcher_refuses_what_waits_and_what_comes() -> None:
         await waiting
     with pytest.raises(ModelNotReady):
         ask(batcher, row(2))
+
+
+async def test_a_batcher_without_a_run_holds_what_comes_until_it_has_one() -> None:
+    batcher = Batcher(None, name="m", clock=SystemClock(), max_batch=8)
+    answers = [ask(batcher, row(number)) for number in (1, 2)]
+    await asyncio.sleep(0)
+    assert (batcher.queued, batcher.is_idle) == (2, False)
+    model = Doubler()
+    batcher.run_with(model, RunTime(0.0, 0.0))
+    assert [(await answer).outputs[0] for answer in answers] == [row(2), row(4)]
+    assert len(model.batches) == 1
+    assert batcher.is_idle
+
+
+async def test_holding_waits_for_the_run_under_way_and_starts_no_other() -> None:
+    may_end = threading.Event()
+    runs = []
+
+    def run(inputs: Sequence[Array]) -> Sequence[Array]:
+        runs.append(inputs)
+        may_end.wait(5)
+        return inputs
+
+    batcher = Batcher(run, name="m", clock=SystemClock(), run_time=SLOW)
+    first, second = ask(batcher, row(1)), ask(batcher, row(2))
+    await asyncio.sleep(0)
+    held = asyncio.ensure_future(batcher.hold())
+    await asyncio.sleep(0)
+    assert not held.done()
+    may_end.set()
+    await held
+    assert (await first).outputs[0] == row(1)
+    assert (len(runs), batcher.queued) == (1, 1)
+    batcher.run_with(Doubler())
+    assert (await second).outputs[0] == row(4)
+
+
+@in_virtual_time
+async def test_deadlines_pass_while_a_batcher_is_held() -> None:
+    batcher = Batcher(None, name="m", clock=LoopClock())
+    started_s = asyncio.get_running_loop().time()
+    late = ask(batcher, row(1), deadline_s=started_s + 2.0)
+    soon = ask(batcher, row(2), deadline_s=started_s + 1.0)
+    for answer, after_s in ((soon, 1.0), (late, 2.0)):
+        with pytest.raises(DeadlineExceeded):
+            await answer
+        assert asyncio.get_running_loop().time() - started_s == pytest.approx(after_s)
+    assert batcher.is_idle
+
+
+@in_virtual_time
+async def test_draining_a_held_batcher_ends_with_its_last_deadline() -> None:
+    batcher = Batcher(Doubler(), name="m", clock=LoopClock())
+    waiting = ask(batcher, row(1), deadline_s=asyncio.get_running_loop().time() + 1.0)
+    await batcher.hold()
+    await batcher.drain()
+    with pytest.raises(DeadlineExceeded):
+        await waiting
+
+
+async def test_closing_a_held_batcher_ends_its_draining() -> None:
+    batcher = Batcher(None, name="m", clock=SystemClock())
+    waiting = ask(batcher, row(1))
+    drained = asyncio.ensure_future(batcher.drain())
+    await asyncio.sleep(0)
+    batcher.close()
+    await drained
+    with pytest.raises(ModelNotReady):
+        await waiting

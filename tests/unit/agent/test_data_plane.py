@@ -319,6 +319,19 @@ async def test_a_sampled_request_that_is_refused_has_an_error_on_its_span() -> N
     assert root.attributes["error.type"] == "unavailable"
 
 
+async def test_a_measured_figure_is_said_with_the_edge_s_answers_and_its_method_on_the_span() -> None:
+    tracing, exporter = recording()
+    plane = await plane_with(echo_model(cascade=cascade_of()), tracing=tracing)
+    plane.note_energy(0.002)
+    answer = await plane.answer(request_of(SURE), call_with(5, traceparent=SAMPLED))
+    assert answer.measured_j == 0.002
+    root = next(span for span in exporter.get_finished_spans() if span.name == "infer digits")
+    assert root.attributes is not None
+    assert root.attributes["nanofleet.energy.method"] == "rapl"
+    plane.note_energy(None)
+    assert (await plane.answer(request_of(SURE), call_with(5))).measured_j is None
+
+
 @pytest.mark.parametrize("obstacle", [Reason.DEADLINE, Reason.HEAVY_UNAVAILABLE])
 async def test_a_heavy_tier_that_is_not_worth_asking_is_not_asked(obstacle: Reason) -> None:
     heavy = FakeHeavy()

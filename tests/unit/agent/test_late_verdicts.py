@@ -4,12 +4,15 @@ import asyncio
 import math
 
 import pytest
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from core.clock import SystemClock
 from core.deadline import Deadline
 from core.errors import DeadlineExceeded, HeavyUnavailable
 from core.open_inference.messages import InferRequest
 from core.open_inference.service import Call
+from core.telemetry import Tracing, TracingSettings
 from edge_agent.cascade.policy import Reason, Tier
 from edge_agent.terms import Terms
 from tests.support.edge_plane import (
@@ -32,6 +35,13 @@ PROVISIONAL = Terms("camera-1", accepts_provisional=True)
 DEFERRABLE = Terms("camera-1", is_deferrable=True)
 BOTH = Terms("camera-1", accepts_provisional=True, is_deferrable=True)
 MAILBOX = FakeMailbox()
+
+
+def recording() -> tuple[Tracing, InMemorySpanExporter]:
+    tracing = Tracing("test", TracingSettings(endpoint=None, sample_ratio=1.0))
+    exporter = InMemorySpanExporter()
+    tracing._provider.add_span_processor(SimpleSpanProcessor(exporter))
+    return tracing, exporter
 
 
 def call_with(seconds: float = 5.0) -> Call:
@@ -113,6 +123,33 @@ async def test_a_request_with_two_answers_is_counted_as_answered_once() -> None:
     await first.later
     usage = plane.metrics.usage()
     assert (usage.answered_edge, usage.answered_heavy) == (0, 1)
+
+
+async def test_a_provisional_answer_is_counted_beside_the_request_and_is_an_event_of_its_span() -> None:
+    tracing, exporter = recording()
+    plane = await plane_with(echo_model(cascade=cascade_of()), tracing=tracing)
+    first = await plane.ask(request_of(UNSURE), call_with(), PROVISIONAL, mailbox=MAILBOX)
+    assert first.later is not None
+    await first.later
+    [root] = [span for span in exporter.get_finished_spans() if span.name == "infer digits"]
+    assert [event.name for event in root.events] == ["provisional answer"]
+    assert root.start_time is not None
+    assert root.end_time is not None
+    assert root.start_time <= root.events[0].timestamp <= root.end_time
+    assert root.attributes is not None
+    assert root.attributes["nanofleet.tier"] == "heavy"
+    assert plane.metrics._provisional.of("digits", "low_confidence").count == 1
+
+
+async def test_a_deferred_answer_is_counted_and_says_so_on_its_span() -> None:
+    tracing, exporter = recording()
+    plane = await plane_with(echo_model(cascade=cascade_of()), heavy=away(), tracing=tracing, deferrals=FakeDeferrals())
+    await plane.ask(request_of(UNSURE), call_with(), DEFERRABLE, mailbox=MAILBOX)
+    [root] = [span for span in exporter.get_finished_spans() if span.name == "infer digits"]
+    assert root.attributes is not None
+    assert root.attributes["nanofleet.deferred"] is True
+    assert plane.metrics._provisional.of("digits", "heavy_unavailable").count == 1
+    assert plane.metrics.usage().answered_edge == 1
 
 
 async def test_a_deferrable_request_is_kept_for_a_heavy_tier_that_is_away() -> None:

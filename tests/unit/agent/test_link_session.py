@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 
@@ -22,7 +23,8 @@ from core.fleet_state import (
     SlotReport,
 )
 from core.fleet_wire import MAX_METADATA_FILES, decode_hello, decode_push_result, decode_reported, encode_assignment
-from core.ids import AgentId, SiteId
+from core.ids import AgentId, ModelName, SiteId
+from core.samples import SampleCount, SampleCounts, SampleOrder, decode_counts, encode_order
 from edge_agent.link.session import (
     MAX_PENDING_ANSWERS,
     Replaced,
@@ -34,6 +36,7 @@ from edge_agent.link.session import (
 )
 from edge_agent.reconcile.board import Board
 from protos.fleet.v1 import fleet_pb2 as pb
+from protos.samples.v1 import samples_pb2
 from tests.support.fleet_call import FleetCall
 from tests.support.variants import made_variant
 from tests.support.vitals_values import MIB, made_vitals
@@ -57,6 +60,7 @@ class FakeIntake:
         self.pushed: list[SignedAssignment] = []
         self.bundles: list[bytes] = []
         self.permitted: list[Digest] = []
+        self.ordered: list[SampleOrder] = []
         # A push is answered when it is set.
         self.is_applied = asyncio.Event()
         self.is_applied.set()
@@ -76,18 +80,33 @@ class FakeIntake:
     async def permit_transfer(self, manifest_digest: Digest) -> None:
         self.permitted.append(manifest_digest)
 
+    def order_samples(self, order: SampleOrder) -> None:
+        self.ordered.append(order)
+
 
 class Line:
     """A session between a desk and a test that plays the controller."""
 
-    def __init__(self, *, vitals: Callable[[], AgentVitals] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        vitals: Callable[[], AgentVitals] | None = None,
+        samples: Callable[[], SampleCounts] | None = None,
+    ) -> None:
         self.call = FleetCall()
         self.desk = FakeDesk()
         self.intake = FakeIntake()
         self.states: list[SessionState] = []
         limits = SessionLimits(handshake_timeout_s=0.05, write_timeout_s=0.05)
         self.session = Session(
-            self.call, self.desk, self.intake, hello=HELLO, limits=limits, on_state=self.states.append, vitals=vitals
+            self.call,
+            self.desk,
+            self.intake,
+            hello=HELLO,
+            limits=limits,
+            on_state=self.states.append,
+            vitals=vitals,
+            samples=samples,
         )
 
     @asynccontextmanager
@@ -346,3 +365,37 @@ async def test_an_open_session_says_vitals_at_once_and_nothing_more_without_news
 )
 def test_only_what_somebody_wants_to_know_is_news(vitals: AgentVitals, expected: bool) -> None:
     assert is_news(vitals, made_vitals()) is expected
+
+
+ORDER = SampleOrder("0" * 32, ModelName("digits"), 5, None, datetime(2026, 3, 1, tzinfo=UTC))
+
+
+async def test_a_wish_for_samples_is_handed_on_and_needs_no_answer(line: Line) -> None:
+    async with line.open():
+        line.call.say(pb.ControllerMessage(samples=encode_order(ORDER)))
+        await line.settled()
+    assert line.intake.ordered == [ORDER]
+
+
+async def test_a_wish_that_does_not_parse_is_passed_over(line: Line) -> None:
+    async with line.open():
+        line.call.say(pb.ControllerMessage(samples=samples_pb2.Order(pull_id="../x", model="digits", limit=5)))
+        await line.settled()
+    assert not line.intake.ordered
+
+
+async def test_an_agent_says_once_how_many_samples_it_keeps() -> None:
+    counts = SampleCounts((SampleCount("digits", 7, "low_confidence", 3),), 0, 900)
+    line = Line(samples=lambda: counts)
+    async with line.open():
+        message = await line.heard("samples")
+        assert decode_counts(message.samples) == counts
+        await line.settled()
+        assert line.call.heard.empty()
+
+
+async def test_an_agent_without_samples_says_nothing_of_them() -> None:
+    line = Line(samples=SampleCounts)
+    async with line.open():
+        await line.settled()
+        assert line.call.heard.empty()

@@ -508,3 +508,25 @@ def test_properties_survive_the_round_trip(correlation: bytes, words: list[tuple
     assert found.correlation == correlation
     assert [(key.decode(), value.decode()) for key, value in found.words] == words
     assert found.payload == b"p"
+
+
+@pytest.mark.parametrize("is_cached", [False, True])
+def test_an_answer_says_in_either_form_whether_it_comes_from_the_cache(is_cached: bool) -> None:
+    mapping, answer = wire(), replace(ANSWER, is_cached=is_cached)
+    # The other one before it: what is remembered of one must not stand in the other's reply.
+    mapping.encode_answer(V5, REQUEST, JSON, replace(ANSWER, is_cached=not is_cached), qos=1, deadline_s=9)
+    reply = mapping.encode_answer(V5, REQUEST, JSON, answer, qos=1, deadline_s=9)
+    assert (encode_words([("cache", "hit")]) in (reply.properties or b"")) is is_cached
+    v311 = mapping.encode_answer(V5._replace(is_v5=False), REQUEST, JSON, answer, qos=1, deadline_s=9)
+    assert orjson.loads(v311.payload)["parameters"].get("cache") == ("hit" if is_cached else None)
+
+
+@pytest.mark.parametrize(("measured_j", "said"), [(None, None), (0.00275, "2.750")])
+def test_an_answer_says_what_it_took_only_where_that_was_measured(measured_j: float | None, said: str | None) -> None:
+    answer = replace(ANSWER, measured_j=measured_j)
+    reply = wire().encode_answer(V5, REQUEST, JSON, answer, qos=1, deadline_s=9)
+    assert (b"energy-mj" in (reply.properties or b"")) is (said is not None)
+    if said is not None:
+        assert encode_words([("energy-mj", said)]) in (reply.properties or b"")
+    v311 = wire().encode_answer(V5._replace(is_v5=False), REQUEST, JSON, answer, qos=1, deadline_s=9)
+    assert orjson.loads(v311.payload)["parameters"].get("energy_mj") == (None if said is None else 2.75)

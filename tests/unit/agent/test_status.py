@@ -1,5 +1,6 @@
 """The status file and the command that shows it."""
 
+import asyncio
 import json
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 from core.atomic_files import write_atomically
 from core.clock import SystemClock
 from core.errors import Conflict, InvalidRequest, NotFound
-from core.fleet_state import Position, Problem, ReportedState, SlotPhase, SlotReport
+from core.fleet_state import Energy, EnergyMethod, Position, Problem, ReportedState, SlotPhase, SlotReport
 from edge_agent.health.report import ExitCode, render, show_status
 from edge_agent.health.state_folder import StateFolder
 from edge_agent.health.status_file import (
@@ -56,6 +57,7 @@ def status(
     certificate: CertificateView = CERTIFICATE,
     clock_problem: str = "",
     expired: int = 0,
+    energy: Energy | None = None,
     now: datetime = NOW,
 ) -> AgentStatus:
     reported = ReportedState(Position(1, 7), (FAILED,))
@@ -68,6 +70,7 @@ def status(
         heavy_breaker="closed",
         clock_problem=clock_problem,
         counters={"expired": expired},
+        energy=energy,
         now=now,
     )
 
@@ -159,6 +162,24 @@ def test_counters_alone_are_written_seldom() -> None:
     assert after.differs_from(before, age_s=COUNTERS_INTERVAL_S)
 
 
+def took(joules: float, *, answers: int = 20, recent_answers: int = 10) -> Energy:
+    return Energy(EnergyMethod.MODEL, joules, answers, 0.5, 4.0, recent_answers)
+
+
+def test_energy_is_shown_with_the_method_that_it_is_known_by() -> None:
+    text = shown(status(energy=took(9.0)))
+    assert "energy      model: 0.5 W and 0.4 J an answer over the last minute; 9 J for 20 answers" in text
+    assert "model: 0.5 W and no answers over the last minute" in shown(status(energy=took(9.0, recent_answers=0)))
+    assert "energy" not in shown(status())
+
+
+def test_joules_without_an_answer_are_no_reason_to_write() -> None:
+    before = status(energy=took(9.0))
+    assert not status(energy=took(9.5)).differs_from(before, age_s=COUNTERS_INTERVAL_S)
+    assert status(energy=took(9.5, answers=21)).differs_from(before, age_s=COUNTERS_INTERVAL_S)
+    assert not status(energy=took(9.5, answers=21)).differs_from(before, age_s=COUNTERS_INTERVAL_S - 1)
+
+
 def test_a_folder_without_an_agent_is_not_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(NotFound):
         read_status(tmp_path / "status.json")
@@ -213,3 +234,22 @@ def test_a_watched_status_is_one_document_a_line_for_every_change_and_ctrl_c_end
         process.communicate()
     assert (first["counters"], second["counters"]) == ({"expired": 0}, {"expired": 12})
     assert (process.returncode, errors) == (0, "")
+
+
+async def test_what_cannot_be_read_at_once_is_read_before_each_look(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    async def refresh() -> None:
+        order.append("refresh")
+
+    def look() -> AgentStatus:
+        order.append("look")
+        return status()
+
+    with ThreadPoolExecutor(1) as disk:
+        writer = StatusWriter(tmp_path / "status.json", look, disk=disk, clock=SystemClock(), refresh=refresh)
+        running = asyncio.create_task(writer.run())
+        while order != ["refresh", "look"]:
+            await asyncio.sleep(0)
+        running.cancel()
+        await asyncio.wait([running])

@@ -39,6 +39,7 @@ async def test_every_route_of_the_operator_has_a_rule_and_every_rule_a_route(tmp
             traces=side.traces,
             records=side.records,
             clock=SystemClock(),
+            pulls=side.pulls,
             trust=side.trust,
             pages=Dashboard(side.sources, side.access, version="0").router(),
             server_version="0",

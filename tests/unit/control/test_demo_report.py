@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 
+from controller.demo.app import is_survived
+from controller.demo.failover import asked_most, failover_of
 from controller.demo.report import outcome_of, traced_escalations
 
 LABELS = np.array([0, 1, 2, 3], dtype=np.int64)
@@ -42,3 +44,40 @@ def test_traced_escalations_come_newest_first() -> None:
         answer(3, 3, tier="heavy"),
     ]
     assert traced_escalations(rows) == [new, old]
+
+
+def asked(camera: str, agent: str, at_s: float, **more: object) -> dict[str, object]:
+    return {"camera": camera, "agent": agent, "at_s": at_s, "lost": False, "status": 200, **more}
+
+
+def test_a_camera_of_the_killed_agent_is_timed_until_its_neighbour_answers() -> None:
+    rows = [
+        asked("c1", "gate-1", 1.0),
+        asked("c1", "gate-2", 2.25),
+        asked("c1", "gate-2", 3.0),
+        asked("c2", "gate-1", 1.5),
+        asked("c2", "gate-2", 2.75),
+        # It was at the neighbour before.
+        asked("c3", "gate-2", 1.0),
+        asked("c3", "gate-2", 2.5),
+    ]
+    figures = failover_of(rows, NO_TOTALS, victim="gate-1", killed_at_s=2.0)
+    assert (figures["killed"], figures["answered_by"], figures["cameras"]) == ("gate-1", ["gate-2"], 2)
+    assert figures["switch_ms"] == {"median": 500.0, "max": 750.0}
+    assert (figures["n"], figures["after"], figures["lost"]) == (7, 4, 0)
+
+
+def test_an_answer_of_the_killed_agent_that_was_still_on_its_way_is_no_switch() -> None:
+    rows = [asked("c1", "gate-1", 1.0), asked("c1", "gate-1", 2.001), asked("c1", "gate-2", 2.25)]
+    assert failover_of(rows, NO_TOTALS, victim="gate-1", killed_at_s=2.0)["switch_ms"]["max"] == 250.0
+
+
+def test_a_camera_that_nobody_answers_any_more_has_not_survived() -> None:
+    rows = [asked("c1", "gate-1", 1.0), {"camera": "c1", "lost": True, "at_s": 7.0}]
+    figures = failover_of(rows, NO_TOTALS, victim="gate-1", killed_at_s=2.0)
+    assert (figures["cameras"], figures["lost"]) == (0, 1)
+    assert not is_survived(figures)
+
+
+def test_the_agent_that_most_cameras_ask_is_the_one_to_kill() -> None:
+    assert asked_most([asked("c1", "gate-1", 1.0), asked("c2", "gate-2", 1.0), asked("c3", "gate-2", 1.0)]) == "gate-2"

@@ -13,7 +13,7 @@ from controller.gateway.gateway_metrics import GatewayMetrics
 from controller.registry.model import ORIGINAL, Model, ModelVersion, Variant
 from core.deadline import Deadline
 from core.digest import Digest
-from core.errors import HeavyUnavailable, InvalidTensor, UnknownModel
+from core.errors import Forbidden, HeavyUnavailable, InvalidTensor, UnknownModel
 from core.exposition import written
 from core.ids import ModelName, VariantName
 from core.keeping import KEEP_BURST, KEEP_NOTHING, KeepRule
@@ -221,6 +221,14 @@ async def test_readiness_is_the_tiers(is_ready: bool, state: str) -> None:
     assert await world.gateway.is_ready() is is_ready
     assert await world.gateway.is_model_ready("large", "") is is_ready
     assert [entry.state for entry in await world.gateway.index()] == [state]
+
+
+async def test_nobody_loads_or_unloads_by_hand_what_is_deployed() -> None:
+    world = World()
+    with pytest.raises(Forbidden, match="deploy models"):
+        await world.gateway.load("large")
+    with pytest.raises(Forbidden, match="deploy models"):
+        await world.gateway.unload("large")
 
 
 # ---- tracing --------------------------------------------------------------------------------------------------------

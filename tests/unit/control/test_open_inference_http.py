@@ -202,12 +202,26 @@ async def test_asking_an_unknown_model_is_not_found(client: httpx.AsyncClient) -
     [
         ("GET", "/v2/nowhere"),
         ("GET", "/v2/models/echo/stats"),
-        ("POST", "/v2/repository/models/echo/load"),
+        ("POST", "/v2/repository/models/echo/reload"),
         ("GET", "/v2/models"),
     ],
 )
 async def test_what_is_not_served_is_not_found(client: httpx.AsyncClient, method: str, path: str) -> None:
     assert_refused(await client.request(method, path), 404, path)
+
+
+async def test_loading_and_unloading_reach_the_plane(client: httpx.AsyncClient, plane: EchoPlane) -> None:
+    load = await client.post("/v2/repository/models/echo/load", json={"parameters": {}})
+    unload = await client.post("/v2/repository/models/echo/unload")
+
+    assert (load.status_code, unload.status_code) == (200, 200)
+    assert (plane.loads, plane.unloads) == (["echo"], ["echo"])
+
+
+@pytest.mark.parametrize("asked", [{"parameters": {"config": "{}"}}, {"parameters": {"file:1/model.onnx": "AA"}}, []])
+async def test_a_load_brings_no_files_or_settings(client: httpx.AsyncClient, plane: EchoPlane, asked: object) -> None:
+    assert_refused(await client.post("/v2/repository/models/echo/load", json=asked), 400, "expected")
+    assert not plane.loads
 
 
 async def test_a_wrong_method_is_refused_and_the_right_one_named(client: httpx.AsyncClient) -> None:

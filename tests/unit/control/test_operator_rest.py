@@ -206,6 +206,7 @@ async def test_too_many_waiting_publications_are_refused_with_a_time_to_come_aga
         trust=side.trust,
         pages=APIRouter(),
         clock=SystemClock(),
+        pulls=side.pulls,
         server_version="0",
     )
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://127.0.0.1") as client:
@@ -417,6 +418,7 @@ async def test_a_defect_shows_nothing_of_its_inside(side: OperatorSide) -> None:
         trust=side.trust,
         pages=APIRouter(),
         clock=SystemClock(),
+        pulls=side.pulls,
         server_version="0",
     )
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)

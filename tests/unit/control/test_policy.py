@@ -13,6 +13,7 @@ from protos.fleet.v1 import fleet_pb2
 from protos.identity.v1 import identity_pb2
 from protos.inference.v2 import open_inference_pb2
 from protos.records.v1 import records_pb2
+from protos.samples.v1 import samples_pb2
 
 # Nobody needs it, and it would hold a call for ever.
 CLOSED = {"/grpc.health.v1.Health/Watch"}
@@ -23,6 +24,7 @@ SERVED = (
     health.DESCRIPTOR,
     open_inference_pb2.DESCRIPTOR,
     records_pb2.DESCRIPTOR,
+    samples_pb2.DESCRIPTOR,
     trace_service_pb2.DESCRIPTOR,
 )
 

@@ -18,6 +18,8 @@ from core.fleet_state import (
     AgentHello,
     AgentVitals,
     DesiredState,
+    Energy,
+    EnergyMethod,
     MachineHealth,
     Position,
     Problem,
@@ -43,6 +45,7 @@ instants = st.datetimes(timezones=st.just(UTC))
 measures = st.floats(0, fleet_wire.MAX_MEASURE)
 usages = st.builds(Usage, numbers, numbers, numbers, numbers)
 machines = st.builds(MachineHealth, numbers, numbers, st.none() | st.floats(-300, 300), measures)
+energies = st.builds(Energy, st.sampled_from(EnergyMethod), measures, numbers, measures, measures, numbers)
 
 DIGEST = digest_of(b"")
 SLOT = pb.Slot(model="m", version=1, variant="v", manifest_digest=DIGEST)
@@ -175,7 +178,7 @@ def test_random_bytes_are_refused_by_parser_or_decoder(
 
 
 @PATIENT
-@given(st.builds(AgentVitals, usages, measures, machines))
+@given(st.builds(AgentVitals, usages, measures, machines, st.none() | energies))
 def test_vitals_survive_the_wire(vitals: AgentVitals) -> None:
     content = fleet_wire.encode_vitals(vitals).SerializeToString()
     assert fleet_wire.decode_vitals(pb.Vitals.FromString(content)) == vitals
@@ -190,8 +193,17 @@ def test_vitals_survive_the_wire(vitals: AgentVitals) -> None:
         pb.Vitals(load=-1.0),
         pb.Vitals(uptime_s=float("inf")),
         pb.Vitals(temperature_c=float("-inf")),
+        pb.Vitals(energy=pb.Energy(method=pb.ENERGY_METHOD_RAPL, joules=-1.0)),
+        pb.Vitals(energy=pb.Energy(method=pb.ENERGY_METHOD_RAPL, watts=float("nan"))),
+        pb.Vitals(energy=pb.Energy(method=pb.ENERGY_METHOD_RAPL, answers=1 << 63)),
     ],
 )
 def test_vitals_that_nobody_can_have_are_refused(message: pb.Vitals) -> None:
     with pytest.raises(InvalidRequest):
         fleet_wire.decode_vitals(message)
+
+
+def test_energy_by_a_method_that_is_not_known_here_is_left_out() -> None:
+    message = pb.Vitals(answered_edge=3, energy=pb.Energy(joules=5.0))
+    vitals = fleet_wire.decode_vitals(message)
+    assert (vitals.usage.answered_edge, vitals.energy) == (3, None)

@@ -22,10 +22,11 @@ from tests.support.echo_plane import EchoPlane
 class Aborted(Exception):
     """What the real context raises to end the call."""
 
-    def __init__(self, code: grpc.StatusCode, details: str) -> None:
-        super().__init__(code, details)
+    def __init__(self, code: grpc.StatusCode, details: str, trailing: Mapping[str, str]) -> None:
+        super().__init__(code, details, trailing)
         self.code = code
         self.details = details
+        self.trailing = trailing
 
 
 class FakeContext:
@@ -41,8 +42,10 @@ class FakeContext:
     def time_remaining(self) -> float | None:
         return self._time_remaining_s
 
-    async def abort(self, code: grpc.StatusCode, details: str) -> NoReturn:
-        raise Aborted(code, details)
+    async def abort(
+        self, code: grpc.StatusCode, details: str, trailing_metadata: tuple[tuple[str, str], ...] = ()
+    ) -> NoReturn:
+        raise Aborted(code, details, dict(trailing_metadata))
 
 
 class DefectivePlane(EchoPlane):
@@ -78,7 +81,8 @@ async def call_of(context: FakeContext, **more: Any) -> Call:
 
 
 async def test_a_raw_request_is_answered_raw() -> None:
-    response = await servicer(EchoPlane()).ModelInfer(infer_message(id="7").SerializeToString(), FakeContext())
+    body = await servicer(EchoPlane()).ModelInfer(infer_message(id="7").SerializeToString(), FakeContext())
+    response = pb.ModelInferResponse.FromString(body)
     assert (response.id, response.outputs[0].name, list(response.outputs[0].shape)) == ("7", "x", [1, 2])
     assert response.raw_output_contents == [np.array([1, 2], np.float32).tobytes()]
 
@@ -87,7 +91,8 @@ async def test_a_typed_request_is_answered_typed() -> None:
     message = infer_message()
     del message.raw_input_contents[:]
     message.inputs[0].contents.fp32_contents.extend([1, 2])
-    response = await servicer(EchoPlane()).ModelInfer(message.SerializeToString(), FakeContext())
+    body = await servicer(EchoPlane()).ModelInfer(message.SerializeToString(), FakeContext())
+    response = pb.ModelInferResponse.FromString(body)
     assert list(response.outputs[0].contents.fp32_contents) == [1, 2]
     assert not response.raw_output_contents
 
@@ -204,12 +209,37 @@ async def test_the_index_can_be_narrowed_to_what_is_ready() -> None:
     assert [model.name for model in ready.models] == ["echo", "echo"]
 
 
+@pytest.mark.parametrize("names", [{"model_name": "echo"}, {"repository_name": "echo"}])
+async def test_a_model_is_loaded_and_unloaded_by_the_numbers_of_triton_and_of_kserve(names: dict[str, str]) -> None:
+    plane = EchoPlane()
+    await servicer(plane).RepositoryModelLoad(pb.RepositoryModelLoadRequest(**names), FakeContext())
+    await servicer(plane).RepositoryModelUnload(pb.RepositoryModelUnloadRequest(**names), FakeContext())
+    assert (plane.loads, plane.unloads) == (["echo"], ["echo"])
+
+
 async def test_an_unknown_model_is_not_found_by_every_rpc_that_names_one() -> None:
     face = servicer(EchoPlane())
     for answer in (
         face.ModelReady(pb.ModelReadyRequest(name="none"), FakeContext()),
         face.ModelMetadata(pb.ModelMetadataRequest(name="none"), FakeContext()),
+        face.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="none"), FakeContext()),
+        face.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name="none"), FakeContext()),
     ):
         with pytest.raises(Aborted) as caught:
             await answer
         assert caught.value.code is grpc.StatusCode.NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    ("error", "trailing"),
+    [
+        (Overloaded("full").after(0.0121), {"retry-after-ms": "13"}),
+        (Overloaded("full"), {}),
+        (UnknownModel("no such").after(1.0), {}),
+    ],
+    ids=["known", "not known", "never"],
+)
+async def test_a_refusal_says_when_the_same_call_may_succeed(error: NanofleetError, trailing: dict[str, str]) -> None:
+    plane = EchoPlane()
+    plane.refuse_with = error
+    assert (await refusal(plane, infer_message())).trailing == trailing
