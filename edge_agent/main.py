@@ -65,7 +65,7 @@ from edge_agent.identity.channel import RotatingChannel
 from edge_agent.identity.folder import Identity, IdentityFolder
 from edge_agent.lifetime import first_of, flush, start, stop_on_signal, thread
 from edge_agent.member import Member, Surroundings
-from edge_agent.post import Correspondents, PostOffice
+from edge_agent.post import Correspondents, PostOffice, Sources
 from edge_agent.request_metrics import RequestMetrics
 from edge_agent.runtime.footprint import Footprints
 from edge_agent.runtime.hosting import hosting_by
@@ -117,10 +117,7 @@ class _Agent:
         enrolled = _enrolled(IdentityFolder(folder.identity), settings)
         require_root_of(enrolled, folder.root)
         self._identity = _identity(enrolled)
-        # After the last spans, which may end up there.
-        closing.push_async_callback(self._close_post)
         self._tracing = _tracing(settings, enrolled)
-        closing.push_async_callback(flush, self._tracing)
         channel = RotatingChannel(enrolled.controller, enrolled.tls)
         closing.push_async_callback(channel.close)
         footprints = Footprints.under(folder.footprints, settings.runtime, disk=self._disk)
@@ -133,21 +130,12 @@ class _Agent:
         counted = RequestMetrics(self._metrics, clock=clock)
         self._samples = Samples(settings, folder.samples, channel, clock=clock)
         closing.callback(self._samples.close)
-        spans = settings.telemetry.endpoint
-        self._post = PostOffice(
-            folder.outbox,
-            settings.outbox,
-            Correspondents(
-                channel,
-                self._offload,
-                None if spans is None else parse_address(spans),
-                lambda: self._member.is_link_open,
-            ),
-            counted=counted,
-            tracing=self._tracing,
-            boot_id=self._identity.boot_id,
-            clock=clock,
-        )
+        others = Correspondents(channel, self._offload, lambda: self._member.is_link_open)
+        sources = Sources(counted, self._tracing, self._identity.boot_id)
+        self._post = PostOffice(folder.outbox, settings, others, sources, clock=clock)
+        closing.push_async_callback(self._post.close)
+        # Before it, since the last spans may end up there.
+        closing.push_async_callback(flush, self._tracing)
         cached = CachedAnswers.of(settings.models)
         register_cache(self._metrics, cached)
         self._plane = EdgeDataPlane(
@@ -235,9 +223,6 @@ class _Agent:
         register_member(self._metrics, self._member, disk=self._disk)
         self._samples.register(self._metrics)
         register_post(self._metrics, self._post)
-
-    async def _close_post(self) -> None:
-        await self._post.close()
 
     def _make_front(self, faces: dict[str, str]) -> MqttFront | None:
         if not self._settings.mqtt.enabled:
