@@ -245,8 +245,10 @@ class SamplesSettings(Section):
     """True: those of every model are kept, unless `[models.NAME] samples` says no. They hold what devices sent."""
     keep_site: bool = False
     """True: also of requests that may not leave the site; such samples are exported on this machine only."""
-    threshold_band: Ratio = 1.0
-    """Largest distance of a kept answer's confidence from the cascade's threshold; 1.0: any. Flawed ones have none."""
+    max_below: Ratio = 1.0
+    """How far below the cascade's threshold a confidence may be; 1.0 for any. Flawed answers have none and count."""
+    max_above: Ratio = 0.0
+    """How far above it: answers that the model was barely sure of, which nobody else looked at; 0 for none."""
     max_per_class_per_hour: Count = 10
     """Samples of one predicted class that a model keeps of an hour, drawn evenly from all there were."""
     max_per_hour: Count = 100
@@ -259,6 +261,8 @@ class SamplesSettings(Section):
     """Seconds for which a sample is kept."""
     reserve_bytes: Annotated[int, Field(ge=0)] = 64 << 20
     """Disk space that samples must leave free."""
+    upload_bytes_per_s: Annotated[int, Field(ge=0)] = 1 << 20
+    """Bytes a second that samples may take of the link when somebody pulls them; 0: as fast as they are taken."""
 
 
 class OffloadSettings(Section):
@@ -394,10 +398,10 @@ class AgentSettings(ProcessSettings):
     """Which of the models that this agent runs are in memory."""
     models: Mapping[Name, ModelSettings] = Field(default_factory=dict)
     """By name of the model, such as `[models.digits]`: what this agent makes of it."""
-    privacy: PrivacySettings = PrivacySettings()
-    """How far data from devices may go."""
     samples: SamplesSettings = SamplesSettings()
     """Hard examples, kept for whoever retrains the models."""
+    privacy: PrivacySettings = PrivacySettings()
+    """How far data from devices may go."""
     offload: OffloadSettings = OffloadSettings()
     """Asking the heavy tier when the local answer is not sure enough."""
     energy: EnergySettings = EnergySettings()
