@@ -99,6 +99,8 @@ class Services:
 
     async def close(self) -> None:
         """Cancel the escalations under way."""
+        # One that has not begun would end without a word to its caller.
+        await asyncio.sleep(0)
         escalations = tuple(self._escalations)
         for escalation in escalations:
             escalation.cancel()

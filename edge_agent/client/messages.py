@@ -147,6 +147,8 @@ class Format:
         """
         try:
             body = json.loads(message.payload)
+            if not isinstance(body, dict):
+                raise TypeError(f"a {type(body).__name__}")
             if self.is_v5:
                 properties = dict(getattr(message.properties, "UserProperty", []))
             else:
