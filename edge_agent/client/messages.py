@@ -146,9 +146,8 @@ class Format:
             MalformedReply: it is not a JSON object with a status.
         """
         try:
-            body = json.loads(message.payload)
-            if not isinstance(body, dict):
-                raise TypeError(f"a {type(body).__name__}")
+            # Only an object has items.
+            body: dict[str, Any] = dict(json.loads(message.payload).items())
             if self.is_v5:
                 properties = dict(getattr(message.properties, "UserProperty", []))
             else:
