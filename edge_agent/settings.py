@@ -16,7 +16,7 @@ from core.addresses import BindAddress, LoopbackAddress, is_loopback, parse_addr
 from core.errors import InvalidRequest
 from core.ids import Name
 from core.logs import LogFormat
-from core.manifest import PrivacyClass
+from core.privacy import PrivacyClass
 from core.settings import Count, Port, ProcessSettings, Ratio, Seconds, Section, load
 from core.telemetry import DEFAULT_SAMPLE_RATIO
 
