@@ -308,6 +308,7 @@ class Soak:
             "deferred": counts["deferred"],
             "verdicts": counts["verdicts"],
             "verdicts_missing": counts["verdicts_missing"],
+            "outbox": {name: each for name, each in _outbox(after).items() if each},
             "hostile": counts["hostile"],
             "by_kind": dict(sorted(record.by_kind.items())),
             "statuses": dict(sorted(record.statuses.items())),
@@ -317,6 +318,7 @@ class Soak:
             "log_errors": len(self._system.errors),
             "log_errors_first": self._system.errors[:5],
             "lost_first": record.lost[:5],
+            "late_first": record.late[:5],
             "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}",
         }
 
@@ -331,6 +333,12 @@ def _grown(before: list[dict[str, float]], after: list[dict[str, float]]) -> dic
     return {
         name: sum(each.get(name, 0.0) for each in after) - sum(each.get(name, 0.0) for each in before) for name in names
     }
+
+
+def _outbox(after: list[dict[str, float]]) -> dict[str, float]:
+    """Return what the agents say of their outboxes at the end."""
+    names = {name for each in after for name in each if name.startswith("nanofleet_outbox")}
+    return {name: sum(each.get(name, 0.0) for each in after) for name in sorted(names)}
 
 
 def _rss(samples: Sequence[tuple[float, float]], slope_percent: float) -> dict[str, float]:

@@ -52,7 +52,9 @@ class Record:
         self.counts: Counter[str] = Counter()
         self.by_kind: Counter[str] = Counter()
         self.statuses: Counter[str] = Counter()
+        # Who, for a person to look at.
         self.lost: list[str] = []
+        self.late: list[str] = []
         # When nobody could be answered over the broker; the last may be open.
         self.outages: list[tuple[float, float]] = []
         self._open: dict[str, Asked] = {}
@@ -81,6 +83,8 @@ class Record:
             return
         if now_s > asked.deadline_s:
             asked.late_replies += 1
+            if asked.is_timed:
+                self.late.append(f"{asked.kind} {name}: {now_s - asked.deadline_s:.3f} s")
         if reply.is_final:
             asked.final_status = asked.final_status or reply.status
         elif reply.reason == "heavy_unavailable":
