@@ -56,7 +56,7 @@ SAMPLE_S = 1.0
 WARM_UP_SHARE, WARM_UP_LEAST_S = 0.15, 30.0
 RECOVERY_S = 180.0
 # Of deferred verdicts, once everything is back.
-SETTLE_S = 60.0
+SETTLE_S = 90.0
 # Parts of the whole time: when something goes away, and for how long.
 PLAN = (
     (0.12, "ray", 0.0),
@@ -137,7 +137,9 @@ class System:
         top = {"state_dir": str(agent.folder), "grpc_bind": str(agent.grpc), "http_bind": str(http)}
         mqtt = {"host": self.broker.host, "port": self.broker.port}
         link = {"first_delay_s": 0.0, "reconnect_cap_s": 2.0}
-        configuration = write_toml(agent.folder / "agent.toml", top, mqtt=mqtt, link=link)
+        # A fleet spreads what it sends after an absence over half a minute and more.
+        outbox = {"spread_s": 2.0, "retry_cap_s": 10.0, "probe_cap_s": 10.0}
+        configuration = write_toml(agent.folder / "agent.toml", top, mqtt=mqtt, link=link, outbox=outbox)
         part = self._parts.start_python(agent.agent_id, "edge_agent", "run", "--config", str(configuration))
         part.wait_for("its HTTP face", lambda: answers_ok(f"http://{http}/healthz"), timeout_s=START_TIMEOUT_S)
         return part
