@@ -30,6 +30,7 @@ from core.metrics import Registry
 from core.process_metrics import register_process
 from core.service_notices import READY, STOPPING, ServiceNotices
 from core.telemetry import Tracing, TracingSettings
+from edge_agent.activation.self_test import SelfTester, SelfTestLimits
 from edge_agent.agent_metrics import (
     register_broker,
     register_cache,
@@ -55,6 +56,7 @@ from edge_agent.health.status_file import (
     AgentIdentity,
     AgentStatus,
     CertificateView,
+    MemoryView,
     PeerView,
     Since,
     StatusWriter,
@@ -63,8 +65,11 @@ from edge_agent.identity.channel import RotatingChannel
 from edge_agent.identity.folder import Identity, IdentityFolder
 from edge_agent.lifetime import first_of, flush, start, stop_on_signal, thread
 from edge_agent.member import Member, Surroundings
-from edge_agent.post import Correspondents, PostOffice
+from edge_agent.post import Correspondents, PostOffice, Sources
 from edge_agent.request_metrics import RequestMetrics
+from edge_agent.runtime.footprint import Footprints
+from edge_agent.runtime.hosting import hosting_by
+from edge_agent.runtime.memory import keep_malloc_tight
 from edge_agent.runtime.pool import ModelPool
 from edge_agent.samples.service import Samples
 from edge_agent.settings import AgentSettings
@@ -78,6 +83,8 @@ _log = logging.getLogger(__name__)
 def run_agent(settings: AgentSettings) -> None:
     """Run until a signal says stop."""
     configure_logging(level=settings.logs.level, log_format=settings.logs.format)
+    # Before anything large is freed, from which on malloc would keep it.
+    keep_malloc_tight()
     uvloop.run(serve(settings))
 
 
@@ -110,34 +117,25 @@ class _Agent:
         enrolled = _enrolled(IdentityFolder(folder.identity), settings)
         require_root_of(enrolled, folder.root)
         self._identity = _identity(enrolled)
-        # After the last spans, which may end up there.
-        closing.push_async_callback(self._close_post)
         self._tracing = _tracing(settings, enrolled)
-        closing.push_async_callback(flush, self._tracing)
         channel = RotatingChannel(enrolled.controller, enrolled.tls)
         closing.push_async_callback(channel.close)
-        self._pool = ModelPool(settings.runtime, clock=clock)
+        footprints = Footprints.under(folder.footprints, settings.runtime, disk=self._disk)
+        tester = SelfTester(SelfTestLimits.of(settings), footprints)
+        hosting = hosting_by(settings.residency, settings.models, footprints, tester)
+        self._pool = ModelPool(settings.runtime, clock=clock, hosting=hosting)
         closing.push_async_callback(self._pool.close)
         self._offload = Offload(channel, settings.offload, clock=clock)
         self._metrics = Registry()
         counted = RequestMetrics(self._metrics, clock=clock)
         self._samples = Samples(settings, folder.samples, channel, clock=clock)
         closing.callback(self._samples.close)
-        spans = settings.telemetry.endpoint
-        self._post = PostOffice(
-            folder.outbox,
-            settings.outbox,
-            Correspondents(
-                channel,
-                self._offload,
-                None if spans is None else parse_address(spans),
-                lambda: self._member.is_link_open,
-            ),
-            counted=counted,
-            tracing=self._tracing,
-            boot_id=self._identity.boot_id,
-            clock=clock,
-        )
+        others = Correspondents(channel, self._offload, lambda: self._member.is_link_open)
+        sources = Sources(counted, self._tracing, self._identity.boot_id)
+        self._post = PostOffice(folder.outbox, settings, others, sources, clock=clock)
+        closing.push_async_callback(self._post.close)
+        # Before it, since the last spans may end up there.
+        closing.push_async_callback(flush, self._tracing)
         cached = CachedAnswers.of(settings.models)
         register_cache(self._metrics, cached)
         self._plane = EdgeDataPlane(
@@ -174,6 +172,7 @@ class _Agent:
                 (f"arch:{platform.machine()}", *settings.tags),
                 channel,
                 self._pool,
+                tester,
                 self._tracing,
                 self._disk,
                 clock,
@@ -225,9 +224,6 @@ class _Agent:
         self._samples.register(self._metrics)
         register_post(self._metrics, self._post)
 
-    async def _close_post(self) -> None:
-        await self._post.close()
-
     def _make_front(self, faces: dict[str, str]) -> MqttFront | None:
         if not self._settings.mqtt.enabled:
             return None
@@ -273,8 +269,13 @@ class _Agent:
             certificate=CertificateView.of(self._member.renewal.status()),
             heavy_breaker=self._offload.state.value,
             clock_problem=self._member.clock_problem,
+            memory=MemoryView.of(self._pool),
             outbox=self._post.view(),
-            counters={**({} if self._front is None else asdict(self._front.counters)), **self._samples.counters()},
+            counters={
+                **({} if self._front is None else asdict(self._front.counters)),
+                **self._pool.load_counts.totals(),
+                **self._samples.counters(),
+            },
             energy=self._energy.energy,
             now=self._clock.now(),
         )
