@@ -153,7 +153,7 @@ def test_models_beyond_the_bound_are_counted_together() -> None:
 
 
 def test_statistics_of_a_model_are_what_was_counted_of_it_alone() -> None:
-    metrics = RequestMetrics(Registry(), clock=HeldClock(monotonic_s=10.0))  # type: ignore[arg-type]
+    metrics = RequestMetrics(Registry(), clock=HeldClock(monotonic_s=10.0))
     for tier in (Tier.EDGE, Tier.HEAVY):
         metrics.answered(
             "digits", tier, Reason.CONFIDENT, queued_s=9.0, started_s=9.25, finished_s=9.75, traceparent=None
