@@ -408,3 +408,23 @@ def test_the_database_and_the_ring_do_the_same(
     finally:
         disk.close()
         shutil.rmtree(folder)
+
+
+def test_what_waits_is_its_owners_alone_to_read(machine: Machine) -> None:
+    machine.put("a")
+
+    modes = {path.name: path.stat().st_mode & 0o777 for path in machine.path.parent.glob("outbox.sqlite*")}
+    assert modes == {"outbox.sqlite": 0o600, "outbox.sqlite-wal": 0o600}
+
+
+def test_pages_that_the_queue_no_longer_needs_go_back_to_the_file_system(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, StorageLimits(dict.fromkeys(Kind, Bounds(5000, 32 << 20, DAY_S)), 64 << 20, 0))
+    for start in range(0, 2000, 100):
+        machine.put(*(f"{number}" for number in range(start, start + 100)), body=bytes(4000))
+    while machine.names():
+        machine.send(200)
+    for _ in range(20):
+        machine.storage.look_after()
+    machine.storage.close()
+
+    assert machine.path.stat().st_size < 2 << 20
