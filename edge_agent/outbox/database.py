@@ -75,10 +75,16 @@ class Database:
 
     def _prepare(self, max_bytes: int) -> None:
         run = self._db.execute
+        # First: what reads the file before it makes the WAL's index a file too, for which a full disk has no room.
+        run("PRAGMA locking_mode = EXCLUSIVE")
+        [version] = run("PRAGMA user_version").fetchone()
+        if version not in {0, FORMAT}:
+            raise Unusable(f"expected format {FORMAT} of the outbox, got {version}")
+        if version == 0:
+            # Before there is a table; said again, it would be written again.
+            run(f"PRAGMA page_size = {_PAGE_BYTES}")
+            run("PRAGMA auto_vacuum = INCREMENTAL")
         for pragma in (
-            f"page_size = {_PAGE_BYTES}",
-            "auto_vacuum = INCREMENTAL",
-            "locking_mode = EXCLUSIVE",
             "journal_mode = WAL",
             "synchronous = FULL",
             f"journal_size_limit = {_MAX_WAL_BYTES}",
@@ -89,9 +95,6 @@ class Database:
             f"max_page_count = {2 * max_bytes // _PAGE_BYTES + 1024}",
         ):
             run(f"PRAGMA {pragma}")
-        [version] = run("PRAGMA user_version").fetchone()
-        if version not in {0, FORMAT}:
-            raise Unusable(f"expected format {FORMAT} of the outbox, got {version}")
         [verdict] = run("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise Unusable(f"quick_check: {str(verdict)[:200]}")

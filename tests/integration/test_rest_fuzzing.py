@@ -138,5 +138,9 @@ def _can_be_asked(operation: AnyOperation, mode: GenerationMode) -> bool:
 
 def _changes(desk: Desk) -> list[object]:
     """Return what was done, as far as the record goes back; refusals are no change."""
-    entries = httpx.get(f"{desk.url}/api/audit?limit=500", headers=desk.admin).json()["entries"]
-    return [entry for entry in entries if entry["outcome"] != "refused"]
+    changes, before = [], ""
+    while before is not None:
+        page = httpx.get(f"{desk.url}/api/audit?limit=500{before}", headers=desk.admin).json()
+        changes += [entry for entry in page["entries"] if entry["outcome"] != "refused"]
+        before = None if page["next"] is None else f"&before={page['next']}"
+    return changes
