@@ -138,7 +138,8 @@ def _can_be_asked(operation: AnyOperation, mode: GenerationMode) -> bool:
 
 def _changes(desk: Desk) -> list[object]:
     """Return what was done, as far as the record goes back; refusals are no change."""
-    changes, before = [], ""
+    changes: list[object] = []
+    before: str | None = ""
     while before is not None:
         page = httpx.get(f"{desk.url}/api/audit?limit=500{before}", headers=desk.admin).json()
         changes += [entry for entry in page["entries"] if entry["outcome"] != "refused"]
