@@ -115,11 +115,11 @@ class CapturedHandlers:
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
         self.services.setdefault(service, {}).update(handlers)
 
-    def register(self, server: grpc.aio.Server, measure: MeasuredCalls | None) -> None:
-        """Register all of them with `server`, measured."""
+    def wrap(self, wrapped: Callable[[Handler, str], Handler]) -> None:
+        """Put `wrapped`, of a handler and its method's name, in the place of each."""
         for service, handlers in self.services.items():
-            measured = {
-                name: each if measure is None else measure.measured(each, f"{service}/{name}")
-                for name, each in handlers.items()
-            }
-            server.add_registered_method_handlers(service, measured)
+            self.services[service] = {name: wrapped(each, f"{service}/{name}") for name, each in handlers.items()}
+
+    def register(self, server: grpc.aio.Server) -> None:
+        for service, handlers in self.services.items():
+            server.add_registered_method_handlers(service, handlers)

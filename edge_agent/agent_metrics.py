@@ -48,10 +48,11 @@ def register_serving(registry: Registry, *, pool: ModelPool, offload: Offload) -
         lambda: [
             ((model.manifest.model, reason.value), count)
             for model in pool.models()
-            for reason, count in model.batcher.shed.items()
+            for reason, count in model.shed.items()
         ],
     )
     registry.gauge("nanofleet_models_running", "Models that answer.", (), lambda: [((), len(pool.models()))])
+    _register_residency(registry, pool)
     registry.gauge(
         "nanofleet_escalations_in_flight",
         "Requests that the heavy tier is asked now.",
@@ -69,6 +70,41 @@ def register_serving(registry: Registry, *, pool: ModelPool, offload: Offload) -
         "1 for the state of the breaker in front of the heavy tier.",
         ("state",),
         lambda: one_of(BreakerState, offload.state),
+    )
+
+
+def _register_residency(registry: Registry, pool: ModelPool) -> None:
+    counts = pool.load_counts
+    registry.gauge(
+        "nanofleet_model_memory_bytes",
+        "Memory that a model takes now, as it was measured; 0: it is not in memory.",
+        ("model",),
+        lambda: [((name,), pool.residency(name).taken_bytes) for name in pool.running()],
+    )
+    registry.gauge(
+        "nanofleet_model_memory_budget_bytes",
+        "Memory that models may take together.",
+        (),
+        lambda: [((), pool.budget_bytes)],
+    )
+    registry.tally(
+        "nanofleet_model_loads",
+        "Models brought into memory, or tried to, by what became of it.",
+        ("outcome",),
+        lambda: [(("loaded",), counts.loads), (("failed",), counts.failed_loads)],
+    )
+    registry.tally("nanofleet_model_load_seconds", "Time spent on loading models.", (), lambda: [((), counts.load_s)])
+    registry.tally(
+        "nanofleet_model_evictions", "Models that left memory for others.", (), lambda: [((), counts.evictions)]
+    )
+    registry.tally(
+        "nanofleet_cold_requests",
+        "Requests that came while their model was not in memory: held until it was, or refused at once.",
+        ("outcome",),
+        lambda: [
+            (("held",), counts.cold_requests - counts.refused_requests),
+            (("refused",), counts.refused_requests),
+        ],
     )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from opentelemetry.trace import SpanKind
 
 from core.clock import Clock
-from core.errors import DeadlineExceeded, Forbidden, NanofleetError
+from core.errors import DeadlineExceeded, NanofleetError
 from core.keeping import Keep
 from core.metrics import Registry
 from core.open_inference.messages import InferRequest, InferResponse, ModelIndexEntry, ModelMetadata
@@ -135,6 +135,7 @@ class EdgeDataPlane:
         # The waiter puts another in its place when it answers provisionally.
         future = waiter.future
         try:
+            model.admit(deadline_s)
             model.batcher.submit(arrays, waiter, deadline_s=deadline_s, priority=terms.priority, client=terms.client)
         except NanofleetError as error:
             waiter.fail(error)
@@ -169,21 +170,21 @@ class EdgeDataPlane:
         return bool(self._pool.models())
 
     async def index(self) -> Sequence[ModelIndexEntry]:
-        return [ModelIndexEntry(model.manifest.model, model.version, "READY") for model in self._pool.models()]
+        return [self._pool.residency(model.manifest.model).index_entry() for model in self._pool.models()]
 
     async def metadata(self, name: str, version: str) -> ModelMetadata:
         return self._pool.find(name, version).metadata()
 
     async def is_model_ready(self, name: str, version: str) -> bool:
+        """Say whether a request would be answered: also by a model that it brings into memory first."""
         self._pool.find(name, version)
-        return True
+        return self._pool.residency(name).would_answer
 
     async def load(self, name: str) -> None:
-        self._pool.find(name)
+        await self._pool.keep_resident(name)
 
     async def unload(self, name: str) -> None:
-        self._pool.find(name)
-        raise Forbidden(f"model {name}: what is deployed here stays loaded")
+        await self._pool.park(name)
 
     async def statistics(self, name: str, version: str) -> Sequence[ModelStatistics]:
         """Return what was counted of a model, or of each; implements `core.open_inference.service.Statistics`."""

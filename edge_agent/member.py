@@ -27,7 +27,7 @@ from core.telemetry import Tracing
 from edge_agent.activation.journal import Journal
 from edge_agent.activation.probation import ProbationTerms
 from edge_agent.activation.rebuild import rebuild_if_lost
-from edge_agent.activation.self_test import SelfTester, SelfTestLimits
+from edge_agent.activation.self_test import SelfTester
 from edge_agent.health.machine import machine_health
 from edge_agent.health.state_folder import StateFolder
 from edge_agent.health.status_file import AgentIdentity, PeerView
@@ -66,7 +66,7 @@ class KeptSamples(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What a member is made among: its folder and settings, the pool that runs its models, its disk thread and time."""
+    """What a member is made among: its folder and settings, the pool that runs its models, who tries them, its disk."""
 
     settings: AgentSettings
     folder: StateFolder
@@ -75,6 +75,7 @@ class Surroundings:
     tags: tuple[str, ...]
     channel: RotatingChannel
     pool: ModelPool
+    tester: SelfTester
     tracing: Tracing
     disk: Executor
     clock: Clock
@@ -83,6 +84,8 @@ class Surroundings:
     samples: KeptSamples
     # What its work took so far, if that is known.
     energy: Callable[[], Energy | None]
+    # Hears of every identity that replaces the one before, besides the channel and the tracing.
+    on_identity: Callable[[TlsIdentity], None]
 
 
 class Member:
@@ -124,15 +127,12 @@ class Member:
     def _make_reconciler(self) -> Reconciler:
         around = self._around
         sync, activation = around.settings.sync, around.settings.activation
-        tester = SelfTester(
-            SelfTestLimits(activation.self_test_timeout_s, intra_op_threads=around.settings.runtime.intra_op_threads)
-        )
         terms = ProbationTerms(
             activation.probation_s, activation.probation_requests, max_failure_ratio=activation.max_error_ratio
         )
         return Reconciler(
             around.enrolled.agent_id,
-            Workplace(self._store, self._journal, self._delivery, tester, around.pool, around.disk),
+            Workplace(self._store, self._journal, self._delivery, around.tester, around.pool, around.disk),
             policy=RetryPolicy(sync.max_attempts, sync.retry_base_s, sync.retry_cap_s),
             trials=TrialSettings(terms),
             software_version=around.process.software_version,
@@ -215,6 +215,7 @@ class Member:
 
     def _follow(self, tls: TlsIdentity) -> None:
         self._around.tracing.follow(tls)
+        self._around.on_identity(tls)
         # The identity before may have been what kept it waiting.
         self._link.retry_now()
 

@@ -222,8 +222,14 @@ class Request:
             if not is_final:
                 self._services.metrics.answered_provisionally(self.model.manifest.model, reason)
             self._finish(self._edge_answer(ran, reason, is_final=is_final), ran)
-        if reason is not Reason.CONFIDENT and reason is not Reason.NO_CASCADE:
+        is_hard = reason is not Reason.CONFIDENT and reason is not Reason.NO_CASCADE
+        if is_hard or (self._services.example_margin > 0 and self._was_nearly_unsure(ran)):
             self._offer(ran, Tier.EDGE, reason, None)
+
+    def _was_nearly_unsure(self, ran: Ran) -> bool:
+        if self.model.cascade is None or ran.verdict is None or ran.verdict.confidence is None:
+            return False
+        return ran.verdict.confidence - self.model.cascade.threshold <= self._services.example_margin
 
     def _edge_answer(
         self, ran: Ran, reason: Reason, *, is_final: bool, later: "asyncio.Future[Answer] | None" = None

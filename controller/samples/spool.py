@@ -19,8 +19,7 @@ from controller.samples.model import Delivery, DeliveryState, Pull, PullView
 from core.atomic_files import write_atomically
 from core.digest import Digest, hex_of, parse_digest
 from core.errors import InvalidRequest, NotFound
-from core.ids import AgentId, ModelName, Name
-from core.samples import checked_pull_id
+from core.ids import AgentId, ModelName, Name, checked_pull_id
 
 _PULL, _END, _SUFFIX = "pull.json", "end.json", ".npz"
 # What devices sent is for whoever runs the controller alone.

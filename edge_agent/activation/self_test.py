@@ -1,6 +1,7 @@
 """Try a variant before it serves, where it can do no harm: the parent's side of `child`, and the verdict.
 
     SelfTester.test(manifest, folder) ─▶ child process: load, golden inputs, measure ─▶ SelfTestResult
+    SelfTester.measure(manifest, folder) ─▶ the same ─▶ Footprint, what the variant takes of memory
 
 The child gets a clean environment, an isolated interpreter, the lowest priority, bounds on memory and processor time,
 and `timeout_s`; its reply is read up to a bound and it is killed by its process id however the test ends. What ends it
@@ -11,6 +12,7 @@ of what else goes on, until it ran out MAX_TIMEOUTS times.
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -19,15 +21,20 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
+from typing import Self
 
 import orjson
 
-from core.errors import ErrorCode, Unavailable
+from core.errors import ErrorCode, InvalidRequest, Unavailable
 from core.fleet_state import Problem
 from core.logs import peer_text
 from core.manifest import Manifest
+from edge_agent.runtime.footprint import Footprint, Footprints
+from edge_agent.settings import AgentSettings
 
-# Derived: four numbers and a reason of at most 800 characters.
+_log = logging.getLogger(__name__)
+
+# Derived: seven numbers and a reason of at most 800 characters.
 MAX_REPLY_BYTES = 1 << 14
 # Chosen: a machine that was busy at all of these times has no room for the model either.
 MAX_TIMEOUTS = 3
@@ -47,6 +54,7 @@ class SelfTestResult:
     problem: Problem | None = None
     latency_p95_ms: float | None = None
     peak_rss_bytes: int | None = None
+    footprint: Footprint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +63,26 @@ class SelfTestLimits:
     # Private memory that can be written, beyond what the size of the variant explains.
     memory_bytes: int = 512 << 20
     intra_op_threads: int = 1
+    # Rows of the largest run, which memory is measured with.
+    max_batch: int = 1
+
+    @classmethod
+    def of(cls, settings: AgentSettings) -> Self:
+        runtime = settings.runtime
+        return cls(
+            settings.activation.self_test_timeout_s,
+            intra_op_threads=runtime.intra_op_threads,
+            max_batch=runtime.max_batch,
+        )
 
 
 class SelfTester:
-    """Runs one child at a time per call; implements `SelfTester` of `edge_agent.reconcile`."""
+    """Runs one child at a time per call; implements `SelfTester` of `reconcile` and `Scales` of `runtime`."""
 
-    def __init__(self, limits: SelfTestLimits) -> None:
+    def __init__(self, limits: SelfTestLimits, footprints: Footprints | None = None) -> None:
+        """`footprints` remember what variants were found to take."""
         self._limits = limits
+        self._footprints = footprints or Footprints()
         # By folder, which is named by the variant's digest.
         self._timeouts: dict[Path, int] = {}
 
@@ -79,7 +100,23 @@ class SelfTester:
         except TimeoutError:
             return self._timed_out(folder)
         self._timeouts.pop(folder, None)
-        return _result(status, reply)
+        result = _result(status, reply)
+        if result.footprint is not None:
+            await self._footprints.remember(manifest.digest(), result.footprint)
+        return result
+
+    async def measure(self, manifest: Manifest, folder: Path) -> Footprint | None:
+        """Return what `manifest` takes of memory; None when it could not be found out, which is logged."""
+        try:
+            result = await self.test(manifest, folder)
+        except Unavailable as error:
+            why = str(error)
+        else:
+            if result.footprint is not None:
+                return result.footprint
+            why = "" if result.problem is None else result.problem.message
+        _log.warning("a model's memory could not be measured", extra={"model": manifest.model, "reason": why})
+        return None
 
     def _timed_out(self, folder: Path) -> SelfTestResult:
         """Return the verdict of the last timeout.
@@ -104,6 +141,7 @@ def _order(manifest: Manifest, folder: Path, limits: SelfTestLimits) -> bytes:
             "memory_bytes": limits.memory_bytes + _COPIES * manifest.size_bytes,
             "cpu_s": ceil(limits.timeout_s) * limits.intra_op_threads,
             "intra_op_threads": limits.intra_op_threads,
+            "max_batch": limits.max_batch,
         }
     )
 
@@ -173,8 +211,9 @@ def _result(status: int, reply: bytes) -> SelfTestResult:
             None if problem is None else Problem(ErrorCode.FORBIDDEN, f"failed its self-test: {peer_text(problem)}"),
             None if fields["latency_p95_ms"] is None else float(fields["latency_p95_ms"]),
             None if fields["peak_rss_bytes"] is None else int(fields["peak_rss_bytes"]),
+            None if fields["footprint"] is None else Footprint.parse(fields["footprint"]),
         )
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, InvalidRequest):
         return _failed(f"its process gave an unreadable reply of {len(reply)} bytes")
 
 

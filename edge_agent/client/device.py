@@ -222,7 +222,7 @@ class DeviceClient:
         return self._survey.candidates(exchange.model, now_s=now_s)
 
     def _send(self, exchange: Exchange, agent: str, now_s: float) -> None:
-        exchange.sent(agent, now_s=now_s)
+        self._exchanges.sent(exchange, agent, now_s=now_s)
         message = self._format.request(
             agent=agent,
             model=exchange.model,
@@ -238,7 +238,8 @@ class DeviceClient:
         now_s = time.monotonic()
         if reply.status in ELSEWHERE_STATUSES and reply.is_final:
             exchange.refusal = reply
-            exchange.attempts.refused(_asked_as(exchange, reply), until_s=self._refused(reply, now_s))
+            exchange.refusals += 1
+            exchange.attempts.refused(_asked_as(exchange, reply), until_s=self._refused(exchange, reply, now_s))
             return
         exchange.attempts.answered_provisionally()
         if exchange.provisional is None:
@@ -246,12 +247,14 @@ class DeviceClient:
             if on_provisional is not None:
                 on_provisional(reply)
 
-    def _refused(self, reply: Reply, now_s: float) -> float:
-        """Return until when the agent does not take this request."""
+    def _refused(self, exchange: Exchange, reply: Reply, now_s: float) -> float:
+        """Return until when the agent is not asked again about this request."""
         if reply.status == _MISSING:
             return float("inf")
         with self._lock:
-            return self._survey.refused(reply.agent, for_s=reply.retry_after_s, now_s=now_s)
+            until_s = self._survey.refused(reply.agent, for_s=reply.retry_after_s, now_s=now_s)
+        # Longer each time, so that the few attempts that a request has reach far.
+        return now_s + (until_s - now_s) * 2.0 ** (exchange.refusals - 1)
 
     def _on_open(self) -> None:
         with self._lock:

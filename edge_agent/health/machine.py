@@ -6,6 +6,7 @@ from pathlib import Path
 
 from core.fleet_state import MachineHealth
 from core.process_metrics import resident_bytes
+from edge_agent.runtime.memory import mem_available_bytes
 
 # Beyond it a sensor reports its own absence, not a temperature.
 _PLAUSIBLE_C = 200.0
@@ -14,7 +15,7 @@ _PLAUSIBLE_C = 200.0
 def machine_health(*, root: Path = Path("/")) -> MachineHealth:
     return MachineHealth(
         rss_bytes=_resident_bytes(),
-        available_bytes=_available_bytes(root / "proc" / "meminfo"),
+        available_bytes=mem_available_bytes(root) or 0,
         temperature_c=_temperature_c(root / "sys" / "class" / "thermal"),
         load=os.getloadavg()[0],
     )
@@ -25,16 +26,6 @@ def _resident_bytes() -> int:
         return resident_bytes()
     except OSError:
         return 0
-
-
-def _available_bytes(meminfo: Path) -> int:
-    """Return what programs may still take, as the kernel estimates it; 0 where it does not."""
-    try:
-        lines = meminfo.read_text().splitlines()
-    except OSError:
-        return 0
-    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(found[0]) * 1024 if found else 0
 
 
 def _temperature_c(zones: Path) -> float | None:

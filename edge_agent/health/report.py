@@ -14,13 +14,17 @@ from edge_agent.health.status_file import (
     AgentStatus,
     CertificateView,
     EnergyView,
+    MemoryView,
     ModelView,
     OutboxView,
     PeerView,
+    ResidencyView,
     read_status,
 )
 
 _MIB = 1 << 20
+# More than any machine has.
+_NO_BUDGET_BYTES = 1 << 60
 # The agent looks once a second whether there is something to write.
 _WATCH_INTERVAL_S = 1.0
 # Home, and clear what is below (ECMA-48: CUP, ED).
@@ -86,10 +90,14 @@ def render(status: AgentStatus, *, is_running: bool, now: datetime) -> list[str]
         *([f"clock       {status.clock_problem}"] if status.clock_problem else []),
         f"heavy tier  breaker {status.heavy_breaker}" + ("" if status.outbox.is_heavy_reachable else ", out of reach"),
         *_outbox(status.outbox),
+        *([f"memory      {_memory(status.memory)}"] if status.memory is not None else []),
         *([f"energy      {_energy(status.energy)}"] if status.energy is not None else []),
         f"desired     epoch {status.epoch}, generation {status.generation} applied",
         "",
-        *_table(("MODEL", "VERSION", "VARIANT", "PHASE", "STORED", "PROBLEM"), map(_row, status.models)),
+        *_table(
+            ("MODEL", "VERSION", "VARIANT", "PHASE", "STORED", "MEMORY", "PROBLEM"),
+            [_row(model, status.memory) for model in status.models],
+        ),
     ]
     counted = [(name, str(count)) for name, count in sorted(status.counters.items())]
     return [*lines, "", *_table(("COUNTER", "VALUE"), counted)]
@@ -134,9 +142,25 @@ def _energy(energy: EnergyView) -> str:
     return f"{energy.method}: {energy.watts:.3g} W and {recent} over the last minute; {total}"
 
 
-def _row(model: ModelView) -> tuple[str, ...]:
+def _memory(memory: MemoryView) -> str:
+    budget = "no limit" if memory.budget_bytes >= _NO_BUDGET_BYTES else f"{memory.budget_bytes / _MIB:.1f} MiB"
+    resident = sum(model.state == "resident" for model in memory.models.values())
+    return f"models take {memory.taken_bytes / _MIB:.1f} MiB of {budget}; {resident} of {len(memory.models)} resident"
+
+
+def _row(model: ModelView, memory: MemoryView | None) -> tuple[str, ...]:
     stored = f"{model.stored_bytes / _MIB:.1f}/{model.total_bytes / _MIB:.1f} MiB"
-    return model.model, str(model.version), model.variant, model.phase, stored, model.problem
+    residency = None if memory is None else memory.models.get(model.model)
+    place, problem = ("-", model.problem) if residency is None else (_place(residency), model.problem)
+    if residency is not None and residency.state == "cold" and not problem:
+        problem = residency.reason
+    return model.model, str(model.version), model.variant, model.phase, stored, place, problem
+
+
+def _place(residency: ResidencyView) -> str:
+    if not residency.taken_bytes:
+        return residency.state
+    return f"{residency.state} {residency.taken_bytes / _MIB:.1f} MiB"
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

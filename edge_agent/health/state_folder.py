@@ -18,6 +18,7 @@ class StateFolder:
         self.samples = root / "samples"
         self.outbox = root / "outbox.sqlite"
         self.status = root / "status.json"
+        self.footprints = root / "footprints.json"
         self.endpoints = root / "endpoints.json"
         self._lock = root / "agent.lock"
 

@@ -1,7 +1,7 @@
 """How this agent is, as a file: written by the running agent, read by `nanofleet-agent status` and by people.
 
-The writer looks once a second and writes when something changed; counters alone, which change with every request, are
-written every few seconds only, so that a busy agent does not wear out its flash.
+The writer looks once a second and writes when something changed; counters and what is in memory, which change with
+every request, are written every few seconds only, so that a busy agent does not wear out its flash.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from core.clock import Clock
 from core.errors import InvalidRequest, NotFound
 from core.fleet_state import Energy, ReportedState, SlotReport
 from edge_agent.identity.renewal import RenewalStatus
+from edge_agent.runtime.pool import ModelPool
 
 LOOK_INTERVAL_S = 1.0
 # Chosen: counters are for people and for trends; liveness shows in the lock of the state folder.
@@ -63,6 +64,35 @@ class ModelView(_View):
             stored_bytes=report.stored_bytes,
             total_bytes=report.total_bytes,
             problem="" if report.problem is None else f"{report.problem.code}: {report.problem.message}",
+        )
+
+
+class ResidencyView(_View):
+    state: str
+    """`resident`, `cold`, `loading` or `unloading`."""
+    taken_bytes: int
+    """Memory that it takes now, as it was measured."""
+    reason: str = ""
+    """Why it is not in memory."""
+
+
+class MemoryView(_View):
+    """Which models are in memory, and what that takes of what they may take together."""
+
+    budget_bytes: int
+    taken_bytes: int
+    models: dict[str, ResidencyView]
+
+    @classmethod
+    def of(cls, pool: ModelPool) -> Self:
+        found = {model.manifest.model: pool.residency(model.manifest.model) for model in pool.models()}
+        return cls(
+            budget_bytes=pool.budget_bytes,
+            taken_bytes=pool.taken_bytes,
+            models={
+                name: ResidencyView(state=one.phase.value, taken_bytes=one.taken_bytes, reason=one.reason)
+                for name, one in found.items()
+            },
         )
 
 
@@ -162,6 +192,8 @@ class AgentStatus(_View):
     """`open`: the heavy tier failed repeatedly, so the edge answers alone for the moment."""
     clock_problem: str = ""
     """How this machine's clock contradicts what the catalogue says has passed."""
+    memory: MemoryView | None = None
+    """None: written by an agent that kept every model in memory."""
     outbox: OutboxView = OutboxView()
     """What waits for the controller or the heavy tier."""
     counters: dict[str, int]
@@ -180,6 +212,7 @@ class AgentStatus(_View):
         certificate: CertificateView,
         heavy_breaker: str,
         clock_problem: str = "",
+        memory: MemoryView | None = None,
         outbox: OutboxView = OutboxView(),  # noqa: B008 (frozen)
         counters: dict[str, int],
         energy: Energy | None = None,
@@ -195,6 +228,7 @@ class AgentStatus(_View):
             epoch=reported.applied.epoch,
             generation=reported.applied.generation,
             models=tuple(ModelView.of(report) for report in reported.slots),
+            memory=memory,
             outbox=outbox,
             counters=counters,
             energy=None if energy is None else EnergyView.of(energy),
@@ -210,7 +244,7 @@ class AgentStatus(_View):
         if self.outbox.news != other.outbox.news:
             return True
         # Joules change all the time, and an agent at rest writes nothing.
-        aside = {name: getattr(other, name) for name in ("counters", "outbox", "energy", "written_at")}
+        aside = {name: getattr(other, name) for name in ("counters", "memory", "outbox", "energy", "written_at")}
         return self.model_copy(update=aside) != other
 
     @property
@@ -218,7 +252,7 @@ class AgentStatus(_View):
         """What changes with every request; ages and joules, which change by themselves, are no news."""
         waiting = {kind: (each.rows, each.sent, each.lost) for kind, each in self.outbox.kinds.items()}
         took = None if self.energy is None else (self.energy.method, self.energy.answers)
-        return self.counters, waiting, self.outbox.clock_jumps, took
+        return self.counters, self.memory, waiting, self.outbox.clock_jumps, took
 
 
 def read_status(path: Path) -> AgentStatus:

@@ -195,23 +195,19 @@ class Batcher:
                 self._idle = self._loop.create_future()
             await asyncio.shield(self._idle)
 
-    def close(self) -> None:
-        """Refuse what comes and what still waits; a run under way ends by itself."""
+    def close(self, why: str = "was unloaded", *, after_s: float | None = None) -> None:
+        """Refuse what comes and what still waits, which is told `why`; a run under way ends by itself."""
         self._is_closed = True
         self._disarm_expiry()
         self._line_up_arrived(self._now_s())
-        for job in self._line.take_all():
-            if job.waiter.is_waiting():
-                self._outcomes.fail(job.waiter, ModelNotReady(f"model {self._name}: was unloaded; try again later"))
+        self._outcomes.unload(self._line.take_all(), why, after_s)
         self._tell_if_idle()
         if self._own_threads is not None:
             self._own_threads.close()
 
     def _fits_now(self, job: Job) -> bool:
-        return not self._arrived or (
-            self._arrived_rows + job.rows <= self._max_arrived_rows
-            and self._arrived_bytes + job.size_bytes <= self._bounds.max_bytes
-        )
+        has_rows = not self._arrived or self._arrived_rows + job.rows <= self._max_arrived_rows
+        return has_rows and self._arrived_bytes + job.size_bytes <= self._bounds.max_bytes
 
     def _rows_without_order(self) -> int:
         """Return how many rows have run within SLOW_S, and at least a batch; bounded like the queue."""

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from enum import StrEnum
 
-from core.errors import DeadlineExceeded, InternalError, NanofleetError, Overloaded
+from core.errors import DeadlineExceeded, InternalError, ModelNotReady, NanofleetError, Overloaded
 from core.logs import withheld
 from edge_agent.runtime.forecast import Forecast
 from edge_agent.runtime.request import Job, Ran, Waiter
@@ -56,6 +56,13 @@ class Outcomes:
             waiter.fail(error)
         except Exception as defect:
             _log.error("a waiter failed on its error", extra={"model": self._model}, exc_info=withheld(defect))
+
+    def unload(self, jobs: Sequence[Job], why: str, after_s: float | None) -> None:
+        """Refuse what waits for a model that does not come; `after_s` None: nobody knows when it will."""
+        for job in jobs:
+            if job.waiter.is_waiting():
+                refusal = ModelNotReady(f"model {self._model}: {why}; try again later")
+                self.fail(job.waiter, refusal if after_s is None else refusal.after(after_s))
 
     def full(self, waiting: int, rows: int) -> Overloaded:
         """Return what refuses a newcomer while `waiting` requests of `rows` are queued."""

@@ -1,131 +1,63 @@
 """The models that this agent runs, by name, and the way a new variant takes the place of the old one.
 
-`load` opens, checks and warms up the new variant beside the running one, then switches in one step; what the old one
-still has is answered by the old one before it is closed. A load that fails leaves the running variant alone.
+    load ─▶ measured? ─▶ Loader: room, open, warm up ─▶ switch in one step ─▶ the old one drains and is closed
+    find ─▶ LoadedModel.admit ─▶ (in memory) run, or (cold) the Loader brings it in
+
+A load that fails leaves the running variant alone. A model that was loaded once is hosted: whether it is in memory at a
+moment is the Loader's to decide, within the budget of `[residency]`.
 """
 
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from core.clock import Clock
 from core.digest import Digest
-from core.errors import InvalidTensor, ModelNotReady, UnknownModel
+from core.errors import ModelNotReady, UnknownModel
 from core.ids import ModelName
 from core.manifest import Manifest
-from core.open_inference.messages import InferRequest, InferResponse, ModelMetadata
-from core.open_inference.signature import ModelSignature
-from core.tensors import Array, Tensor
-from edge_agent.cascade.confidence import judge_for
-from edge_agent.runtime.batcher import Batcher, JudgeOutputs, QueueBounds, Run
-from edge_agent.runtime.session import OnnxModel, RunTime
+from edge_agent.runtime.berth import Berth, LoadCounts, Residency
+from edge_agent.runtime.footprint import Footprint, estimated
+from edge_agent.runtime.hosting import Hosting
+from edge_agent.runtime.loader import Loader
+from edge_agent.runtime.model import LoadedModel, joint_rows
+from edge_agent.runtime.opening import open_model
+from edge_agent.runtime.session import RunTime
 from edge_agent.runtime.threads import RunThreads, available_cores
 from edge_agent.runtime.vitals import Watch
 from edge_agent.settings import RuntimeSettings
 
+__all__ = ["LoadedModel", "ModelPool"]
+
 _log = logging.getLogger(__name__)
 
-
-class LoadedModel:
-    """One variant ready to serve: its manifest, what it takes and gives, and the batcher in front of it."""
-
-    def __init__(
-        self,
-        manifest: Manifest,
-        digest: Digest,
-        run: Run,
-        *,
-        run_time: RunTime,
-        settings: RuntimeSettings,
-        clock: Clock,
-        threads: RunThreads | None = None,
-    ) -> None:
-        """`threads` None: it does not share them with other models."""
-        self.manifest = manifest
-        self.digest = digest
-        self.version = str(manifest.version)
-        self.cascade = manifest.cascade
-        self.outputs = tuple(signature.spec() for signature in manifest.outputs)
-        self._signature = ModelSignature.of(manifest)
-        self._run = run
-        self._now_s = clock.monotonic_s
-        self.batcher = Batcher(
-            run,
-            name=manifest.model,
-            clock=clock,
-            max_batch=joint_rows(manifest, settings),
-            max_wait_s=settings.max_batch_wait_s,
-            run_time=run_time,
-            may_run_inline=not _varies_within_a_row(manifest),
-            judge=_judge_of(manifest),
-            bounds=QueueBounds(max_requests=settings.max_queue),
-            threads=threads,
-            reply_reserve_s=settings.reply_reserve_s,
-        )
-
-    def arrays_of(self, request: InferRequest) -> Sequence[Array]:
-        """Return the request's inputs in the model's order.
-
-        Raises:
-            InvalidTensor: an input is missing, repeated or does not fit, or an unknown output is asked for.
-        """
-        self._signature.require(request)
-        given = {tensor.name: tensor.array for tensor in request.inputs}
-        arrays = [given[name] for name in self._signature.inputs]
-        self._require_rows(arrays)
-        return arrays
-
-    def response(self, request: InferRequest, outputs: Sequence[Array]) -> InferResponse:
-        """Return the response to `request`: the outputs that it asked for, in its order."""
-        tensors = {
-            spec.name: Tensor(spec.name, spec.datatype, array)
-            for spec, array in zip(self.outputs, outputs, strict=True)
-        }
-        wanted = tuple([tensors[name] for name in self._signature.wanted(request)])
-        return InferResponse(self.manifest.model, self.version, wanted, request.id)
-
-    def watch(self) -> Watch:
-        """Take note of every run from now on, until the watch is stopped."""
-        watch = Watch(
-            self._run,
-            now_s=self._now_s,
-            shares_runs=self.manifest.batching.max_batch > 1,
-            on_stop=lambda: self.batcher.run_with(self._run),
-        )
-        self.batcher.run_with(watch.run)
-        return watch
-
-    def metadata(self) -> ModelMetadata:
-        return ModelMetadata(
-            name=self.manifest.model,
-            versions=(self.version,),
-            platform=self.manifest.platform,
-            inputs=tuple(self._signature.inputs.values()),
-            outputs=self.outputs,
-            properties={"digest": self.digest, "variant": self.manifest.variant},
-        )
-
-    def _require_rows(self, arrays: Sequence[Array]) -> None:
-        max_batch = self.manifest.batching.max_batch
-        if max_batch == 1:
-            return
-        rows = {array.shape[0] for array in arrays}
-        if len(rows) > 1 or not 1 <= arrays[0].shape[0] <= max_batch:
-            raise InvalidTensor(f"expected 1 to {max_batch} rows, the same for every input, got {sorted(rows)}")
+# Chosen: who is in memory changes many times a second on a small board, and every word of it goes over the air.
+ANNOUNCE_S = 5.0
 
 
 class ModelPool:
-    """The running models; implements `ModelHost` of `edge_agent.reconcile`."""
+    """The hosted models; implements `ModelHost` of `edge_agent.reconcile`."""
 
-    def __init__(self, settings: RuntimeSettings, *, clock: Clock) -> None:
+    def __init__(self, settings: RuntimeSettings, *, clock: Clock, hosting: Hosting | None = None) -> None:
+        """`hosting` None: there is room for all of them."""
         self._settings = settings
         self._clock = clock
+        self._hosting = hosting = hosting or Hosting()
         self._models: dict[str, LoadedModel] = {}
-        self._loading: set[str] = set()
+        self._berths: dict[str, Berth] = {}
+        self._arriving: dict[str, Footprint | None] = {}
         self._observers: list[Callable[[], None]] = []
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="model-loader")
+        self._announcement: asyncio.TimerHandle | None = None
+        self._loader = Loader(
+            hosting.terms,
+            hosting.footprints,
+            clock=clock,
+            max_wait_s=hosting.max_wait_s,
+            available_bytes=hosting.available_bytes,
+            on_change=self._announce_soon,
+        )
         # A run takes as many cores as it has threads inside.
         self._threads = RunThreads(max(1, available_cores() // settings.intra_op_threads))
 
@@ -134,40 +66,35 @@ class ModelPool:
 
         Raises:
             InvalidModel: ONNX Runtime does not take it, or it contradicts its manifest.
+            TooLarge: the memory budget has no room for it.
         """
-        self._loading.add(manifest.model)
+        self._arriving[manifest.model] = None
         try:
-            loop = asyncio.get_running_loop()
-            model, run_time = await loop.run_in_executor(self._loader, self._open, manifest, folder)
+            footprint = self._arriving[manifest.model] = await self._footprint(manifest, digest, folder)
+            berth = self._new_berth(manifest, digest, folder, footprint)
+            self._loader.add(berth)
+            try:
+                await self._loader.bring_in(berth, replaces=self._berths.get(manifest.model))
+            except BaseException:
+                self._loader.discard(berth)
+                raise
         finally:
-            self._loading.discard(manifest.model)
-        await self.host(
-            LoadedModel(
-                manifest,
-                digest,
-                model.run,
-                run_time=run_time,
-                settings=self._settings,
-                clock=self._clock,
-                threads=self._threads,
-            )
-        )
+            self._arriving.pop(manifest.model, None)
+        await self._switch(berth)
 
     async def host(self, model: LoadedModel) -> None:
-        """Put a loaded model in the place of the one of its name."""
-        previous = self._models.get(model.manifest.model)
-        self._models[model.manifest.model] = model
-        _log.info("model is running", extra={"model": model.manifest.model, "version": model.version})
-        self._notify()
-        if previous is not None:
-            await self._retire(previous)
+        """Put a model that was opened elsewhere in the place of the one of its name; it never leaves memory."""
+        berth = Berth(model, None, Footprint(0, 0, 0.0))
+        self._loader.add(berth)
+        await self._switch(berth)
 
     async def unload(self, model: ModelName) -> None:
-        previous = self._models.pop(model, None)
-        if previous is not None:
-            _log.info("model was unloaded", extra={"model": model, "version": previous.version})
+        berth = self._berths.pop(model, None)
+        if berth is not None:
+            del self._models[model]
+            _log.info("model was unloaded", extra={"model": model, "version": berth.model.version})
             self._notify()
-            await self._retire(previous)
+            await self._loader.retire(berth, drain_timeout_s=self._settings.drain_timeout_s)
 
     def running(self) -> Mapping[ModelName, Digest]:
         return {ModelName(name): model.digest for name, model in self._models.items()}
@@ -188,7 +115,7 @@ class ModelPool:
         return sum(model.batcher.queued for model in self._models.values())
 
     def find(self, name: str, version: str = "") -> LoadedModel:
-        """Return the running model of that name; an empty version means whichever runs.
+        """Return the hosted model of that name; an empty version means whichever runs.
 
         Raises:
             UnknownModel: no such model, or not that version.
@@ -196,55 +123,102 @@ class ModelPool:
         """
         model = self._models.get(name)
         if model is None:
-            if name in self._loading:
-                raise ModelNotReady(f"model {name}: is being loaded; try again later")
-            raise UnknownModel(f"model {name[:80]!r}: this agent runs {sorted(self._models) or 'no model'}")
+            raise self._absent(name)
         if version and version != model.version:
             raise UnknownModel(f"model {name}: this agent runs version {model.version}, got {version[:80]!r}")
         return model
 
+    async def keep_resident(self, name: str) -> None:
+        """Load a hosted model by hand: it stays in memory until it is unloaded. Raises what `Loader.keep` raises."""
+        await self._loader.keep(self._berth_of(name))
+
+    async def park(self, name: str) -> None:
+        """Unload a hosted model by hand: it answers nothing until it is loaded. Raises what `Loader.park` raises."""
+        await self._loader.park(self._berth_of(name))
+
+    def residency(self, name: str) -> Residency:
+        return self._berth_of(name).residency()
+
+    @property
+    def budget_bytes(self) -> int:
+        return self._hosting.terms.budget_bytes
+
+    @property
+    def taken_bytes(self) -> int:
+        """What models take now, as they were measured."""
+        return self._loader.taken_bytes
+
+    @property
+    def load_counts(self) -> LoadCounts:
+        return self._loader.counts
+
     def on_change(self, observer: Callable[[], None]) -> None:
-        """Call `observer` whenever a model came or went."""
+        """Call `observer` when a model came or went, and now and then when one came into memory or left it."""
         self._observers.append(observer)
 
     async def close(self) -> None:
         """Answer what waits, then free every model."""
+        await self._loader.stop()
         for name in list(self._models):
             await self.unload(ModelName(name))
-        self._loader.shutdown(wait=False)
+        self._loader.close()
         self._threads.close()
+        if self._announcement is not None:
+            self._announcement.cancel()
 
-    def _open(self, manifest: Manifest, folder: Path) -> tuple[OnnxModel, RunTime]:
-        model = OnnxModel(manifest, folder, intra_op_threads=self._settings.intra_op_threads)
-        return model, model.warm_up(max_batch=joint_rows(manifest, self._settings))
+    def _berth_of(self, name: str) -> Berth:
+        return self._berths[self.find(name).manifest.model]
+
+    def _absent(self, name: str) -> Exception:
+        if name not in self._arriving:
+            return UnknownModel(f"model {name[:80]!r}: this agent runs {sorted(self._models) or 'no model'}")
+        refusal = ModelNotReady(f"model {name}: is being loaded; try again later")
+        footprint = self._arriving[name]
+        return refusal if footprint is None else refusal.after(footprint.load_s)
+
+    async def _footprint(self, manifest: Manifest, digest: Digest, folder: Path) -> Footprint:
+        """Return what a variant takes, measured now if it was not before: never while requests wait for it."""
+        known = self._hosting.footprints.get(digest)
+        if known is None and self._hosting.scales is not None:
+            known = await self._hosting.scales.measure(manifest, folder)
+        return known or estimated(manifest)
+
+    def _new_berth(self, manifest: Manifest, digest: Digest, folder: Path, footprint: Footprint) -> Berth:
+        settings, terms = self._settings, self._hosting.of(manifest.model)
+        model = LoadedModel(
+            manifest,
+            digest,
+            None,
+            run_time=RunTime(0, 0),
+            settings=settings,
+            clock=self._clock,
+            threads=self._threads,
+        )
+        max_batch = joint_rows(manifest, settings)
+        opening = partial(open_model, manifest, folder, intra_op_threads=settings.intra_op_threads, max_batch=max_batch)
+        return Berth(model, opening, footprint, is_pinned=terms.pinned, is_prewarmed=terms.prewarm)
+
+    async def _switch(self, berth: Berth) -> None:
+        name = berth.name
+        previous = self._berths.get(name)
+        self._models[name], self._berths[name] = berth.model, berth
+        _log.info("model is running", extra={"model": name, "version": berth.model.version})
+        self._notify()
+        if previous is None:
+            return
+        berth.is_kept = previous.is_kept
+        await self._loader.retire(previous, drain_timeout_s=self._settings.drain_timeout_s)
+        if previous.is_parked:
+            await self._loader.park(berth)
+
+    def _announce_soon(self) -> None:
+        if self._announcement is None and self._observers:
+            self._announcement = asyncio.get_running_loop().call_later(ANNOUNCE_S, self._announce)
+
+    def _announce(self) -> None:
+        self._announcement = None
+        self._notify()
 
     def _notify(self) -> None:
         for observer in self._observers:
             observer()
-
-    async def _retire(self, model: LoadedModel) -> None:
-        try:
-            async with asyncio.timeout(self._settings.drain_timeout_s):
-                await model.batcher.drain()
-        except TimeoutError:
-            _log.warning("a model did not finish its requests in time", extra={"model": model.manifest.model})
-        finally:
-            model.batcher.close()
-
-
-def joint_rows(manifest: Manifest, settings: RuntimeSettings) -> int:
-    """Return how many rows may share a run: the lower of what the model and this agent allow."""
-    return min(manifest.batching.max_batch, settings.max_batch)
-
-
-def _varies_within_a_row(manifest: Manifest) -> bool:
-    # Such a model is warmed up with the smallest row there is, which says nothing of the largest.
-    return any(-1 in signature.shape[1:] for signature in manifest.inputs)
-
-
-def _judge_of(manifest: Manifest) -> JudgeOutputs | None:
-    if manifest.cascade is None:
-        return None
-    position = [output.name for output in manifest.outputs].index(manifest.cascade.score_output)
-    judge = judge_for(manifest.cascade)
-    return lambda outputs: judge(outputs[position])

@@ -86,6 +86,10 @@ class OnnxModel:
             raise InternalError(f"model {self.manifest.model}: the run failed: {str(error)[:300]}") from error
         return [_encoded(array) for array in outputs] if self._has_text else outputs
 
+    def close(self) -> None:
+        """Let the session go; nothing may run with it any more."""
+        self._session = None
+
     def warm_up(self, *, max_batch: int) -> RunTime:
         """Run on synthetic inputs and return how long it takes."""
         single_s = self._measure(rows=1)

@@ -150,11 +150,13 @@ async def test_a_broker_restart_loses_no_request_that_has_time(tmp_path: Path, i
     assert (site.asking.lost, site.asking.wrong) == (0, 0)
     assert len(site.asking.answers) == site.asking.asked
     assert sum(device.counters.late for device in site.devices) == 0
+    assert all(device.counters.duplicates <= device.counters.repeats for device in site.devices)
 
 
-async def test_a_broker_restart_makes_no_agent_run_a_request_twice(tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol", Protocol)
+async def test_a_broker_restart_makes_no_agent_run_a_request_twice(tmp_path: Path, protocol: Protocol) -> None:
     with running_mosquitto(tmp_path) as broker:
-        async with Site(broker, ["gate-1", "gate-2"], [Protocol.MQTT_5] * 4) as site:
+        async with Site(broker, ["gate-1", "gate-2"], [protocol] * 4) as site:
             for _ in range(3):
                 await site.asking.has_answers(50)
                 await asyncio.to_thread(broker.kill)

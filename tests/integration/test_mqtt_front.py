@@ -210,7 +210,7 @@ async def test_the_status_of_an_agent_is_retained_with_its_models(broker: Mosqui
         born = (await watcher.reply()).body
         assert (born["state"], born["models"]) == (
             "online",
-            [{"name": "digits", "version": "3", "variant": "int8-static"}],
+            [{"name": "digits", "version": "3", "variant": "int8-static", "resident": True}],
         )
         front.announce()
         assert (await watcher.reply()).body["epoch"] == born["epoch"]

@@ -309,7 +309,7 @@ async def test_the_local_grpc_face_drops_nothing_of_a_private_request(caplog: py
     heavy, deferrals, examples = FakeHeavy(), FakeDeferrals(), FakeExamples()
     plane = await plane_with(text_model(), heavy=heavy, tracing=tracing, deferrals=deferrals, examples=examples)
     front = GrpcFront(
-        plane, bind=Address("127.0.0.1", 0), credentials=TransportCredentials.local(), clock=CLOCK, version="1"
+        plane, bind=Address("127.0.0.1", 0), credentials=TransportCredentials.local().server, clock=CLOCK, version="1"
     )
     channel = open_channel(await front.start(), TransportCredentials.local())
     stub = services.GRPCInferenceServiceStub(channel)

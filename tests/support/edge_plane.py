@@ -86,7 +86,8 @@ class FakeDeferrals:
 
 
 class FakeExamples:
-    def __init__(self) -> None:
+    def __init__(self, *, margin: float = 0.0) -> None:
+        self.margin = margin
         self.offered: list[HardExample] = []
 
     def offer(self, example: HardExample) -> None:

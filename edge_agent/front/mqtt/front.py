@@ -38,6 +38,7 @@ from edge_agent.front.mqtt.replies import Replies
 from edge_agent.front.mqtt.tls import BrokerTls
 from edge_agent.front.mqtt.topics import DropCause, Topics, Undeliverable
 from edge_agent.front.mqtt.wire import Reply, Wire
+from edge_agent.runtime.berth import Phase
 from edge_agent.runtime.pool import ModelPool
 from edge_agent.settings import MqttSettings
 
@@ -329,7 +330,12 @@ class MqttFront:
     def _describe(self) -> Mapping[str, object]:
         return {
             "models": [
-                {"name": model.manifest.model, "version": model.version, "variant": model.manifest.variant}
+                {
+                    "name": model.manifest.model,
+                    "version": model.version,
+                    "variant": model.manifest.variant,
+                    "resident": self._pool.residency(model.manifest.model).phase is Phase.RESIDENT,
+                }
                 for model in self._pool.models()
             ],
             "load": self._load().to_json(),

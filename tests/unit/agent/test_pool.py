@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from core.clock import SystemClock
+from core.digest import digest_of
 from core.errors import InvalidModel, ModelNotReady, UnknownModel
 from core.ids import ModelName
-from core.manifest import Batching, Cascade, Signature
+from core.manifest import Batching, Cascade, File, Signature
 from core.open_inference.messages import InferRequest
 from core.tensors import Array, Datatype, Tensor
 from edge_agent.runtime.pool import LoadedModel, ModelPool
@@ -109,8 +110,9 @@ async def test_a_file_that_is_no_model_leaves_the_running_one_alone(tmp_path: Pa
     models, good, bad = pool(), make_mlp(tmp_path / "1"), make_mlp(tmp_path / "2", version=2)
     await models.load(good.manifest, good.digest, good.folder)
     (bad.folder / "model.onnx").write_bytes(b"no model at all")
+    file = File(path="model.onnx", digest=digest_of(b"no model at all"), size_bytes=15)
     with pytest.raises(InvalidModel, match="does not load"):
-        await models.load(bad.manifest, bad.digest, bad.folder)
+        await models.load(bad.manifest.model_copy(update={"files": (file,)}), bad.digest, bad.folder)
     assert models.running() == {"digits": good.digest}
 
 

@@ -111,7 +111,7 @@ def test_a_certificate_that_could_not_be_renewed_is_shown_with_the_reason() -> N
 
 
 def test_a_failed_model_is_shown_with_its_problem() -> None:
-    assert "failed  1.0/2.0 MiB  integrity: expected sha256:a, got sha256:b" in shown(status())
+    assert "failed  1.0/2.0 MiB  -       integrity: expected sha256:a, got sha256:b" in shown(status())
 
 
 def test_counters_and_position_are_shown() -> None:
