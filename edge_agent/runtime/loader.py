@@ -13,7 +13,7 @@ is tried again by the next request after a back-off; what waited for it is told 
 import asyncio
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from itertools import count
 from typing import TypeVar
@@ -50,7 +50,9 @@ class Loader:
         max_wait_s: float = 30.0,
         available_bytes: Callable[[], int | None] = lambda: None,
         on_change: Callable[[], None] = lambda: None,
+        thread: Executor | None = None,
     ) -> None:
+        """`thread` opens and closes one model at a time; None: one of its own."""
         self.counts = LoadCounts()
         self._footprints = footprints
         self._clock = clock
@@ -61,7 +63,7 @@ class Loader:
         self._numbers = count(1)
         self._wants: dict[Berth, Want] = {}
         self._changed = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model-loader")
+        self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix="model-loader")
         self._is_stopped = False
         self._work: asyncio.Task[None] | None = None
         self._loading: tuple[Berth, float] | None = None
