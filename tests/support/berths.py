@@ -17,7 +17,7 @@ from core.digest import Digest, digest_of
 from core.errors import NanofleetError
 from core.tensors import Array
 from edge_agent.runtime.berth import Berth, Phase
-from edge_agent.runtime.footprint import Footprint, Footprints
+from edge_agent.runtime.footprint import Footprint
 from edge_agent.runtime.loader import Loader
 from edge_agent.runtime.model import LoadedModel
 from edge_agent.runtime.opening import Opened
@@ -121,14 +121,12 @@ class Memory:
         available_bytes: Callable[[], int | None] = lambda: None,
     ) -> None:
         self.most_taken_bytes = 0
-        self.footprints = Footprints()
         self.evicted: Counter[str] = Counter()
         self._openings: dict[Berth, FakeOpening] = {}
         self._phases: dict[Berth, Phase] = {}
         self._budget_bytes = budget_bytes
         self.loader = Loader(
             ResidencyTerms(budget_bytes, protect_s, protect_loads),
-            self.footprints,
             clock=LoopClock(),
             max_wait_s=max_wait_s,
             available_bytes=available_bytes,
