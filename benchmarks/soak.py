@@ -304,6 +304,7 @@ class Soak:
             "answered": counts["answered"],
             "excused_by_broker_outage": counts["excused"],
             "executed": executed,
+            "executed_beyond_answered": executed - counts["answered"],
             "sent_again": counts["copies"],
             "sent_again_and_traced": counts["traced_copies"],
             "late_v311": counts["late_untimed"],
