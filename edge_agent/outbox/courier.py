@@ -106,6 +106,8 @@ class Courier:
             await self._sleep(self._pace.spread_s * self._uniform())
             while await self._deliver():
                 pass
+            # Also when there were rows that could not be read.
+            await self._sleep(self._pace.interval_s)
 
     async def _deliver(self) -> bool:
         """Send one batch and wait as long as it asks for; say whether to go on at once."""

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from core.errors import InternalError, InvalidRequest, Overloaded, Unavailable
 from edge_agent.link.reachability import Gate
 from edge_agent.outbox.courier import MAX_BREAKAGES, Courier, Pace
 from edge_agent.outbox.outbox import Outbox
-from edge_agent.outbox.rows import Kind, Loss
+from edge_agent.outbox.rows import Kind, Loss, Row
 from tests.support.clocks import HeldClock
 from tests.support.outbox_values import OpenGate, ToldReceiver, open_outbox, until_rows
 
@@ -159,6 +160,34 @@ async def test_a_receiver_that_is_slow_has_four_fifths_of_its_time_for_others(fi
             await asyncio.sleep(0)
 
     assert 40.0 in fixture.slept
+
+
+async def test_rows_that_cannot_be_read_are_not_asked_for_without_a_pause(fixture: Fixture) -> None:
+    class Unreadable:
+        asked = 0
+
+        async def until_waiting(self, kind: Kind) -> None:
+            return
+
+        async def oldest(self, kind: Kind, *, limit: int, max_bytes: int) -> list[Row]:
+            self.asked += 1
+            return []
+
+        async def settle(self, kind: Kind, *, sent: list[Row], refused: list[Row]) -> None:
+            raise AssertionError
+
+    source = Unreadable()
+    pace = replace(PACE, spread_s=0.0)
+    courier = Courier(
+        Kind.AUDIT, source, fixture.receiver, OpenGate(), pace=pace, clock=fixture.clock, sleep=fixture._sleep
+    )
+    running = asyncio.ensure_future(courier.run())
+    for _ in range(50):
+        await asyncio.sleep(0)
+    running.cancel()
+
+    assert source.asked > 2
+    assert fixture.clock.monotonic_s() >= (source.asked - 1) * PACE.interval_s
 
 
 async def test_what_was_sent_and_not_acknowledged_is_sent_again_after_a_restart(tmp_path: Path) -> None:
