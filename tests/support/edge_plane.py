@@ -163,13 +163,14 @@ class SlowModel:
         self._loop = asyncio.get_running_loop()
         self._released = threading.Event()
 
-    def loaded(self) -> LoadedModel:
+    def loaded(self, *, expected_s: float = 1.0) -> LoadedModel:
+        """Return the model; a run of it is expected to take `expected_s`."""
         manifest = echo_manifest(max_batch=1)
         return LoadedModel(
             manifest,
             manifest.digest(),
             self._run,
-            run_time=RunTime(1.0, 1.0),
+            run_time=RunTime(expected_s, expected_s),
             settings=RuntimeSettings(),
             clock=SystemClock(),
         )
