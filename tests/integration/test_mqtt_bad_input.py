@@ -168,7 +168,7 @@ async def test_a_request_that_cannot_be_answered_in_time_is_told_at_once_when_to
 
 async def test_a_request_that_expires_in_the_queue_is_never_run_and_counted(broker: Mosquitto) -> None:
     model = SlowModel()
-    async with serving(broker, model.loaded(expected_s=0.001)) as front, device(broker) as camera:
+    async with serving(broker, model.loaded()) as front, device(broker) as camera:
         camera.send(body_of(), correlation=b"first")
         await model.is_running.wait()
         camera.send(body_of((1, 2, 3)), correlation=b"second", deadline_ms="50")
@@ -181,7 +181,7 @@ async def test_a_request_that_expires_in_the_queue_is_never_run_and_counted(brok
 
 async def test_an_answer_that_comes_too_late_is_not_sent_and_counted(broker: Mosquitto) -> None:
     model = SlowModel()
-    async with serving(broker, model.loaded(expected_s=0.001)) as front, device(broker) as camera:
+    async with serving(broker, model.loaded()) as front, device(broker) as camera:
         camera.send(body_of(), deadline_ms="100")
         await model.is_running.wait()
         await asyncio.sleep(0.15)

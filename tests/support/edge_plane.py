@@ -163,8 +163,11 @@ class SlowModel:
         self._loop = asyncio.get_running_loop()
         self._released = threading.Event()
 
-    def loaded(self, *, expected_s: float = 1.0) -> LoadedModel:
-        """Return the model; a run of it is expected to take `expected_s`."""
+    def loaded(self, *, expected_s: float = 0.001) -> LoadedModel:
+        """Return the model; a run of it is expected to take `expected_s`.
+
+        By default that is slow enough for a thread, and quick enough for nobody to be refused because it would be late.
+        """
         manifest = echo_manifest(max_batch=1)
         return LoadedModel(
             manifest,
@@ -208,6 +211,11 @@ async def plane_with(
         is_reachable=is_reachable,
         privacy=privacy,
     )
+
+
+def plane_over(pool: ModelPool) -> EdgeDataPlane:
+    """Return a plane whose heavy tier is away."""
+    return EdgeDataPlane(pool, away(), tracing=Tracing("test", UNSAMPLED), clock=SystemClock())
 
 
 def scores_tensor(name: str, values: Sequence[float]) -> Tensor:
