@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import cast
 
+from edge_agent.front.mqtt.envelope import Address
 from edge_agent.front.mqtt.exchange import Exchange
 from edge_agent.front.mqtt.in_flight import InFlight
-from edge_agent.front.mqtt.wire import Address
 
 
 @dataclass(frozen=True, eq=False)
