@@ -12,6 +12,7 @@ about nothing. Ratios are medians over the rounds, memory is the agent's during 
 
 import argparse
 import json
+import subprocess
 import tempfile
 import threading
 import time
@@ -35,6 +36,7 @@ TIMES_CAPACITY = 3.0
 DEADLINE_MS = 200
 # More than one, so that the responder never waits for the device.
 IN_FLIGHT = 8
+START_ATTEMPTS = 5
 MIB = 1 << 20
 
 
@@ -72,9 +74,21 @@ def measure(folder: Path, *, rounds: int, seconds: float, qos: int) -> dict[str,
             memory = memory or watched
             # A new one each time: what it has not answered yet would be answered into the next measurement.
             with running_script(model, broker):
-                time.sleep(START_S)
+                await_answers(broker, PEER, qos)
                 found[PEER].append(one_overload(broker, PEER, qos, seconds))
     return {"benchmark": "overload", **summary(found), **memory, **circumstances(model, rounds, seconds, qos)}
+
+
+def await_answers(broker: Mosquitto, who: str, qos: int) -> None:
+    """Return when `who` answers; what is asked before it has subscribed is lost, and given up after a while."""
+    for _ in range(START_ATTEMPTS):
+        time.sleep(START_S)
+        try:
+            ask(broker, who, MODEL, 1, qos, 0.2)
+        except subprocess.CalledProcessError:
+            continue
+        return
+    raise RuntimeError(f"{who} does not answer")
 
 
 def one_overload(broker: Mosquitto, who: str, qos: int, seconds: float) -> dict[str, float]:

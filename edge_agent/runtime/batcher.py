@@ -314,10 +314,13 @@ class Batcher:
         self, batch: Sequence[Job], rows: int, started_s: float, run: "asyncio.Future[Sequence[Ran | NanofleetError]]"
     ) -> None:
         self._under_way = None
+        self._forecast.ended(rows, started_s=started_s, now_s=self._now_s())
         try:
-            self._outcomes.settle(batch, run.result())
+            # First: the thread need not wait until the answers are written.
+            if self._queue.rows and not self._is_scheduled:
+                self._flush()
         finally:
-            self._forecast.ended(rows, started_s=started_s, now_s=self._now_s())
+            self._outcomes.settle(batch, run.result())
             self._run_rest()
 
     def _run_rest(self) -> None:

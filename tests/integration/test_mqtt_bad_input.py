@@ -153,6 +153,19 @@ async def test_an_expired_request_is_dropped_and_counted(broker: Mosquitto) -> N
         assert await answers_still(camera)
 
 
+async def test_a_request_that_cannot_be_answered_in_time_is_told_at_once_when_to_come_again(broker: Mosquitto) -> None:
+    model = SlowModel()
+    async with serving(broker, model.loaded(expected_s=10.0)), device(broker) as camera:
+        camera.send(body_of(), correlation=b"first", expiry_s=60)
+        await model.is_running.wait()
+        camera.send(body_of(), correlation=b"second", expiry_s=2)
+        reply = await camera.reply()
+        assert (reply.correlation, reply.words["status"]) == (b"second", "429")
+        assert 17_000 < int(reply.words["retry-after-ms"]) < 20_000
+        model.release()
+        assert (await camera.reply()).correlation == b"first"
+
+
 async def test_a_request_that_expires_in_the_queue_is_never_run_and_counted(broker: Mosquitto) -> None:
     model = SlowModel()
     async with serving(broker, model.loaded()) as front, device(broker) as camera:

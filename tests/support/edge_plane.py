@@ -163,14 +163,17 @@ class SlowModel:
         self._loop = asyncio.get_running_loop()
         self._released = threading.Event()
 
-    def loaded(self) -> LoadedModel:
+    def loaded(self, *, expected_s: float = 0.001) -> LoadedModel:
+        """Return the model; a run of it is expected to take `expected_s`.
+
+        By default that is slow enough for a thread, and quick enough for nobody to be refused because it would be late.
+        """
         manifest = echo_manifest(max_batch=1)
         return LoadedModel(
             manifest,
             manifest.digest(),
             self._run,
-            # Slow enough for a thread, quick enough for nobody to be refused because it would be late.
-            run_time=RunTime(0.001, 0.001),
+            run_time=RunTime(expected_s, expected_s),
             settings=RuntimeSettings(),
             clock=SystemClock(),
         )

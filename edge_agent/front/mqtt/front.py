@@ -30,6 +30,7 @@ from edge_agent.front.mqtt.counters import FrontCounters
 from edge_agent.front.mqtt.duplicates import Duplicates, Execution
 from edge_agent.front.mqtt.envelope import Address, Envelope
 from edge_agent.front.mqtt.exchange import Exchange
+from edge_agent.front.mqtt.in_flight import InFlight
 from edge_agent.front.mqtt.late_address import decode_late_address
 from edge_agent.front.mqtt.message_metrics import MessageMetrics
 from edge_agent.front.mqtt.probes import Load, asks_for_load, encode_load, watch
@@ -80,7 +81,7 @@ class MqttFront:
             max_bytes=settings.remembered_bytes,
             note_forgotten=self.counters.note_forgotten,
         )
-        self._in_flight: set[Exchange] = set()
+        self._in_flight = InFlight(settings.max_in_flight)
         self._is_draining = False
         # Infinite while the connection is not open: the broker sends what it kept before that.
         self._online_since_s = math.inf
@@ -261,7 +262,7 @@ class MqttFront:
             return
         if self._is_draining:
             raise Unavailable("the agent is stopping; try again later")
-        if len(self._in_flight) >= self._settings.max_in_flight:
+        if not self._in_flight.has_place_for(exchange.address.client):
             raise Overloaded(f"{len(self._in_flight)} requests are under way; try again later")
         request = self._wire.decode(exchange.publication, exchange.address, envelope)
         call = exchange.admit(request, envelope)
