@@ -121,5 +121,10 @@ class CapturedHandlers:
             self.services[service] = {name: wrapped(each, f"{service}/{name}") for name, each in handlers.items()}
 
     def register(self, server: grpc.aio.Server) -> None:
-        for service, handlers in self.services.items():
-            server.add_registered_method_handlers(service, handlers)
+        """Register all of them, by generic handlers alone.
+
+        A server of grpc.aio waits for each method that is registered by name with a task of its own, and goes through
+        all of these tasks twice a call: with a dozen methods 3 % of what a call costs (measured).
+        """
+        handlers = [grpc.method_handlers_generic_handler(service, each) for service, each in self.services.items()]
+        server.add_generic_rpc_handlers(handlers)

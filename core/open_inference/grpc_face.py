@@ -199,8 +199,10 @@ def add_open_inference(servicer: OpenInferenceServicer, server: grpc.aio.Server 
     pb_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, captured)  # type: ignore[arg-type]  # see there
     infer: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(servicer.ModelInfer)
     captured.services[_SERVICE]["ModelInfer"] = infer
-    for service, handlers in captured.services.items():
-        server.add_registered_method_handlers(service, handlers)
+    if isinstance(server, CapturedHandlers):
+        server.services.update(captured.services)
+    else:
+        captured.register(server)
 
 
 class _Defects:

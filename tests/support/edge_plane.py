@@ -210,6 +210,11 @@ async def plane_with(
     )
 
 
+def plane_over(pool: ModelPool) -> EdgeDataPlane:
+    """Return a plane whose heavy tier is away."""
+    return EdgeDataPlane(pool, away(), tracing=Tracing("test", UNSAMPLED), clock=SystemClock())
+
+
 def scores_tensor(name: str, values: Sequence[float]) -> Tensor:
     return Tensor(name, Datatype.FP32, np.array([values], dtype=np.float32))
 
