@@ -54,6 +54,7 @@ bench: setup $(BENCH)/installed ## Run the benchmarks; prints one JSON object ea
 	$(BIN)/python -m benchmarks.fetch --json
 	$(BIN)/python -m benchmarks.dashboard --json
 	$(BIN)/python -m benchmarks.peer_oip --json
+	$(BIN)/python -m benchmarks.soak --minutes 1.5
 	$(BENCH)/bin/python -m benchmarks.delta --json
 
 $(BENCH)/installed: $(LOCKS)/bench.lock

@@ -52,7 +52,7 @@ def register_serving(registry: Registry, *, pool: ModelPool, offload: Offload) -
         ],
     )
     registry.gauge("nanofleet_models_running", "Models that answer.", (), lambda: [((), len(pool.models()))])
-    _register_residency(registry, pool)
+    register_residency(registry, pool)
     registry.gauge(
         "nanofleet_escalations_in_flight",
         "Requests that the heavy tier is asked now.",
@@ -73,7 +73,8 @@ def register_serving(registry: Registry, *, pool: ModelPool, offload: Offload) -
     )
 
 
-def _register_residency(registry: Registry, pool: ModelPool) -> None:
+def register_residency(registry: Registry, pool: ModelPool) -> None:
+    """Add what says which models are in memory, and what that costs."""
     counts = pool.load_counts
     registry.gauge(
         "nanofleet_model_memory_bytes",

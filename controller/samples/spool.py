@@ -144,8 +144,8 @@ def _delivery_in(folder: Path) -> Delivery:
         end = _EndFile.model_validate_json((folder / _END).read_bytes())
     except (ValidationError, OSError):
         state = DeliveryState.DELIVERING if samples else DeliveryState.WAITING
-        return Delivery(state, samples=samples)
-    return Delivery(end.state, end.reason, end.offered, samples)
+        return Delivery(state, samples=samples, size_bytes=sum(samples.values()))
+    return Delivery(end.state, end.reason, end.offered, samples, sum(samples.values()))
 
 
 def _samples_in(folder: Path) -> Iterator[tuple[Digest, int]]:

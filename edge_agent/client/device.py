@@ -9,8 +9,7 @@ next one, under the same correlation. Where no status is known, it goes to `any`
 
 A device sees one answer. One that comes after the deadline is counted as late, and a second one as a duplicate: another
 agent was asked, and the first was merely slow. After the broker was away, what is unanswered is sent again, with the
-time that is left; agents know a repeated correlation and run nothing twice. Only MQTT 5 requests at QoS 0 are not
-repeated, since agents do not remember them.
+time that is left; agents know a repeated correlation and run nothing twice.
 
 At a broker that asks for certificates a device is called `{device}@{site}`, as its own certificate says, and that name
 stands in the topic of each request:
@@ -171,7 +170,7 @@ class DeviceClient:
             qos=qos,
             ends_s=ends_s,
             agent=agent,
-            attempts=Attempts(ends_s=ends_s, can_repeat=qos > 0 or not self._format.is_v5),
+            attempts=Attempts(ends_s=ends_s),
         )
         self._exchanges.begin(exchange)
         try:

@@ -146,7 +146,8 @@ class Format:
             MalformedReply: it is not a JSON object with a status.
         """
         try:
-            body = _object_in(message.payload)
+            # Only an object has items.
+            body: dict[str, Any] = dict(json.loads(message.payload).items())
             if self.is_v5:
                 properties = dict(getattr(message.properties, "UserProperty", []))
             else:
@@ -154,10 +155,3 @@ class Format:
             return Reply(int(properties["status"]), body, properties, self.correlation_of(message))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise MalformedReply(f"expected a JSON reply with a status on {message.topic}, got {error!r}") from error
-
-
-def _object_in(payload: bytes | bytearray) -> dict[str, Any]:
-    body = json.loads(payload)
-    if not isinstance(body, dict):
-        raise TypeError(f"a {type(body).__name__}")
-    return body

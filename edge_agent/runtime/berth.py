@@ -14,9 +14,8 @@ from edge_agent.runtime.opening import Opened, Session
 # Chosen: a damaged file stays damaged until it is fetched again; a disk that hung is back in a second.
 RETRY = BackoffPolicy(2.0, 60.0)
 _MAX_REASON_CHARS = 256
-# How far one load may raise a figure. Chosen: beyond it, others have taken memory meanwhile.
+# How far loads may raise a figure. Chosen: beyond it, others have taken memory meanwhile.
 _GROWN_SHARE, _GROWN_BYTES = 1.1, 1 << 20
-_NEWS_SHARE = 1.05
 
 
 class Phase(StrEnum):
@@ -73,6 +72,25 @@ class Berth:
     problem: str = ""
     retry_at_s: float = 0.0
     backoff: Backoff = field(default_factory=lambda: Backoff(RETRY))
+
+    # Of the footprint, what was measured before any load here.
+    measured_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        self.measured_bytes = self.footprint.resident_bytes
+
+    def correct(self, opened: Opened) -> None:
+        """Take from a load how long it took here, and what more memory.
+
+        Measured, a model takes up to 0.8 MB more in an agent that serves than in a process of its own. Whoever else
+        worked meanwhile is counted, too, so the figure errs on the safe side, and only so far.
+        """
+        known = self.footprint
+        most_bytes = round(self.measured_bytes * _GROWN_SHARE) + _GROWN_BYTES
+        resident_bytes = max(known.resident_bytes, min(opened.grown_bytes, most_bytes))
+        peak_bytes = known.peak_bytes + resident_bytes - known.resident_bytes
+        load_s = (known.load_s + opened.load_s) / 2 if known.load_s else opened.load_s
+        self.footprint = Footprint(resident_bytes, peak_bytes, load_s)
 
     @property
     def name(self) -> str:
@@ -139,21 +157,3 @@ _INDEX_STATES = {
     Phase.RESIDENT: "READY",
     Phase.LEAVING: "UNLOADING",
 }
-
-
-def corrected(known: Footprint, opened: Opened) -> Footprint:
-    """Return what the load says beyond what was measured before: how long it took here, and what more it took.
-
-    Measured, a model takes 0.8 MB more in an agent that serves than in a process of its own. Whoever else worked
-    meanwhile is counted, too, so the figure errs on the safe side, and only so far.
-    """
-    most_bytes = round(known.resident_bytes * _GROWN_SHARE) + _GROWN_BYTES
-    resident_bytes = max(known.resident_bytes, min(opened.grown_bytes, most_bytes))
-    peak_bytes = known.peak_bytes + resident_bytes - known.resident_bytes
-    load_s = (known.load_s + opened.load_s) / 2 if known.load_s else opened.load_s
-    return Footprint(resident_bytes, peak_bytes, load_s)
-
-
-def is_news(footprint: Footprint, known: Footprint | None) -> bool:
-    # The load time alone changes with every load, and a page more or less: no reason to write to the flash.
-    return known is not None and footprint.resident_bytes > known.resident_bytes * _NEWS_SHARE

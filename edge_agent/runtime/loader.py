@@ -13,7 +13,7 @@ is tried again by the next request after a back-off; what waited for it is told 
 import asyncio
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from itertools import count
 from typing import TypeVar
@@ -21,8 +21,7 @@ from typing import TypeVar
 from core.clock import Clock
 from core.errors import Forbidden, InternalError, ModelNotReady, NanofleetError, TooLarge, Unavailable
 from edge_agent.runtime.batcher import Batcher
-from edge_agent.runtime.berth import Berth, LoadCounts, Phase, Want, corrected, is_news
-from edge_agent.runtime.footprint import Footprints
+from edge_agent.runtime.berth import Berth, LoadCounts, Phase, Want
 from edge_agent.runtime.opening import Opened, close_model
 from edge_agent.runtime.residency import Admit, Refuse, ResidencyTerms, Wait
 from edge_agent.runtime.rooms import Rooms
@@ -44,15 +43,15 @@ class Loader:
     def __init__(
         self,
         terms: ResidencyTerms,
-        footprints: Footprints,
         *,
         clock: Clock,
         max_wait_s: float = 30.0,
         available_bytes: Callable[[], int | None] = lambda: None,
         on_change: Callable[[], None] = lambda: None,
+        thread: Executor | None = None,
     ) -> None:
+        """`thread` opens and closes one model at a time; None: one of its own."""
         self.counts = LoadCounts()
-        self._footprints = footprints
         self._clock = clock
         self._max_wait_s = max_wait_s
         self._available_bytes = available_bytes
@@ -61,7 +60,7 @@ class Loader:
         self._numbers = count(1)
         self._wants: dict[Berth, Want] = {}
         self._changed = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model-loader")
+        self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix="model-loader")
         self._is_stopped = False
         self._work: asyncio.Task[None] | None = None
         self._loading: tuple[Berth, float] | None = None
@@ -273,8 +272,10 @@ class Loader:
             berth.phase, berth.taken_bytes = Phase.COLD, 0
             self._rooms.berths.pop(berth.key, None)
             return
-        berth.footprint = corrected(berth.footprint, opened)
-        berth.phase, berth.taken_bytes = Phase.RESIDENT, berth.footprint.resident_bytes
+        reserved_bytes = berth.taken_bytes
+        berth.correct(opened)
+        # What it took more than was made room for counts from its next load on.
+        berth.phase, berth.taken_bytes = Phase.RESIDENT, min(berth.footprint.resident_bytes, reserved_bytes)
         berth.session, berth.loaded_at_s = opened.session, self._clock.monotonic_s()
         berth.problem = ""
         berth.backoff.reset()
@@ -282,8 +283,6 @@ class Loader:
         self.counts.load_s += opened.load_s
         berth.model.warm(opened.session.run, opened.run_time)
         _log.debug("model is in memory", extra={"model": berth.name, "load_s": round(opened.load_s, 4)})
-        if is_news(berth.footprint, self._footprints.get(berth.model.digest)):
-            await self._footprints.remember(berth.model.digest, berth.footprint)
 
     def _evict(self, berth: Berth, *, drain_timeout_s: float | None = None, is_for_others: bool = True) -> None:
         berth.phase = Phase.LEAVING

@@ -52,7 +52,6 @@ class ModelPool:
         self._announcement: asyncio.TimerHandle | None = None
         self._loader = Loader(
             hosting.terms,
-            hosting.footprints,
             clock=clock,
             max_wait_s=hosting.max_wait_s,
             available_bytes=hosting.available_bytes,

@@ -169,7 +169,8 @@ class SlowModel:
             manifest,
             manifest.digest(),
             self._run,
-            run_time=RunTime(1.0, 1.0),
+            # Slow enough for a thread, quick enough for nobody to be refused because it would be late.
+            run_time=RunTime(0.001, 0.001),
             settings=RuntimeSettings(),
             clock=SystemClock(),
         )
@@ -207,6 +208,11 @@ async def plane_with(
         is_reachable=is_reachable,
         privacy=privacy,
     )
+
+
+def plane_over(pool: ModelPool) -> EdgeDataPlane:
+    """Return a plane whose heavy tier is away."""
+    return EdgeDataPlane(pool, away(), tracing=Tracing("test", UNSAMPLED), clock=SystemClock())
 
 
 def scores_tensor(name: str, values: Sequence[float]) -> Tensor:
