@@ -130,6 +130,11 @@ class HttpFront:
         # What was aborted is told so in the next turn.
         await asyncio.sleep(0)
 
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return len(self._connections)
+
     # ---- for connections ---------------------------------------------------------------------------------------
 
     def admit(self, connection: HttpConnection) -> bool:
