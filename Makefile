@@ -53,6 +53,8 @@ bench: setup $(BENCH)/installed ## Run the benchmarks; prints one JSON object ea
 	$(BIN)/python -m benchmarks.session --json
 	$(BIN)/python -m benchmarks.fetch --json
 	$(BIN)/python -m benchmarks.dashboard --json
+	$(BIN)/python -m benchmarks.peer_oip --json
+	$(BIN)/python -m benchmarks.soak --minutes 1.5
 	$(BENCH)/bin/python -m benchmarks.delta --json
 
 $(BENCH)/installed: $(LOCKS)/bench.lock
@@ -79,3 +81,4 @@ locks: ## Resolve the pinned dependencies again (needs uv)
 	$(COMPILE) $(LOCKS)/ansible.in --output-file $(LOCKS)/ansible.lock
 	$(COMPILE) $(LOCKS)/conformance.in --output-file $(LOCKS)/conformance.lock
 	$(COMPILE) $(LOCKS)/protoc.in --output-file $(LOCKS)/protoc.lock
+	$(COMPILE) $(LOCKS)/mlserver.in --output-file $(LOCKS)/mlserver.lock

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from benchmarks.hot_path import span_receiver
 from controller.demo.ports import free_port
 from tests.support.edge_models import BuiltModel, cascade_to, make_mlp
 from tests.support.locked_environment import locked_environment
@@ -64,7 +65,8 @@ def main() -> None:
 def measure(folder: Path, *, rounds: int, seconds: float) -> dict[str, object]:
     model = make_mlp(folder / "small", name=MODEL, sizes=SMALL, max_batch=64, cascade=cascade_to(threshold=0.0))
     with ExitStack() as stack:
-        agent = stack.enter_context(running_agent(folder / "agent", model))
+        receiver = stack.enter_context(span_receiver())
+        agent = stack.enter_context(running_agent(folder / "agent", model, spans_to=receiver.address))
         workers = [
             stack.enter_context(running_mlserver(folder / f"mlserver-{count}", model, count)) for count in (0, 1)
         ]
@@ -139,8 +141,8 @@ def on_core(command: Sequence[str], core: int) -> list[str]:
 
 
 @contextmanager
-def running_agent(folder: Path, model: BuiltModel) -> Iterator[Server]:
-    environment = {"HTTP_BIND": "127.0.0.1:0", "TELEMETRY__EXPORT": "true"}
+def running_agent(folder: Path, model: BuiltModel, *, spans_to: str) -> Iterator[Server]:
+    environment = {"HTTP_BIND": "127.0.0.1:0", "TELEMETRY__ENDPOINT": spans_to}
     with offline_agent(folder, models=[model], broker=None, environment=environment) as agent:
         subprocess.run(
             ["taskset", "--all-tasks", "--cpu-list", "--pid", "0", str(agent.process.pid)],

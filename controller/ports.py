@@ -18,11 +18,11 @@ from controller.api.grpc_server import GrpcServer
 from controller.api.http_server import HttpServer
 from controller.api.http_tls import CertificateFiles, ServerCertificate
 from controller.api.policy import PolicyInterceptor
-from controller.api.server_credentials import mutual_tls, one_sided_tls
 from controller.identity.service import Identity
 from controller.settings import Settings
 from core.addresses import parse_address
 from core.atomic_files import write_atomically
+from core.grpc_server_credentials import mutual_tls, one_sided_tls
 from core.rpc_metrics import MeasuredCalls
 
 _log = logging.getLogger(__name__)

@@ -41,6 +41,14 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def _parsed(text: str) -> str:
+    try:
+        parse_address(text)
+    except InvalidRequest as error:
+        raise ValueError(str(error)) from error
+    return text
+
+
 def _loopback(text: str) -> str:
     try:
         address = parse_address(text)
@@ -56,3 +64,5 @@ def _loopback(text: str) -> str:
 
 # For settings: a bind address that nobody outside this machine can reach.
 LoopbackAddress = Annotated[str, AfterValidator(_loopback)]
+# One that may be reached from elsewhere, for ports where peers prove who they are.
+BindAddress = Annotated[str, AfterValidator(_parsed)]

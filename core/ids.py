@@ -9,7 +9,7 @@ from typing import Annotated, NewType
 
 from pydantic import AfterValidator, Field
 
-from core.errors import InvalidName
+from core.errors import InvalidName, InvalidRequest
 
 AgentId = NewType("AgentId", str)
 SiteId = NewType("SiteId", str)
@@ -20,6 +20,7 @@ VariantName = NewType("VariantName", str)
 # Chosen: MQTT wildcards, path separators, dots in front and white space are all out.
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 ANY_AGENT = AgentId("any")
+_PULL_ID = re.compile(r"[0-9a-f]{32}")
 
 
 def checked_name(value: str, *, kind: str = "name") -> str:
@@ -33,6 +34,17 @@ def checked_name(value: str, *, kind: str = "name") -> str:
             f"{kind}: expected a letter or digit, then up to 63 letters, digits, '.', '_' or '-', got {value[:80]!r}"
         )
     return value
+
+
+def checked_pull_id(text: str) -> str:
+    """Return the id of a pull.
+
+    Raises:
+        InvalidRequest: it is none.
+    """
+    if _PULL_ID.fullmatch(text) is None:
+        raise InvalidRequest(f"pull: expected 32 hexadecimal digits, got {text[:80]!r}")
+    return text
 
 
 def _valid(value: str) -> str:

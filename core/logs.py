@@ -30,7 +30,8 @@ def configure_logging(*, level: str, log_format: LogFormat) -> None:
 
 def peer_text(text: str) -> str:
     """Return text from a peer, made safe for a log line: printable and bounded."""
-    return "".join(char if char.isprintable() else "?" for char in text[:MAX_PEER_TEXT_CHARS])
+    cut = text[:MAX_PEER_TEXT_CHARS]
+    return cut if cut.isprintable() else "".join(char if char.isprintable() else "?" for char in cut)
 
 
 class Withheld(Exception):

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from core.digest import Digest, digest_of
 from core.errors import InvalidManifest
 from core.ids import Name, Tag
+from core.privacy import PrivacyClass
 from core.tensors import Datatype, TensorSpec
 
 # Derived: about 60 bytes a chunk, so it holds for models of 64 GiB; a hostile one cannot fill memory.
@@ -26,7 +27,6 @@ DigestText = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 FilePath = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$", max_length=255)
 ]
-PrivacyClass = Literal["device", "site", "any"]
 
 
 def _is_absent(value: object) -> bool:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from core.digest import Digest, parse_digest
 from core.errors import InvalidRequest
-from core.ids import ModelName, checked_name
+from core.ids import ModelName, checked_name, checked_pull_id
 from protos.samples.v1 import samples_pb2 as pb
 
 # Chosen: retraining takes hundreds; more come with the next pull.
@@ -23,7 +23,6 @@ MAX_CHUNK_BYTES = 1 << 18
 MAX_SAMPLE_BYTES = 16 << 20
 # What fits into a signed 64-bit column.
 _MAX_NUMBER = (1 << 63) - 1
-_PULL_ID = re.compile(r"[0-9a-f]{32}")
 _WORD = re.compile(r"[a-z_]{1,32}")
 
 
@@ -73,17 +72,6 @@ class SampleOffer:
 
 
 NO_SAMPLES = SampleCounts()
-
-
-def checked_pull_id(text: str) -> str:
-    """Return the id of a pull.
-
-    Raises:
-        InvalidRequest: it is none.
-    """
-    if _PULL_ID.fullmatch(text) is None:
-        raise InvalidRequest(f"pull: expected 32 hexadecimal digits, got {text[:80]!r}")
-    return text
 
 
 def encode_order(order: SampleOrder) -> pb.Order:

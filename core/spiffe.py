@@ -11,10 +11,13 @@ from enum import StrEnum
 from core.errors import Untrusted
 from core.ids import checked_name
 
-# The DNS name in the controller's certificate: agents dial whatever address they are given and ask for this name. No
-# other certificate of the fleet has a name in its domain; brokers have those of their machines.
+# DNS names in certificates, in a domain that nobody resolves: who dials an address asks for the name of whom it means.
+# Brokers have the names of their machines instead.
 INTERNAL_DNS_DOMAIN = "nanofleet.internal"
 CONTROLLER_DNS_NAME = f"controller.{INTERNAL_DNS_DOMAIN}"
+_AGENTS_DNS_DOMAIN = f"agents.{INTERNAL_DNS_DOMAIN}"
+# RFC 1123, section 2.1. Lower case only: DNS names that differ in case are one.
+_DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 # SPIFFE-ID 1.0, section 2.1: lower-case letters, digits, dots, dashes, underscores; at most 255 bytes.
 _PATTERN = re.compile(r"spiffe://([a-z0-9._-]{1,255})/([a-z]{1,32})/([^/]{1,64})")
 
@@ -40,6 +43,11 @@ class Peer:
 
     def __str__(self) -> str:
         return f"spiffe://{self.domain}/{self.role}/{self.name}"
+
+
+def agent_dns_name(agent_id: str) -> str | None:
+    """Return the name that clients of an agent's own faces ask for; None: its id is no label of a DNS name."""
+    return f"{agent_id}.{_AGENTS_DNS_DOMAIN}" if _DNS_LABEL.fullmatch(agent_id) else None
 
 
 def parse_spiffe(uri: str) -> Peer:

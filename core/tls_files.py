@@ -37,6 +37,27 @@ def client_context(*, certificate: Path, key: Path, trust: Path) -> ssl.SSLConte
     # Small devices have no 1.3 yet, and brokers serve them too.
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    _load(context, certificate, key, trust)
+    return context
+
+
+def server_context(*, certificate: Path, key: Path, trust: Path) -> ssl.SSLContext:
+    """Return what a server shows, whose clients must show certificates that `trust` vouches for.
+
+    Blocks for a file's time. Raises like `client_context`.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    # As for `client_context`.
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_NO_TICKET
+    context.verify_mode = ssl.CERT_REQUIRED
+    # Neither end remembers a session: who was certified under an authority that is dropped shakes hands anew.
+    context.num_tickets = 0
+    _load(context, certificate, key, trust)
+    return context
+
+
+def _load(context: ssl.SSLContext, certificate: Path, key: Path, trust: Path) -> None:
     try:
         context.load_verify_locations(trust)
         context.load_cert_chain(certificate, key)
@@ -44,7 +65,6 @@ def client_context(*, certificate: Path, key: Path, trust: Path) -> ssl.SSLConte
         raise Untrusted(f"{certificate}, {key}, {trust}: expected matching PEM files, got {error.reason}") from error
     except OSError as error:
         raise NotFound(f"{certificate}, {key}, {trust}: {error.strerror}") from error
-    return context
 
 
 def folder_context(folder: Path) -> ssl.SSLContext:

@@ -11,12 +11,14 @@ asked the same before, so answers are kept apart by privacy class and those of c
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from core.digest import Digest
 from core.ids import ModelName
 from core.open_inference.messages import InferRequest, InferResponse
+from core.open_inference.statistics import Duration, ModelStatistics
 from core.tensors import Tensor
 from edge_agent.answer import Answer
 from edge_agent.cascade.policy import Privacy, Reason, Tier
@@ -59,6 +61,13 @@ class CachedAnswers:
             if running.get(ModelName(name)) != digest:
                 self._caches[name].clear()
                 del self._digests[name]
+
+    def counted(self, statistics: ModelStatistics) -> ModelStatistics:
+        """Return what was counted of a model with its hits and misses."""
+        cache = self._caches.get(statistics.name)
+        if cache is None:
+            return statistics
+        return replace(statistics, cache_hit=Duration(cache.hits), cache_miss=Duration(cache.misses))
 
     def serves(self, name: str, digest: object) -> bool:
         return self._digests.get(name) == digest

@@ -189,7 +189,8 @@ class EdgeDataPlane:
     async def statistics(self, name: str, version: str) -> Sequence[ModelStatistics]:
         """Return what was counted of a model, or of each; implements `core.open_inference.service.Statistics`."""
         models = [self._pool.find(name, version)] if name else self._pool.models()
-        return [self.metrics.statistics(model.manifest.model, model.version) for model in models]
+        found = [self.metrics.statistics(model.manifest.model, model.version) for model in models]
+        return found if self._cached is None else list(map(self._cached.counted, found))
 
     async def close(self) -> None:
         """Cancel the escalations under way; their callers get the edge's answer."""

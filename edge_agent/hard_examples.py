@@ -30,6 +30,12 @@ class HardExample:
 
 
 class HardExamples(Protocol):
+    # How far above its cascade's threshold an answer is still of interest; 0: not at all.
+    margin: float
+
     def offer(self, example: HardExample) -> None:
-        """Look at one more; called in the loop, once for each request, after it was answered."""
+        """Look at one more; called in the loop, once for each request, after it was answered.
+
+        One that the edge was sure enough of, within `margin`, has the reason `confident`.
+        """
         ...

@@ -84,6 +84,8 @@ class Surroundings:
     samples: KeptSamples
     # What its work took so far, if that is known.
     energy: Callable[[], Energy | None]
+    # Hears of every identity that replaces the one before, besides the channel and the tracing.
+    on_identity: Callable[[TlsIdentity], None]
 
 
 class Member:
@@ -213,6 +215,7 @@ class Member:
 
     def _follow(self, tls: TlsIdentity) -> None:
         self._around.tracing.follow(tls)
+        self._around.on_identity(tls)
         # The identity before may have been what kept it waiting.
         self._link.retry_now()
 

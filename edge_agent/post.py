@@ -17,7 +17,6 @@ from pathlib import Path
 import grpc
 import grpc.aio
 
-from core.addresses import Address
 from core.backoff import BackoffPolicy
 from core.clock import Clock
 from core.telemetry import Tracing
@@ -36,7 +35,7 @@ from edge_agent.outbox.rows import Bounds, Kind
 from edge_agent.outbox.storage import Figures, Storage, StorageLimits
 from edge_agent.outbox.telemetry import SpanKeeper, SpanReceiver
 from edge_agent.request_metrics import RequestMetrics
-from edge_agent.settings import OutboxKindSettings, OutboxSettings
+from edge_agent.settings import AgentSettings, OutboxKindSettings, OutboxSettings
 
 # Chosen: a message of some hundred kilobytes takes seconds over a slow link, and is sent again whole when it breaks.
 _BATCH_ROWS, _BATCH_BYTES = 100, 256 << 10
@@ -46,43 +45,51 @@ Loop = Callable[[], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Correspondents:
-    """Whom this agent writes to; `spans` None: spans go to the controller, over its channel."""
+    """Whom this agent writes to."""
 
     channel: grpc.aio.Channel
     offload: Offload
-    spans: Address | None
     is_link_open: Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What is written down by itself, of the process that `boot_id` names."""
+
+    counted: RequestMetrics
+    tracing: Tracing
+    boot_id: str
 
 
 class PostOffice:
     def __init__(
         self,
         path: Path,
-        settings: OutboxSettings,
+        settings: AgentSettings,
         correspondents: Correspondents,
+        sources: Sources,
         *,
-        counted: RequestMetrics,
-        tracing: Tracing,
-        boot_id: str,
         clock: Clock,
     ) -> None:
-        self._settings = settings
+        self._settings = own = settings.outbox
+        self._spans = settings.telemetry.endpoint
         self._to = correspondents
         self._clock = clock
-        bounds = _bounds(settings)
-        limits = StorageLimits(bounds, settings.max_bytes, settings.min_free_bytes)
+        bounds = _bounds(own)
+        limits = StorageLimits(bounds, own.max_bytes, own.min_free_bytes)
         self._outbox = Outbox(Storage(path, limits, clock=clock, boot=this_boot()), bounds, clock=clock)
-        self._events = Events(self._outbox, counted.private, boot_id=boot_id, clock=clock)
+        self._events = Events(self._outbox, sources.counted.private, boot_id=sources.boot_id, clock=clock)
         self._outbox.on_incident(self._events.note)
-        self._ledger = UsageLedger(counted.usage_by_model, self._outbox, boot_id=boot_id, clock=clock)
-        tracing.keep_undelivered(SpanKeeper(self._outbox))
+        counts = sources.counted.usage_by_model
+        self._ledger = UsageLedger(counts, self._outbox, boot_id=sources.boot_id, clock=clock)
+        sources.tracing.keep_undelivered(SpanKeeper(self._outbox))
         self.deferrals = OutboxDeferrals(self._outbox)
         self.reachability = Reachability(
             ServerReadyProbe(correspondents.channel),
             is_link_open=correspondents.is_link_open,
             breaker_openings=lambda: correspondents.offload.breaker_openings,
             clock=clock,
-            policy=ProbePolicy(settings.probe_first_s, settings.probe_cap_s),
+            policy=ProbePolicy(own.probe_first_s, own.probe_cap_s),
         )
 
     async def open(self) -> None:
@@ -160,14 +167,14 @@ class PostOffice:
         }
 
     async def _send_spans(self) -> None:
-        if self._to.spans is None:
+        if self._spans is None:
             receiver = SpanReceiver(self._to.channel)
             await self._courier(Kind.TELEMETRY, receiver, self.reachability.controller, rows=1).run()
             return
         # Another collector is asked in the clear, as the exporter does; whether it is there shows by asking.
         always = asyncio.Event()
         always.set()
-        async with grpc.aio.insecure_channel(str(self._to.spans)) as channel:
+        async with grpc.aio.insecure_channel(self._spans) as channel:
             await self._courier(Kind.TELEMETRY, SpanReceiver(channel), Gate(always), rows=1).run()
 
     def _courier(self, kind: Kind, receiver: Receiver, gate: Gate, *, rows: int) -> Courier:

@@ -19,6 +19,7 @@ from core.logs import withheld
 from core.open_inference.messages import InferRequest, InferResponse
 from core.open_inference.service import Call
 from edge_agent.answer import Answer, refusal, span_attributes
+from edge_agent.cascade.confidence import MALFORMED, are_shaped
 from edge_agent.cascade.deferral import Mailbox
 from edge_agent.cascade.policy import Choice, Decision, Privacy, Reason, Tier, decide, fall_back
 from edge_agent.hard_examples import HardExample
@@ -84,6 +85,8 @@ class Request:
     def settle(self, ran: Ran) -> None:
         if self.trace is not None:
             self.trace.ran(started_s=ran.started_s, finished_s=ran.finished_s, batch_rows=ran.batch_rows)
+        if ran.verdict is not None and ran.verdict.flaw is None and not self._is_well_shaped(ran):
+            ran = ran._replace(verdict=MALFORMED)
         deadline = self.call.deadline
         remaining_s = None if deadline is None else deadline.remaining_s(self._services.now_s())
         cascade = self.model.cascade
@@ -132,6 +135,11 @@ class Request:
             name = self.model.manifest.model
             _log.error("a request failed unexpectedly", extra={"model": name}, exc_info=withheld(error))
             self.fail(InternalError(f"model {name}: no answer: {type(error).__name__}"), ran)
+
+    def _is_well_shaped(self, ran: Ran) -> bool:
+        model = self.model
+        rows = self._request.inputs[0].array.shape[0] if model.manifest.batching.max_batch > 1 else None
+        return are_shaped(ran.outputs, model.outputs, rows=rows)
 
     def _begin_escalation(self, ran: Ran, decision: Decision) -> None:
         # Before the heavy tier is asked, whose spans belong into this trace.
@@ -214,8 +222,14 @@ class Request:
             if not is_final:
                 self._services.metrics.answered_provisionally(self.model.manifest.model, reason)
             self._finish(self._edge_answer(ran, reason, is_final=is_final), ran)
-        if reason is not Reason.CONFIDENT and reason is not Reason.NO_CASCADE:
+        is_hard = reason is not Reason.CONFIDENT and reason is not Reason.NO_CASCADE
+        if is_hard or (self._services.example_margin > 0 and self._was_nearly_unsure(ran)):
             self._offer(ran, Tier.EDGE, reason, None)
+
+    def _was_nearly_unsure(self, ran: Ran) -> bool:
+        if self.model.cascade is None or ran.verdict is None or ran.verdict.confidence is None:
+            return False
+        return ran.verdict.confidence - self.model.cascade.threshold <= self._services.example_margin
 
     def _edge_answer(
         self, ran: Ran, reason: Reason, *, is_final: bool, later: "asyncio.Future[Answer] | None" = None

@@ -57,6 +57,8 @@ class Services:
         self._clock = clock
         self._deferrals = deferrals
         self._examples = examples
+        # As `slow_s`: an attribute.
+        self.example_margin = 0.0 if examples is None else examples.margin
         self._is_reachable = is_reachable
         self._loop = asyncio.get_running_loop()
         self._escalations: set[asyncio.Task[None]] = set()
@@ -97,6 +99,8 @@ class Services:
 
     async def close(self) -> None:
         """Cancel the escalations under way."""
+        # One that has not begun would end without a word to its caller.
+        await asyncio.sleep(0)
         escalations = tuple(self._escalations)
         for escalation in escalations:
             escalation.cancel()

@@ -12,11 +12,11 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from core.addresses import LoopbackAddress, is_loopback, parse_address
+from core.addresses import BindAddress, LoopbackAddress, is_loopback, parse_address
 from core.errors import InvalidRequest
 from core.ids import Name
 from core.logs import LogFormat
-from core.manifest import PrivacyClass
+from core.privacy import PrivacyClass
 from core.settings import Count, Port, ProcessSettings, Ratio, Seconds, Section, load
 from core.telemetry import DEFAULT_SAMPLE_RATIO
 
@@ -36,6 +36,7 @@ def _none_when_empty(value: object) -> object:
 
 
 OptionalAddress = Annotated[LoopbackAddress | None, BeforeValidator(_none_when_empty)]
+OptionalBindAddress = Annotated[BindAddress | None, BeforeValidator(_none_when_empty)]
 OptionalDialledAddress = Annotated[str | None, BeforeValidator(_none_when_empty), AfterValidator(_dialled)]
 SecondsOrZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Bytes = Annotated[int, Field(ge=1)]
@@ -144,6 +145,16 @@ class SyncSettings(Section):
     """Longest delay between those attempts, and the pace of those after them."""
 
 
+class FacesSettings(Section):
+    """The agent's own faces, for programs beside it: Open Inference over HTTP (`http_bind`) and gRPC (`grpc_bind`)."""
+
+    tls: bool = False
+    """True: both speak TLS only, with the agent's certificate, to devices and applications that show one of the fleet.
+
+    Needed to bind them beyond loopback.
+    """
+
+
 class ActivationSettings(Section):
     """Between a model's first request and the word that it stays."""
 
@@ -234,8 +245,10 @@ class SamplesSettings(Section):
     """True: those of every model are kept, unless `[models.NAME] samples` says no. They hold what devices sent."""
     keep_site: bool = False
     """True: also of requests that may not leave the site; such samples are exported on this machine only."""
-    threshold_band: Ratio = 1.0
-    """Largest distance of a kept answer's confidence from the cascade's threshold; 1.0: any. Flawed ones have none."""
+    max_below: Ratio = 1.0
+    """How far below the cascade's threshold a confidence may be; 1.0 for any. Flawed answers have none and count."""
+    max_above: Ratio = 0.0
+    """How far above it: answers that the model was barely sure of, which nobody else looked at; 0 for none."""
     max_per_class_per_hour: Count = 10
     """Samples of one predicted class that a model keeps of an hour, drawn evenly from all there were."""
     max_per_hour: Count = 100
@@ -248,6 +261,8 @@ class SamplesSettings(Section):
     """Seconds for which a sample is kept."""
     reserve_bytes: Annotated[int, Field(ge=0)] = 64 << 20
     """Disk space that samples must leave free."""
+    upload_bytes_per_s: Annotated[int, Field(ge=0)] = 1 << 20
+    """Bytes a second that samples may take of the link when somebody pulls them; 0: as fast as they are taken."""
 
 
 class OffloadSettings(Section):
@@ -359,10 +374,12 @@ class AgentSettings(ProcessSettings):
     """The controller's enrolment address, where it is another than the one said at enrolment."""
     metered: bool = False
     """True: the link costs money; whole chunks are fetched only with a person's word, differences always."""
-    grpc_bind: OptionalAddress = "127.0.0.1:7181"
+    grpc_bind: OptionalBindAddress = "127.0.0.1:7181"
     """Where the local gRPC face listens; port 0 lets the system choose (see endpoints.json); `""` for none."""
-    http_bind: OptionalAddress = None
-    """Where the local HTTP face listens, such as 127.0.0.1:7180: `/metrics` for Prometheus, `/healthz`; unset: none."""
+    http_bind: OptionalBindAddress = None
+    """Where the local HTTP face listens, such as 127.0.0.1:7180, with `/metrics` and `/healthz`; unset: none."""
+    faces: FacesSettings = FacesSettings()
+    """The agent's own faces, for programs beside it."""
     tags: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=128)], ...], Field(max_length=32)] = ()
     """What this machine is, for example `rack:7`; its architecture is added by itself."""
     drain_timeout_s: Seconds = 5.0
@@ -381,10 +398,10 @@ class AgentSettings(ProcessSettings):
     """Which of the models that this agent runs are in memory."""
     models: Mapping[Name, ModelSettings] = Field(default_factory=dict)
     """By name of the model, such as `[models.digits]`: what this agent makes of it."""
-    privacy: PrivacySettings = PrivacySettings()
-    """How far data from devices may go."""
     samples: SamplesSettings = SamplesSettings()
     """Hard examples, kept for whoever retrains the models."""
+    privacy: PrivacySettings = PrivacySettings()
+    """How far data from devices may go."""
     offload: OffloadSettings = OffloadSettings()
     """Asking the heavy tier when the local answer is not sure enough."""
     energy: EnergySettings = EnergySettings()
@@ -395,6 +412,16 @@ class AgentSettings(ProcessSettings):
     """What is kept on disk while the controller or the heavy tier is away."""
     logs: LogSettings = LogSettings()
     """What the process writes to standard error."""
+
+    @model_validator(mode="after")
+    def _plain_faces_on_loopback_only(self) -> Self:
+        for name, bind in (("grpc_bind", self.grpc_bind), ("http_bind", self.http_bind)):
+            if bind is not None and not self.faces.tls and not is_loopback(parse_address(bind).host):
+                raise ValueError(
+                    f"{name}: expected a loopback address such as 127.0.0.1:7180 without TLS, got {bind!r}; "
+                    "set [faces] tls = true"
+                )
+        return self
 
 
 def load_settings(path: Path | None) -> AgentSettings:

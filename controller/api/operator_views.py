@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from core.ids import Name, Tag
-from core.manifest import PrivacyClass
+from core.privacy import PrivacyClass
 
 DigestText = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 TargetKindText = Literal["fleet", "site", "agent"]

@@ -9,6 +9,8 @@ from core.ids import Name
 from core.samples import MAX_LIMIT
 
 DEFAULT_LIMIT = 200
+# Chosen: a body of some 70 kB.
+MAX_PAGE = 500
 DEFAULT_LIFETIME_S = 86_400.0
 MAX_LIFETIME_S = 30 * 86_400.0
 
@@ -76,7 +78,7 @@ class SamplePullDetailView(_View):
     """Grows whenever something changes; give it as `after` to wait for that."""
     pull: SamplePullView
     samples: tuple[PulledSampleView, ...]
-    """What is here to be fetched."""
+    """What is here to be fetched, in the order in which it came: at most 500 from `start` on."""
 
 
 class SampleCountView(_View):

@@ -9,8 +9,8 @@ import grpc.aio
 
 from controller.samples.service import SamplePulls
 from core.errors import DeadlineExceeded, InvalidRequest, NanofleetError
-from core.ids import AgentId
-from core.samples import MAX_CHUNK_BYTES, SampleName, checked_pull_id, decode_name, decode_offer
+from core.ids import AgentId, checked_pull_id
+from core.samples import MAX_CHUNK_BYTES, SampleName, decode_name, decode_offer
 from core.status import STATUS
 from protos.samples.v1 import samples_pb2 as pb
 from protos.samples.v1.samples_pb2_grpc import SamplesServiceServicer

@@ -4,9 +4,9 @@ Counts are for everybody who may look. The samples themselves are what devices s
 the role of an operator, and each pull is recorded.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from controller.access.model import Caller
 from controller.api import audited
@@ -25,6 +25,7 @@ _REFUSED: dict[str, Any] = {
     "description": "Refused; `detail` says why.",
     "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemView"}}},
 }
+Start = Annotated[int, Query(ge=0, le=1 << 31, description="Leave out so many of the samples.")]
 _NPZ: dict[str, Any] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 
 
@@ -102,7 +103,9 @@ class _Samples:
     async def pulls(self) -> views.SamplePullsView:
         return views.SamplePullsView(pulls=tuple(map(self._view, self._pulls.pulls())))
 
-    async def pull(self, pull_id: str, wait_s: WaitS = 0.0, after: int | None = None) -> views.SamplePullDetailView:
+    async def pull(
+        self, pull_id: str, wait_s: WaitS = 0.0, after: int | None = None, start: Start = 0
+    ) -> views.SamplePullDetailView:
         """With `wait_s`, wait until `revision` is no longer `after`."""
         # Read before the pull: what changes in between is seen again, not missed.
         revision = self._pulls.revision
@@ -111,9 +114,8 @@ class _Samples:
             revision = await self._pulls.next_change(revision, timeout_s=wait_s)
         found = self._pulls.pull(pull_id)
         samples = tuple(
-            views.PulledSampleView(agent=agent_id, digest=digest, size_bytes=size_bytes)
-            for agent_id, delivery in found.deliveries.items()
-            for digest, size_bytes in delivery.samples.items()
+            views.PulledSampleView(agent=each.agent_id, digest=each.digest, size_bytes=each.size_bytes)
+            for each in self._pulls.samples(pull_id, start=start, limit=views.MAX_PAGE)
         )
         return views.SamplePullDetailView(revision=revision, pull=self._view(found), samples=samples)
 

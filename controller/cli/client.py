@@ -177,11 +177,12 @@ class ControllerClient:
         return self._get("/api/sample-pulls", sample_views.SamplePullsView)
 
     def sample_pull(
-        self, pull_id: str, *, after: int | None = None, wait_s: float = 0.0
+        self, pull_id: str, *, start: int = 0, after: int | None = None, wait_s: float = 0.0
     ) -> sample_views.SamplePullDetailView:
-        """Return what came: at once, or as soon as something changed after `after`, or after `wait_s`."""
-        parameters: Parameters = {} if after is None else {"after": after, "wait_s": wait_s}
-        return self._get(f"/api/sample-pulls/{_segment(pull_id)}", sample_views.SamplePullDetailView, parameters)
+        """Return what came, from the `start`-th sample on: at once, or when something changed after `after`."""
+        waiting: Parameters = {} if after is None else {"after": after, "wait_s": wait_s}
+        path = f"/api/sample-pulls/{_segment(pull_id)}"
+        return self._get(path, sample_views.SamplePullDetailView, {"start": start, **waiting})
 
     def sample(self, pull_id: str, agent: str, digest: str) -> bytes:
         path = f"/api/sample-pulls/{_segment(pull_id)}/samples/{_segment(agent)}/{_segment(digest)}"

@@ -16,6 +16,9 @@ from core.digest import parse_digest
 from core.errors import IntegrityError
 from core.sample_folder import SampleFolder
 
+# Chosen: each sample is a change, and a pull that goes on is looked at five times a second.
+PACE_S = 0.2
+
 
 @dataclass(slots=True)
 class Fetched:
@@ -35,9 +38,12 @@ def fetch_samples(client: ControllerClient, pull_id: str, out: Path, *, wait_s: 
     folder = SampleFolder(out)
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn())
     with Progress(*columns, TextColumn("{task.completed:.0f} of {task.total:.0f}"), console=progress_console()) as bar:
-        fetching = _Fetching(client, pull_id, folder, bar)
-        fetched = fetching.until(time.monotonic() + wait_s)
-    fetched.in_folder = folder.write_index()
+        try:
+            fetched = _Fetching(client, pull_id, folder, bar).until(time.monotonic() + wait_s)
+        finally:
+            # Also of what came before Ctrl-C, or before the pull was over.
+            in_folder = folder.write_index()
+    fetched.in_folder = in_folder
     return fetched
 
 
@@ -47,7 +53,8 @@ class _Fetching:
         self._pull_id = pull_id
         self._folder = folder
         self._bar = bar
-        self._seen: set[tuple[str, str]] = set()
+        # Samples of the pull that are dealt with; they come in order.
+        self._seen = 0
 
     def until(self, end_s: float) -> Fetched:
         found = self._client.sample_pull(self._pull_id)
@@ -56,20 +63,28 @@ class _Fetching:
         while True:
             self._fetch(found, fetched, task)
             left_s = end_s - time.monotonic()
-            if left_s <= 0 or not _is_awaited(found.pull):
+            if found.samples:
+                # There may be more of them.
+                found = self._client.sample_pull(self._pull_id, start=self._seen)
+            elif left_s <= 0 or not _is_awaited(found.pull):
                 return fetched
-            wait_s = min(LONG_POLL_S, left_s)
-            found = self._client.sample_pull(self._pull_id, after=found.revision, wait_s=wait_s)
+            else:
+                found = self._next(found.revision, left_s)
+
+    def _next(self, revision: int, left_s: float) -> views.SamplePullDetailView:
+        """Wait for something new, but look no more often than a person would."""
+        time.sleep(min(PACE_S, left_s))
+        wait_s = min(LONG_POLL_S, left_s)
+        return self._client.sample_pull(self._pull_id, start=self._seen, after=revision, wait_s=wait_s)
 
     def _fetch(self, found: views.SamplePullDetailView, fetched: Fetched, task: TaskID) -> None:
         fetched.pull = found.pull
-        total = max(len(found.samples), sum(delivery.offered for delivery in found.pull.deliveries), 1)
+        total = max(1, sum(max(each.offered, each.samples) for each in found.pull.deliveries))
         for sample in found.samples:
-            self._bar.update(task, total=total, completed=len(self._seen), description=sample.agent)
-            if (sample.agent, sample.digest) not in self._seen:
-                self._seen.add((sample.agent, sample.digest))
-                self._fetch_one(sample, fetched)
-        self._bar.update(task, total=total, completed=len(self._seen))
+            self._bar.update(task, total=total, completed=self._seen, description=sample.agent)
+            self._fetch_one(sample, fetched)
+            self._seen += 1
+        self._bar.update(task, total=total, completed=self._seen)
 
     def _fetch_one(self, sample: views.PulledSampleView, fetched: Fetched) -> None:
         digest = parse_digest(sample.digest)

@@ -17,7 +17,7 @@ from controller.cli.options import client_of, usage_errors
 from controller.cli.publish import publish_model
 from controller.cli.screen import Output, OutputOption, bytes_text, milliseconds_text, peer_text, ratio_text, show
 from controller.cli.watching import WatchOption, present
-from core.manifest import PrivacyClass
+from core.privacy import PrivacyClass
 
 app = typer.Typer(help="Publish models and look at them.", no_args_is_help=True)
 

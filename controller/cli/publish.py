@@ -14,7 +14,7 @@ from controller.cli.client import ControllerClient, Refused
 from controller.cli.screen import progress_console
 from core.digest import Digest, digest_of_file
 from core.ids import checked_name
-from core.manifest import PrivacyClass
+from core.privacy import PrivacyClass
 
 # The name under which the model's own file is published: nothing refers to it.
 MODEL_PATH = "model.onnx"

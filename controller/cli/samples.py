@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import BaseModel
@@ -12,12 +12,14 @@ from rich.table import Table
 from controller.api import sample_views as views
 from controller.cli import completion
 from controller.cli.examples import examples
-from controller.cli.fetching import Fetched, fetch_samples
 from controller.cli.options import client_of, usage_errors
 from controller.cli.screen import Output, OutputOption, RemovedView, bytes_text, peer_text, progress_console, show
 from controller.cli.watching import WatchOption, present
 from core.errors import InvalidRequest
-from core.samples import checked_pull_id
+from core.ids import checked_pull_id
+
+if TYPE_CHECKING:
+    from controller.cli.fetching import Fetched
 
 app = typer.Typer(help="Pull hard examples, to retrain models from.", no_args_is_help=True)
 
@@ -108,6 +110,9 @@ def pull(
         made = client.pull_samples(model, body)
         # For `samples fetch`, when this terminal is gone.
         progress_console().print(f"pull {made.id}", highlight=False)
+        # Here, so that other commands start without numpy.
+        from controller.cli.fetching import fetch_samples
+
         fetched = fetch_samples(client, made.id, out, wait_s=wait)
     _show_pulled(fetched, out, output)
 
@@ -122,6 +127,8 @@ def fetch(
 ) -> None:
     """Fetch what came for a pull since; what is in the folder already is not fetched again."""
     with client_of(context) as client:
+        from controller.cli.fetching import fetch_samples
+
         fetched = fetch_samples(client, _checked(pull_id), out, wait_s=wait)
     _show_pulled(fetched, out, output)
 
@@ -161,7 +168,7 @@ def _checked(pull_id: str) -> str:
         raise typer.BadParameter(str(error)) from error
 
 
-def _show_pulled(fetched: Fetched, out: Path, output: Output) -> None:
+def _show_pulled(fetched: "Fetched", out: Path, output: Output) -> None:
     missing = tuple(each for each in fetched.pull.deliveries if each.state != "delivered" or each.reason)
     view = PulledView(
         pull=fetched.pull.id,

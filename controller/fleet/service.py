@@ -3,16 +3,16 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from controller.fleet import use_cases
 from controller.fleet.changes import Changes
 from controller.fleet.greetings import Greetings
 from controller.fleet.heard import Heard, HeardBuffer, apply_heard
 from controller.fleet.model import Agent, AgentView, Deployed, Deployment, Target
+from controller.fleet.ports import Catalogue, DecidedListener, DeployedListener, Releases
 from controller.fleet.restoration import Drift, Restoration, drift_of
 from controller.fleet.samples import SampleDesk
 from controller.fleet.sessions import Expelled, Permitted, Session, Sessions, Stopping
@@ -44,33 +44,6 @@ FLUSH_INTERVAL_S = 0.25
 
 # Derived: a change every millisecond for 278 years. Beyond it there is room for our own counting in 64 bits.
 MAX_PLAUSIBLE = 1 << 43
-
-
-class FoundVariant(Protocol):
-    @property
-    def version(self) -> int: ...
-    @property
-    def manifest_digest(self) -> Digest: ...
-
-
-class Catalogue(Protocol):
-    """What the fleet asks of the registry."""
-
-    async def variant(self, model: ModelName, version: int | None, variant: VariantName) -> FoundVariant:
-        """Return one variant; version None stands for the newest. Raises UnknownModel."""
-        ...
-
-
-class Releases(Protocol):
-    """What the fleet asks of the signed catalogue."""
-
-    def require_released(self, slot: Slot) -> None:
-        """Raise Conflict, saying what to do, unless agents may install the slot's variant."""
-        ...
-
-
-DeployedListener = Callable[[Digest, Sequence[Digest]], None]
-DecidedListener = Callable[[str, str, str], None]
 
 
 @dataclass(slots=True)
@@ -114,11 +87,11 @@ class Fleet:
         self.pushes = PushCounts()
         self._deployed_listeners: list[DeployedListener] = []
 
-    def on_deployed(self, listener: "DeployedListener") -> None:
+    def on_deployed(self, listener: DeployedListener) -> None:
         """Have `listener` called with the manifest of every deployment, and those that it takes the place of."""
         self._deployed_listeners.append(listener)
 
-    def on_decided(self, listener: "DecidedListener") -> None:
+    def on_decided(self, listener: DecidedListener) -> None:
         """Have `listener` called with what the fleet decides by itself: an action, its target, a short reason."""
         self._sessions.on_split = lambda agent_id: listener(
             "agent.quarantine", agent_id, "two machines use this name, neither is served"

@@ -19,7 +19,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from controller.identity.model import LIFETIMES, Certificate, PublicKey
 from core.errors import InvalidRequest
-from core.spiffe import CONTROLLER_DNS_NAME, INTERNAL_DNS_DOMAIN, Peer, Role
+from core.spiffe import CONTROLLER_DNS_NAME, INTERNAL_DNS_DOMAIN, Peer, Role, agent_dns_name
 
 # Chosen: rotation begins at half of it.
 AUTHORITY_LIFETIME = timedelta(days=3650)
@@ -49,6 +49,9 @@ _SIGNS_CERTIFICATES = x509.KeyUsage(
     encipher_only=False,
     decipher_only=False,
 )
+_CLIENT, _SERVER = [ExtendedKeyUsageOID.CLIENT_AUTH], [ExtendedKeyUsageOID.SERVER_AUTH]
+# Agents have faces of their own too; whoever is not here is a client.
+_USAGES = {Role.CONTROLLER: _SERVER, Role.BROKER: _SERVER, Role.AGENT: [*_CLIENT, *_SERVER]}
 _SIGNS_HANDSHAKES = x509.KeyUsage(
     digital_signature=True,
     content_commitment=False,
@@ -161,18 +164,17 @@ class CertificateAuthority:
 
     def _extensions(self, peer: Peer, hosts: Sequence[str]) -> list[tuple[x509.ExtensionType, bool]]:
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(peer)), *map(_host_name, hosts)]
-        usage = ExtendedKeyUsageOID.CLIENT_AUTH
         if peer.role is Role.CONTROLLER:
             names.append(x509.DNSName(CONTROLLER_DNS_NAME))
-        if peer.role in {Role.CONTROLLER, Role.BROKER}:
-            usage = ExtendedKeyUsageOID.SERVER_AUTH
+        if peer.role is Role.AGENT and (dns_name := agent_dns_name(peer.name)) is not None:
+            names.append(x509.DNSName(dns_name))
         ours = self._certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
         return [
             # RFC 5280, 4.1.2.6: critical, because the subject may be empty.
             (x509.SubjectAlternativeName(names), True),
             (x509.BasicConstraints(ca=False, path_length=None), True),
             (_SIGNS_HANDSHAKES, True),
-            (x509.ExtendedKeyUsage([usage]), False),
+            (x509.ExtendedKeyUsage(_USAGES.get(peer.role, _CLIENT)), False),
             (x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ours), False),
         ]
 

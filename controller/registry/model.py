@@ -12,7 +12,8 @@ from enum import StrEnum
 from core.digest import Digest
 from core.fleet_state import Problem
 from core.ids import ModelName, VariantName
-from core.manifest import Manifest, PrivacyClass, ScoreKind
+from core.manifest import Manifest, ScoreKind
+from core.privacy import PrivacyClass
 
 ORIGINAL = VariantName("original")
 

@@ -60,17 +60,22 @@ class Delivery:
     offered: int = 0
     # What is here, with its bytes.
     samples: Mapping[Digest, int] = field(default_factory=dict)
-
-    @property
-    def size_bytes(self) -> int:
-        return sum(self.samples.values())
+    # Of all of them.
+    size_bytes: int = 0
 
     @property
     def is_over(self) -> bool:
         return self.state in {DeliveryState.DELIVERED, DeliveryState.DECLINED}
 
     def with_sample(self, digest: Digest, size_bytes: int) -> "Delivery":
-        return replace(self, samples={**self.samples, digest: size_bytes})
+        return replace(self, samples={**self.samples, digest: size_bytes}, size_bytes=self.size_bytes + size_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class PulledSample:
+    agent_id: AgentId
+    digest: Digest
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +84,3 @@ class PullView:
 
     pull: Pull
     deliveries: Mapping[AgentId, Delivery]
-
-    @property
-    def size_bytes(self) -> int:
-        return sum(delivery.size_bytes for delivery in self.deliveries.values())

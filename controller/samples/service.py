@@ -17,7 +17,7 @@ from typing import Protocol, TypeVar
 
 from controller.fleet.changes import Changes
 from controller.fleet.model import AgentView
-from controller.samples.model import Delivery, DeliveryState, Pull, PullRequest, PullView
+from controller.samples.model import Delivery, DeliveryState, Pull, PulledSample, PullRequest, PullView
 from controller.samples.spool import Spool
 from core.clock import Clock
 from core.digest import Digest, Hasher
@@ -80,6 +80,9 @@ class SamplePulls:
         self._bounds = bounds
         self._pulls: dict[str, Pull] = {}
         self._deliveries: dict[str, dict[AgentId, Delivery]] = {}
+        # What is here, in the order in which it came, and its bytes; of each pull.
+        self._arrived: dict[str, list[PulledSample]] = {}
+        self._sizes: Counter[str] = Counter()
         # What agents said they have, of those whose delivery goes on; lost when this process ends, they say it again.
         self._offered: dict[tuple[str, AgentId], Mapping[Digest, int]] = {}
         self._receiving_bytes = 0
@@ -92,6 +95,12 @@ class SamplePulls:
         for view in await self._on_disk(self._spool.load):
             self._pulls[view.pull.pull_id] = view.pull
             self._deliveries[view.pull.pull_id] = dict(view.deliveries)
+            self._arrived[view.pull.pull_id] = [
+                PulledSample(agent_id, *sample)
+                for agent_id, delivery in view.deliveries.items()
+                for sample in delivery.samples.items()
+            ]
+            self._sizes[view.pull.pull_id] = sum(each.size_bytes for each in view.deliveries.values())
         self._desk.orders_from(self.orders_for)
         await self.tidy()
 
@@ -156,6 +165,11 @@ class SamplePulls:
         if pull is None or self._is_over(pull):
             raise NotFound(f"pull {pull_id[:80]!r}: is over or never was; pull again")
         return PullView(pull, dict(self._deliveries[pull_id]))
+
+    def samples(self, pull_id: str, *, start: int, limit: int) -> Sequence[PulledSample]:
+        """Return what came for a pull, in the order in which it did, from the `start`-th on. Raises NotFound."""
+        self.pull(pull_id)
+        return self._arrived.get(pull_id, [])[start : start + limit]
 
     async def content(self, pull_id: str, agent_id: AgentId, digest: Digest) -> bytes:
         """Return a sample that came.
@@ -244,7 +258,9 @@ class SamplePulls:
             _log.warning("a sample could not be spooled", extra={"reason": str(error)})
             raise DiskFull("the controller's disk takes no more samples; try again later") from error
         pull, delivery = self._part(agent_id, pull_id)
-        self._note(pull, agent_id, delivery.with_sample(name.digest, name.size_bytes))
+        self._arrived.setdefault(pull_id, []).append(PulledSample(agent_id, *name))
+        self._sizes[pull_id] += name.size_bytes
+        self._note(pull, agent_id, delivery.with_sample(*name))
 
     # ---- inside ----------------------------------------------------------------------------------------------
 
@@ -280,9 +296,9 @@ class SamplePulls:
 
     def _fitting(self, pull: Pull, missing: Sequence[SampleName]) -> Sequence[SampleName]:
         """Return the first of `missing` for which there is room."""
-        of_pull = PullView(pull, self._deliveries[pull.pull_id]).size_bytes
-        of_all = sum(PullView(each, self._deliveries[each.pull_id]).size_bytes for each in self._pulls.values())
-        room_bytes = min(self._bounds.pull_bytes - of_pull, self._bounds.spool_bytes - of_all)
+        room_bytes = min(
+            self._bounds.pull_bytes - self._sizes[pull.pull_id], self._bounds.spool_bytes - self._sizes.total()
+        )
         fitting = []
         for name in missing:
             room_bytes -= name.size_bytes
@@ -315,6 +331,8 @@ class SamplePulls:
     async def _remove(self, pull_id: str) -> None:
         pull = self._pulls.pop(pull_id, None)
         self._deliveries.pop(pull_id, None)
+        self._arrived.pop(pull_id, None)
+        del self._sizes[pull_id]
         for agent_id in () if pull is None else pull.agents:
             self._offered.pop((pull_id, agent_id), None)
         await self._on_disk(partial(self._spool.drop, pull_id))

@@ -19,8 +19,7 @@ from controller.samples.model import Delivery, DeliveryState, Pull, PullView
 from core.atomic_files import write_atomically
 from core.digest import Digest, hex_of, parse_digest
 from core.errors import InvalidRequest, NotFound
-from core.ids import AgentId, ModelName, Name
-from core.samples import checked_pull_id
+from core.ids import AgentId, ModelName, Name, checked_pull_id
 
 _PULL, _END, _SUFFIX = "pull.json", "end.json", ".npz"
 # What devices sent is for whoever runs the controller alone.
@@ -145,8 +144,8 @@ def _delivery_in(folder: Path) -> Delivery:
         end = _EndFile.model_validate_json((folder / _END).read_bytes())
     except (ValidationError, OSError):
         state = DeliveryState.DELIVERING if samples else DeliveryState.WAITING
-        return Delivery(state, samples=samples)
-    return Delivery(end.state, end.reason, end.offered, samples)
+        return Delivery(state, samples=samples, size_bytes=sum(samples.values()))
+    return Delivery(end.state, end.reason, end.offered, samples, sum(samples.values()))
 
 
 def _samples_in(folder: Path) -> Iterator[tuple[Digest, int]]:

@@ -16,13 +16,13 @@ import grpc.aio
 
 from core.clock import Clock
 from core.deadline import Deadline
-from core.errors import DeadlineExceeded, InternalError, NanofleetError, NotFound
+from core.errors import DeadlineExceeded, InternalError, NanofleetError
 from core.logs import withheld
 from core.open_inference import protobuf_body
 from core.open_inference.messages import DEFAULT_LIMITS, BodyLimits, InferRequest, timeout_s
 from core.open_inference.protobuf_wire import raw_response_bytes
 from core.open_inference.service import EXTENSIONS, Call, DataPlane, Statistics
-from core.rpc_metrics import CapturedHandlers, MeasuredCalls
+from core.rpc_metrics import CapturedHandlers
 from core.status import STATUS
 from core.telemetry import TRACEPARENT
 from protos.inference.v2 import open_inference_pb2 as pb
@@ -98,7 +98,9 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
     async def ModelStatistics(
         self, request: pb.ModelStatisticsRequest, context: _Context
     ) -> pb.ModelStatisticsResponse:
-        return await self._answer(context, self._statistics_of(request))
+        if self._statistics is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "statistics: not served here")
+        return await self._answer(context, self._statistics_of(self._statistics, request))
 
     async def RepositoryIndex(
         self, request: pb.RepositoryIndexRequest, context: _Context
@@ -132,10 +134,10 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
             ]
         )
 
-    async def _statistics_of(self, request: pb.ModelStatisticsRequest) -> pb.ModelStatisticsResponse:
-        if self._statistics is None:
-            raise NotFound("statistics: not served here")
-        return protobuf_body.encode_statistics(await self._statistics.statistics(request.name, request.version))
+    async def _statistics_of(
+        self, counted: Statistics, request: pb.ModelStatisticsRequest
+    ) -> pb.ModelStatisticsResponse:
+        return protobuf_body.encode_statistics(await counted.statistics(request.name, request.version))
 
     async def _infer(self, body: bytes, context: _Context) -> bytes:
         message = protobuf_body.parse_received_request(body, limits=self._limits)
@@ -191,18 +193,16 @@ def _model_of(request: pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadR
     return request.model_name or request.repository_name
 
 
-def add_open_inference(
-    servicer: OpenInferenceServicer, server: grpc.aio.Server, *, measure: MeasuredCalls | None = None
-) -> None:
-    """Register `servicer` so that ModelInfer gets and gives bytes; every other RPC as the stubs have it.
-
-    `measure` is for a server without interceptors.
-    """
+def add_open_inference(servicer: OpenInferenceServicer, server: grpc.aio.Server | CapturedHandlers) -> None:
+    """Register `servicer` so that ModelInfer gets and gives bytes; every other RPC as the stubs have it."""
     captured = CapturedHandlers()
     pb_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, captured)  # type: ignore[arg-type]  # see there
     infer: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(servicer.ModelInfer)
     captured.services[_SERVICE]["ModelInfer"] = infer
-    captured.register(server, measure)
+    if isinstance(server, CapturedHandlers):
+        server.services.update(captured.services)
+    else:
+        captured.register(server)
 
 
 class _Defects:

@@ -4,7 +4,8 @@ z are the logits or the logarithm of the probabilities, T the temperature fitted
 confidence have a flaw instead, and a flaw always escalates:
 
     empty       no scores at all
-    malformed   not numbers, fewer than two classes, or a probability outside 0..1
+    malformed   not numbers, fewer than two classes, a probability outside 0..1, or an output of another shape than the
+                manifest says
     not_finite  NaN or infinity among the scores
     tied        the two largest scores are equal
 
@@ -20,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from core.manifest import Cascade, ScoreKind
-from core.tensors import Array
+from core.tensors import Array, TensorSpec
 
 # A dozen calls into numpy cost more than this many scores in Python (measured: 21 us against 4 us for ten).
 _FEW_SCORES = 40
@@ -42,6 +43,7 @@ class Verdict(NamedTuple):
     flaw: Flaw | None = None
 
 
+MALFORMED = Verdict(None, Flaw.MALFORMED)
 Judge = Callable[[Array], Sequence[Verdict]]
 
 
@@ -72,6 +74,27 @@ def weakest(verdicts: Sequence[Verdict]) -> Verdict:
         if verdict.confidence is None:
             return verdict
     return min(verdicts, key=lambda verdict: verdict.confidence or 0.0, default=Verdict(None, Flaw.EMPTY))
+
+
+def are_shaped(outputs: Sequence[Array], specs: Sequence[TensorSpec], *, rows: int | None) -> bool:
+    """Say whether a model's outputs have the shapes of its manifest, where -1 is any size.
+
+    `rows` are those of the request, which come first in every output of a model that batches; None: it does not.
+    """
+    if len(outputs) != len(specs):
+        return False
+    for output, spec in zip(outputs, specs, strict=True):
+        found, shape = output.shape, spec.shape
+        # As it nearly always is, and without a call.
+        if shape[:1] == (-1,) and found[:1] == (rows,) and found[1:] == shape[1:]:
+            continue
+        if not _fits(found, shape) or (rows is not None and found[:1] != (rows,)):
+            return False
+    return True
+
+
+def _fits(found: Sequence[int], shape: Sequence[int]) -> bool:
+    return len(found) == len(shape) and all(want in (-1, size) for want, size in zip(shape, found, strict=True))
 
 
 def _judge_row(row: Sequence[float], kind: ScoreKind, temperature: float) -> Verdict:

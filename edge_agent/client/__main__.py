@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,7 @@ def main() -> int:
                 row = {"index": index, **ask_once(device, tracing, arguments, picture), "at_s": time.time()}
                 report.write(json.dumps(row) + "\n")
                 time.sleep(arguments.pause_ms / 1000)
-            counters = device.counters
-            totals = {"late": counters.late, "duplicates": counters.duplicates, "strangers": counters.strangers}
-            report.write(json.dumps({"totals": totals}) + "\n")
+            report.write(json.dumps({"totals": asdict(device.counters)}) + "\n")
     except NoReply as error:
         print(f"{arguments.client}: {error}", file=sys.stderr)
         return 1

@@ -9,8 +9,7 @@ next one, under the same correlation. Where no status is known, it goes to `any`
 
 A device sees one answer. One that comes after the deadline is counted as late, and a second one as a duplicate: another
 agent was asked, and the first was merely slow. After the broker was away, what is unanswered is sent again, with the
-time that is left; agents know a repeated correlation and run nothing twice. Only MQTT 5 requests at QoS 0 are not
-repeated, since agents do not remember them.
+time that is left; agents know a repeated correlation and run nothing twice.
 
 At a broker that asks for certificates a device is called `{device}@{site}`, as its own certificate says, and that name
 stands in the topic of each request:
@@ -171,7 +170,7 @@ class DeviceClient:
             qos=qos,
             ends_s=ends_s,
             agent=agent,
-            attempts=Attempts(ends_s=ends_s, can_repeat=qos > 0 or not self._format.is_v5),
+            attempts=Attempts(ends_s=ends_s),
         )
         self._exchanges.begin(exchange)
         try:
@@ -222,7 +221,7 @@ class DeviceClient:
         return self._survey.candidates(exchange.model, now_s=now_s)
 
     def _send(self, exchange: Exchange, agent: str, now_s: float) -> None:
-        exchange.sent(agent, now_s=now_s)
+        self._exchanges.sent(exchange, agent, now_s=now_s)
         message = self._format.request(
             agent=agent,
             model=exchange.model,
@@ -238,7 +237,8 @@ class DeviceClient:
         now_s = time.monotonic()
         if reply.status in ELSEWHERE_STATUSES and reply.is_final:
             exchange.refusal = reply
-            exchange.attempts.refused(_asked_as(exchange, reply), until_s=self._refused(reply, now_s))
+            exchange.refusals += 1
+            exchange.attempts.refused(_asked_as(exchange, reply), until_s=self._refused(exchange, reply, now_s))
             return
         exchange.attempts.answered_provisionally()
         if exchange.provisional is None:
@@ -246,12 +246,14 @@ class DeviceClient:
             if on_provisional is not None:
                 on_provisional(reply)
 
-    def _refused(self, reply: Reply, now_s: float) -> float:
-        """Return until when the agent does not take this request."""
+    def _refused(self, exchange: Exchange, reply: Reply, now_s: float) -> float:
+        """Return until when the agent is not asked again about this request."""
         if reply.status == _MISSING:
             return float("inf")
         with self._lock:
-            return self._survey.refused(reply.agent, for_s=reply.retry_after_s, now_s=now_s)
+            until_s = self._survey.refused(reply.agent, for_s=reply.retry_after_s, now_s=now_s)
+        # Longer each time, so that the few attempts that a request has reach far.
+        return now_s + (until_s - now_s) * 2.0 ** (exchange.refusals - 1)
 
     def _on_open(self) -> None:
         with self._lock:

@@ -117,7 +117,7 @@ def _models(entries: Any) -> Mapping[str, bool]:
     if not isinstance(entries, list):
         return {}
     return {
-        entry["name"]: entry.get("residency", "loaded") == "loaded"
+        entry["name"]: entry.get("resident") is not False
         for entry in entries[:MAX_MODELS]
         if isinstance(entry, dict) and isinstance(entry.get("name"), str)
     }

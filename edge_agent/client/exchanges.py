@@ -25,9 +25,13 @@ _MAX_UNREAD = 256
 
 @dataclass(slots=True)
 class DeviceCounters:
+    """What came that nobody waited for, and what may be the cause of it."""
+
     late: int = 0
     duplicates: int = 0
     strangers: int = 0
+    # Messages that followed the first of their request, to the same agent or to another.
+    repeats: int = 0
 
 
 class Happening(Enum):
@@ -72,9 +76,7 @@ class Exchange:
     awaits_verdict: bool = False
     provisional: Reply | None = None
     refusal: Reply | None = None
-
-    def sent(self, agent: str, *, now_s: float) -> None:
-        self.sent_s[agent] = None if agent in self.sent_s else now_s
+    refusals: int = 0
 
     def put(self, event: "Arrived | MalformedReply | Event") -> None:
         if self.is_settled or self.inbox.qsize() < _MAX_UNREAD:
@@ -130,6 +132,12 @@ class Exchanges:
     def begin(self, exchange: Exchange) -> None:
         with self._lock:
             self._under_way[exchange.correlation] = exchange
+
+    def sent(self, exchange: Exchange, agent: str, *, now_s: float) -> None:
+        """Note a message before it goes out; what is sent more than once may be answered more than once."""
+        with self._lock:
+            self.counters.repeats += bool(exchange.sent_s)
+            exchange.sent_s[agent] = None if agent in exchange.sent_s else now_s
 
     def end(self, exchange: Exchange) -> None:
         """Forget a request but for what tells later replies to it from others."""

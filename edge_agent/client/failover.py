@@ -52,11 +52,10 @@ class _Asked:
 
 
 class Attempts:
-    """Of one request; `can_repeat`: its message can be told from a repeated one."""
+    """Of one request."""
 
-    def __init__(self, *, ends_s: float, can_repeat: bool) -> None:
+    def __init__(self, *, ends_s: float) -> None:
         self._ends_s = ends_s
-        self._can_repeat = can_repeat
         self._asked: dict[str, _Asked] = {}
         self._sent = 0
         # An answer is there, though a better one may follow: nobody else need be asked for silence.
@@ -90,7 +89,7 @@ class Attempts:
         """`agent` has a new connection: what it was sent over the last one may be lost."""
         asked = self._asked.get(agent)
         if asked is not None and asked.state is _State.AWAITED:
-            asked.is_to_repeat = self._can_repeat
+            asked.is_to_repeat = True
         if ANY_AGENT in self._asked:
             # Nobody was known then; whom we know is asked without waiting for a stranger.
             self._asked[ANY_AGENT].patient_until_s = 0.0
@@ -98,7 +97,7 @@ class Attempts:
     def reconnected(self) -> None:
         """This device has a new connection: whatever was under way, either way, may be lost."""
         for asked in self._asked.values():
-            asked.is_to_repeat = self._can_repeat and asked.state is _State.AWAITED
+            asked.is_to_repeat = asked.state is _State.AWAITED
 
     def answered_provisionally(self) -> None:
         self._is_answered = True
@@ -146,13 +145,9 @@ class Attempts:
         return self._send(fresh[0], candidates, now_s) if fresh else GiveUp()
 
     def _may_be_asked(self, sight: Sight) -> bool:
+        """Say whether a candidate is none of those that are waited for; one that was gone is back, since it is one."""
         asked = self._asked.get(sight.agent)
-        if asked is None:
-            return True
-        if asked.state is _State.GONE:
-            # It is a candidate, so it is back.
-            return self._can_repeat
-        return asked.state is _State.REFUSED
+        return asked is None or asked.state is not _State.AWAITED
 
     def _free_from_s(self, sight: Sight) -> float:
         asked = self._asked.get(sight.agent)

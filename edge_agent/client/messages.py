@@ -146,7 +146,8 @@ class Format:
             MalformedReply: it is not a JSON object with a status.
         """
         try:
-            body = json.loads(message.payload)
+            # Only an object has items.
+            body: dict[str, Any] = dict(json.loads(message.payload).items())
             if self.is_v5:
                 properties = dict(getattr(message.properties, "UserProperty", []))
             else:

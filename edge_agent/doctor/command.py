@@ -26,6 +26,7 @@ from core.machine_checks import (
 )
 from core.tls_files import client_context
 from edge_agent.doctor.broker import BrokerIdentity, check_broker
+from edge_agent.doctor.outbox import outbox_takes_rows
 from edge_agent.health.state_folder import StateFolder
 from edge_agent.health.status_file import read_status
 from edge_agent.identity.folder import Identity, IdentityFolder
@@ -78,6 +79,7 @@ def checks_of(settings: AgentSettings, environment: Mapping[str, str]) -> dict[s
         "disk": lambda: disk_has_room(
             settings.state_dir, need_bytes=settings.sync.reserve_bytes, what_for="sync.reserve_bytes"
         ),
+        "outbox": lambda: outbox_takes_rows(folder, is_running=is_running),
         "memory": lambda: memory_suffices(_NEED_MEMORY_BYTES),
         "open files": lambda: open_files_suffice(hard_limit, need=_NEED_FILES),
         "identity": lambda: _enrolment(identity),

@@ -6,6 +6,7 @@ EXCLUSIVE) and a full disk cannot end the process with a fault in a mapped file.
 them. Why these pragmas, with what they cost: ADR 28.
 """
 
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,7 +47,10 @@ Connect: TypeAlias = Callable[[Path], sqlite3.Connection]
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Open `path` for whichever thread uses it first; made when it is not there."""
+    """Open `path` for whichever thread uses it; made, for its owner alone, when it is not there."""
+    if not path.exists():
+        # What waits are payloads. The files beside it take over its mode.
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
     return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=1.0)
 
 
@@ -71,10 +75,16 @@ class Database:
 
     def _prepare(self, max_bytes: int) -> None:
         run = self._db.execute
+        # First: what reads the file before it makes the WAL's index a file too, for which a full disk has no room.
+        run("PRAGMA locking_mode = EXCLUSIVE")
+        [version] = run("PRAGMA user_version").fetchone()
+        if version not in {0, FORMAT}:
+            raise Unusable(f"expected format {FORMAT} of the outbox, got {version}")
+        if version == 0:
+            # Before there is a table; said again, it would be written again.
+            run(f"PRAGMA page_size = {_PAGE_BYTES}")
+            run("PRAGMA auto_vacuum = INCREMENTAL")
         for pragma in (
-            f"page_size = {_PAGE_BYTES}",
-            "auto_vacuum = INCREMENTAL",
-            "locking_mode = EXCLUSIVE",
             "journal_mode = WAL",
             "synchronous = FULL",
             f"journal_size_limit = {_MAX_WAL_BYTES}",
@@ -85,9 +95,6 @@ class Database:
             f"max_page_count = {2 * max_bytes // _PAGE_BYTES + 1024}",
         ):
             run(f"PRAGMA {pragma}")
-        [version] = run("PRAGMA user_version").fetchone()
-        if version not in {0, FORMAT}:
-            raise Unusable(f"expected format {FORMAT} of the outbox, got {version}")
         [verdict] = run("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise Unusable(f"quick_check: {str(verdict)[:200]}")
@@ -179,7 +186,8 @@ class Database:
         """Return pages to the file system that nobody needs, a part at a time."""
         [free_pages] = self._db.execute("PRAGMA freelist_count").fetchone()
         if free_pages > _SPARE_PAGES:
-            self._db.execute(f"PRAGMA incremental_vacuum({_FREED_AT_ONCE})").fetchall()
+            # As a script: it gives a row without columns for each page, and `execute` stops at the first of those.
+            self._db.executescript(f"PRAGMA incremental_vacuum({_FREED_AT_ONCE})")
 
     # ---- inside ------------------------------------------------------------------------------------------------
 

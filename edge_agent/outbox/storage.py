@@ -162,15 +162,10 @@ class Storage:
 
     def _reopen(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        database = Database(self._path, max_bytes=self._limits.max_bytes, connect=self._connect)
-        try:
-            self.age = AgeClock(self._later(database.anchor()), clock=self._clock, boot=self._boot)
-            # Not every file system that lets itself be opened can be written.
-            database.save_anchor(self.age.anchor())
-        except BaseException:
-            database.close()
-            raise
-        self._database = database
+        self._database = Database(self._path, max_bytes=self._limits.max_bytes, connect=self._connect)
+        self.age = AgeClock(self._later(self._database.anchor()), clock=self._clock, boot=self._boot)
+        # Not every disk that lets a file be opened lets it be written. It stays open: what is there can be sent.
+        self._database.save_anchor(self.age.anchor())
 
     def _later(self, kept: Anchor | None) -> Anchor:
         """Return the anchor that is further on: after a while in memory that is our own."""
@@ -303,6 +298,9 @@ def trouble_of(error: sqlite3.Error | OSError) -> Trouble:
             return Trouble.FULL
         return Trouble.READ_ONLY if error.errno in {errno.EROFS, errno.EACCES, errno.EPERM} else Trouble.FAULTY
     code: int | None = getattr(error, "sqlite_errorcode", None)
+    if code == sqlite3.SQLITE_IOERR_LOCK:
+        # A file that may not be written cannot be locked for writing either.
+        return Trouble.READ_ONLY
     match None if code is None else code & 0xFF:
         case sqlite3.SQLITE_FULL:
             return Trouble.FULL

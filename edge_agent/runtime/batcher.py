@@ -206,10 +206,8 @@ class Batcher:
             self._own_threads.close()
 
     def _fits_now(self, job: Job) -> bool:
-        return not self._arrived or (
-            self._arrived_rows + job.rows <= self._max_arrived_rows
-            and self._arrived_bytes + job.size_bytes <= self._bounds.max_bytes
-        )
+        has_rows = not self._arrived or self._arrived_rows + job.rows <= self._max_arrived_rows
+        return has_rows and self._arrived_bytes + job.size_bytes <= self._bounds.max_bytes
 
     def _rows_without_order(self) -> int:
         """Return how many rows have run within SLOW_S, and at least a batch; bounded like the queue."""

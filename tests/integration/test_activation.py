@@ -8,9 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from core.chunks import chunk_of
 from core.clock import SystemClock
-from core.digest import digest_of
 from core.fleet_state import Position, PushResult, SlotPhase
 from core.open_inference.messages import InferRequest
 from core.tensors import Datatype, Tensor
@@ -29,20 +27,11 @@ from edge_agent.sync.delivery import Delivery, DeliveryLimits
 from edge_agent.sync.store import ContentStore
 from tests.support.delivery_shelf import DeliveryShelf, ShelfCalls
 from tests.support.device import AGENT, desired, until
-from tests.support.edge_models import BuiltModel, make_echo
+from tests.support.edge_models import make_echo, published
 from tests.support.edge_plane import plane_with
 from tests.support.variants import MadeVariant
 
 MIN_RUNS = 20
-
-
-def published(model: BuiltModel) -> MadeVariant:
-    """Return the model as a controller delivers it: in chunks."""
-    contents = {file.path: (model.folder / file.path).read_bytes() for file in model.manifest.files}
-    files = [file.model_copy(update={"chunks": (chunk_of(contents[file.path]),)}) for file in model.manifest.files]
-    manifest = model.manifest.model_copy(update={"files": tuple(files)})
-    blobs = {digest_of(content): content for content in (manifest.to_bytes(), *contents.values())}
-    return MadeVariant(manifest, manifest.digest(), blobs)
 
 
 @asynccontextmanager

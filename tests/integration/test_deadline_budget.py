@@ -79,7 +79,9 @@ async def tiers() -> AsyncIterator[Tiers]:
     async with FakeHeavy() as heavy, HeavyClient(heavy.url, clock=CLOCK) as client:
         gateway = WatchedGateway(Models(), client, tracing=Tracing("test", UNSAMPLED), clock=CLOCK)
         credentials = TransportCredentials.local()
-        front = GrpcFront(gateway, bind=Address("127.0.0.1", 0), credentials=credentials, clock=CLOCK, version="1")
+        front = GrpcFront(
+            gateway, bind=Address("127.0.0.1", 0), credentials=credentials.server, clock=CLOCK, version="1"
+        )
         channel = open_channel(await front.start(), credentials)
         gateway.tiers = Tiers(heavy, gateway, Offload(channel, OffloadSettings(), clock=CLOCK))
         yield gateway.tiers

@@ -127,9 +127,11 @@ def test_no_answer_within_the_deadline_raises_and_forgets_the_request(broker: Mo
         device.ask("digits", REQUEST, agent="nobody", deadline_s=0.05)
 
 
-def test_a_reply_without_a_status_is_malformed(broker: Mosquitto) -> None:
-    agent = PlayedAgent(broker, payload=b"[]")
-    with device_at(broker, Protocol.MQTT_311) as device, pytest.raises(MalformedReply, match="expected a JSON reply"):
+@pytest.mark.parametrize("protocol", Protocol)
+@pytest.mark.parametrize("payload", [b"[]", b"\xff", b"[" * 100_000])
+def test_a_reply_that_is_no_json_object_is_malformed(broker: Mosquitto, protocol: Protocol, payload: bytes) -> None:
+    agent = PlayedAgent(broker, payload=payload)
+    with device_at(broker, protocol) as device, pytest.raises(MalformedReply, match="expected a JSON reply"):
         device.ask("digits", REQUEST, agent="gate")
     agent.close()
 

@@ -6,6 +6,7 @@ Every certificate is one of a real authority, every request is answered by a rea
 import asyncio
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
@@ -94,6 +95,22 @@ async def test_a_device_is_answered(
 
     assert await asyncio.to_thread(ask) == [200] * 20
     assert front.counters.replied == 20
+
+
+@pytest.mark.parametrize("protocol", Protocol)
+async def test_a_device_finds_and_probes_the_nearest_agent(
+    site: Site, broker: SiteBroker, front: MqttFront, protocol: Protocol
+) -> None:
+    def ask() -> str:
+        address = (broker.host, broker.port)
+        with DeviceClient(CAMERA, site="berlin", broker=address, protocol=protocol, tls=site.device(CAMERA)) as camera:
+            give_up_s = time.monotonic() + TIMEOUT_S
+            while not front.counters.probes:
+                assert time.monotonic() < give_up_s
+                time.sleep(0.02)
+            return camera.ask("digits", REQUEST).agent
+
+    assert await asyncio.to_thread(ask) == "gate-1"
 
 
 async def test_an_agent_that_speaks_311_answers_too(site: Site, broker: SiteBroker) -> None:

@@ -1,15 +1,20 @@
 """Two replies to one request over a real broker: provisional and final, and verdicts that come after an outage."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from core.clock import SystemClock
+from core.manifest import Signature
 from core.open_inference import protobuf_body
 from core.open_inference.messages import InferResponse
-from core.tensors import Datatype, Tensor
+from core.tensors import Array, Datatype, Tensor
 from edge_agent.front.mqtt.broker import BrokerState
+from edge_agent.runtime.pool import LoadedModel
+from edge_agent.runtime.session import RunTime
 from edge_agent.settings import RuntimeSettings
 from tests.support.edge_front import CLIENT, REPLIES, REQUESTS, body_of, device, serving, until
 from tests.support.edge_plane import (
@@ -20,12 +25,32 @@ from tests.support.edge_plane import (
     GatedHeavy,
     away,
     cascade_of,
+    echo_manifest,
     echo_model,
     request_of,
 )
 from tests.support.mosquitto import Mosquitto, running_mosquitto
 
 VERDICT = InferResponse("large", "7", (Tensor("scores", Datatype.FP32, np.array([[1, 1, 1]], dtype=np.float32)),), "a")
+
+
+def wide_model() -> LoadedModel:
+    """A model that is unsure among a thousand classes."""
+    manifest = echo_manifest(cascade=cascade_of()).model_copy(
+        update={"outputs": (Signature(name="scores", datatype=Datatype.FP32, shape=(-1, 1000)),)}
+    )
+
+    def run(inputs: Sequence[Array]) -> Sequence[Array]:
+        return [np.linspace(0.0, 1.0, 1000, dtype=np.float32).reshape(1, 1000)]
+
+    return LoadedModel(
+        manifest,
+        manifest.digest(),
+        run,
+        run_time=RunTime(0.0, 0.0),
+        settings=RuntimeSettings(),
+        clock=SystemClock(),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +224,27 @@ async def test_a_verdict_that_has_no_form_in_the_clients_encoding_is_refused_to_
         front.deliver(deferrals.taken[0][2], InferResponse("large", "7", (half,)))
         last = await camera.reply()
     assert (last.words["final"], last.words["status"]) == ("1", "400")
+
+
+async def test_a_provisional_answer_that_has_no_room_at_the_broker_is_refused_and_nothing_follows(
+    tmp_path: Path,
+) -> None:
+    own = Mosquitto(tmp_path)
+    with (tmp_path / "mosquitto.conf").open("a") as config:
+        config.write("\nmax_packet_size 2000\n")
+    own.start()
+    heavy = GatedHeavy()
+    try:
+        async with serving(own, wide_model(), heavy=heavy) as front, device(own) as camera:
+            camera.send(body_of(UNSURE), accept_provisional="1")
+            reply = await camera.reply()
+            assert (reply.words["status"], reply.words["final"]) == ("413", "1")
+            async with asyncio.timeout(5):
+                await heavy.is_left.wait()
+            assert await camera.hears_nothing()
+            assert front.in_flight == 0
+    finally:
+        own.stop()
 
 
 async def test_many_provisional_answers_at_once_each_get_their_verdict(broker: Mosquitto) -> None:

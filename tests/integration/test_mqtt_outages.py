@@ -35,6 +35,19 @@ async def test_requests_wait_in_the_broker_while_the_agent_is_away(broker: Mosqu
     assert [reply.correlation for reply in replies] == [b"0", b"1", b"2"]
 
 
+async def test_what_a_broker_with_a_disk_has_taken_survives_its_restart(tmp_path: Path) -> None:
+    with running_mosquitto(tmp_path, persistent=True) as broker:
+        async with serving(broker, echo_model()):
+            pass
+        async with device(broker) as camera:
+            camera.send(body_of(), expiry_s=60)
+            assert await camera.hears_nothing()
+        await asyncio.to_thread(broker.stop)
+        await asyncio.to_thread(broker.start)
+        async with device(broker) as camera, serving(broker, echo_model()):
+            assert (await camera.reply()).words["status"] == "200"
+
+
 async def test_a_request_that_expired_while_the_agent_was_away_is_not_answered(broker: Mosquitto) -> None:
     async with device(broker) as camera:
         async with serving(broker, echo_model()):

@@ -27,7 +27,7 @@ class TouchyBroker:
         writer.write(_CONNACK)
         try:
             while True:
-                kind, packet = await _read_packet(reader)
+                kind, packet = await read_packet(reader)
                 if kind == _SUBSCRIBE:
                     writer.write(b"\x90\x03" + packet[:2] + b"\x00")
                 elif kind == _PUBLISH and REPLIES.encode() in packet:
@@ -42,7 +42,7 @@ class TouchyBroker:
             writer.close()
 
 
-async def _read_packet(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+async def read_packet(reader: asyncio.StreamReader) -> tuple[int, bytes]:
     kind = (await reader.readexactly(1))[0] >> 4
     size = shift = 0
     while True:

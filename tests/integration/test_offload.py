@@ -59,7 +59,7 @@ class SlowPlane(EchoPlane):
 
 async def serve(plane: EchoPlane) -> tuple[GrpcFront, Address]:
     front = GrpcFront(
-        plane, bind=Address("127.0.0.1", 0), credentials=TransportCredentials.local(), clock=CLOCK, version="1"
+        plane, bind=Address("127.0.0.1", 0), credentials=TransportCredentials.local().server, clock=CLOCK, version="1"
     )
     return front, await front.start()
 
@@ -299,7 +299,7 @@ async def test_as_many_escalations_as_there_may_be_are_an_obstacle() -> None:
 async def test_programs_on_the_same_machine_are_served_over_grpc() -> None:
     plane = await plane_with(echo_model(cascade=cascade_of()))
     front = GrpcFront(
-        plane, bind=Address("127.0.0.1", 0), credentials=TransportCredentials.local(), clock=CLOCK, version="1"
+        plane, bind=Address("127.0.0.1", 0), credentials=TransportCredentials.local().server, clock=CLOCK, version="1"
     )
     address = await front.start()
     channel = open_channel(address, TransportCredentials.local())

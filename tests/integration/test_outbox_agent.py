@@ -3,7 +3,8 @@
 import asyncio
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -58,11 +59,10 @@ class Side:
     def serve(self, server: grpc.aio.Server) -> None:
         add_RecordServiceServicer_to_server(RecordServicer(self.records, agent_of=agent_of), server)
 
-    def controller(self):  # type: ignore[no-untyped-def]  # a context manager of FakeController
+    def controller(self) -> AbstractAsyncContextManager[FakeController]:
         return running_controller(self.realm, DeliveryShelf(LIGHT), port=self.port, serve=self.serve)
 
     async def give_model(self) -> None:
-        controller: FakeController
         async with self.controller() as controller:
             await self.agent.start()
             await controller.fleet.push(LIGHT, generation=1)
@@ -80,7 +80,7 @@ class Side:
 
 
 @pytest.fixture
-async def side(tmp_path: Path):  # type: ignore[no-untyped-def]  # a generator of Side
+async def side(tmp_path: Path) -> AsyncIterator[Side]:
     made = Side(tmp_path)
     yield made
     await made.agent.kill()

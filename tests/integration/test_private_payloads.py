@@ -123,18 +123,20 @@ class Watched:
         assert (self.heavy.asked, self.deferrals.taken, self.examples.offered) == ([], [], [])
 
 
-def recording() -> tuple[Tracing, InMemorySpanExporter]:
-    """Trace everything, and keep whatever could be kept."""
-    tracing = Tracing("test", TracingSettings(None, 1.0, KeepRule(0.0, 1000.0)))
+def recording(sample_ratio: float = 1.0) -> tuple[Tracing, InMemorySpanExporter]:
+    """Trace everything, or at a ratio of zero keep whatever can be kept: every request counts as slow."""
+    tracing = Tracing("test", TracingSettings(None, sample_ratio, KeepRule(0.0, 1000.0)))
     exporter = InMemorySpanExporter()
     tracing._provider.add_span_processor(SimpleSpanProcessor(exporter))
     return tracing, exporter
 
 
 @asynccontextmanager
-async def watched(broker: Mosquitto, caplog: pytest.LogCaptureFixture, **settings: Any) -> AsyncIterator[Watched]:
+async def watched(
+    broker: Mosquitto, caplog: pytest.LogCaptureFixture, *, sample_ratio: float = 1.0
+) -> AsyncIterator[Watched]:
     caplog.set_level(logging.DEBUG)
-    tracing, exporter = recording()
+    tracing, exporter = recording(sample_ratio)
     heavy, deferrals, examples, metrics = FakeHeavy(), FakeDeferrals(), FakeExamples(), Registry()
     async with (
         serving(
@@ -145,13 +147,13 @@ async def watched(broker: Mosquitto, caplog: pytest.LogCaptureFixture, **setting
             deferrals=deferrals,
             examples=examples,
             metrics=metrics,
-            settings=settings,
         ) as front,
         device(broker, topic=REPLIES, client_id=CLIENT) as camera,
     ):
         yield Watched(front, camera, heavy, deferrals, examples, exporter, metrics, caplog.records)
 
 
+@pytest.mark.parametrize("sample_ratio", [1.0, 0.0], ids=["sampled", "kept"])
 @pytest.mark.parametrize(
     ("text", "status", "reason"),
     [
@@ -163,9 +165,9 @@ async def watched(broker: Mosquitto, caplog: pytest.LogCaptureFixture, **setting
     ],
 )
 async def test_whatever_becomes_of_a_private_request_only_its_reply_tells(
-    broker: Mosquitto, caplog: pytest.LogCaptureFixture, text: str, status: str, reason: str
+    broker: Mosquitto, caplog: pytest.LogCaptureFixture, text: str, status: str, reason: str, sample_ratio: float
 ) -> None:
-    async with watched(broker, caplog) as agent:
+    async with watched(broker, caplog, sample_ratio=sample_ratio) as agent:
         words = {"privacy": "device", "accept_provisional": "1", "deferrable": "1"}
         reply = await agent.ask(text, **words)
         assert (reply.words["status"], reply.words["reason"], reply.words["final"]) == (status, reason, "1")
@@ -307,7 +309,7 @@ async def test_the_local_grpc_face_drops_nothing_of_a_private_request(caplog: py
     heavy, deferrals, examples = FakeHeavy(), FakeDeferrals(), FakeExamples()
     plane = await plane_with(text_model(), heavy=heavy, tracing=tracing, deferrals=deferrals, examples=examples)
     front = GrpcFront(
-        plane, bind=Address("127.0.0.1", 0), credentials=TransportCredentials.local(), clock=CLOCK, version="1"
+        plane, bind=Address("127.0.0.1", 0), credentials=TransportCredentials.local().server, clock=CLOCK, version="1"
     )
     channel = open_channel(await front.start(), TransportCredentials.local())
     stub = services.GRPCInferenceServiceStub(channel)

@@ -214,7 +214,7 @@ async def face(tmp_path: Path) -> AsyncIterator["pb_grpc.GRPCInferenceServiceAsy
     front = GrpcFront(
         plane_over(pool),
         bind=Address("127.0.0.1", 0),
-        credentials=credentials,
+        credentials=credentials.server,
         clock=SystemClock(),
         version="1",
     )

@@ -15,9 +15,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from core.digest import Digest, digest_of_file
+from core.chunks import chunk_of
+from core.digest import Digest, digest_of, digest_of_file
 from core.manifest import Batching, Cascade, File, Lineage, Manifest, ScoreKind, Signature
 from core.tensors import Array, Datatype
+from tests.support.variants import MadeVariant
 
 INPUT = "x"
 OUTPUT = "scores"
@@ -35,6 +37,15 @@ class BuiltModel:
 
 def cascade_to(model: str = "large", *, threshold: float = 0.5, kind: ScoreKind = ScoreKind.LOGITS) -> Cascade:
     return Cascade(escalate_to=model, score_output=OUTPUT, score_kind=kind, temperature=1.0, threshold=threshold)
+
+
+def published(model: BuiltModel) -> MadeVariant:
+    """Return the model as a controller delivers it: in chunks."""
+    contents = {file.path: (model.folder / file.path).read_bytes() for file in model.manifest.files}
+    files = [file.model_copy(update={"chunks": (chunk_of(contents[file.path]),)}) for file in model.manifest.files]
+    manifest = model.manifest.model_copy(update={"files": tuple(files)})
+    blobs = {digest_of(content): content for content in (manifest.to_bytes(), *contents.values())}
+    return MadeVariant(manifest, manifest.digest(), blobs)
 
 
 def make_mlp(

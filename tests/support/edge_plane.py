@@ -86,7 +86,8 @@ class FakeDeferrals:
 
 
 class FakeExamples:
-    def __init__(self) -> None:
+    def __init__(self, *, margin: float = 0.0) -> None:
+        self.margin = margin
         self.offered: list[HardExample] = []
 
     def offer(self, example: HardExample) -> None:
@@ -168,7 +169,8 @@ class SlowModel:
             manifest,
             manifest.digest(),
             self._run,
-            run_time=RunTime(1.0, 1.0),
+            # Slow enough for a thread, quick enough for nobody to be refused because it would be late.
+            run_time=RunTime(0.001, 0.001),
             settings=RuntimeSettings(),
             clock=SystemClock(),
         )

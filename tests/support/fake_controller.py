@@ -31,6 +31,7 @@ from core.fleet_wire import (
 )
 from core.grpc_transport import SERVER_OPTIONS
 from core.ids import AgentId
+from core.samples import SampleCounts, decode_counts
 from protos.artifacts.v1.artifacts_pb2_grpc import add_DeliveryServiceServicer_to_server
 from protos.fleet.v1 import fleet_pb2 as pb
 from protos.fleet.v1.fleet_pb2_grpc import FleetServiceServicer, add_FleetServiceServicer_to_server
@@ -52,6 +53,7 @@ class FakeFleet(FleetServiceServicer):
         self.results: list[PushResult] = []
         self.reported: list[ReportedState] = []
         self.vitals: list[AgentVitals] = []
+        self.samples: list[SampleCounts] = []
         self._realm = realm
         self._assigned: tuple[Position, SignedAssignment] | None = None
         self._changed = asyncio.Condition()
@@ -112,6 +114,8 @@ class FakeFleet(FleetServiceServicer):
                 await self._note(self.results, decode_push_result(message.result))
             case "vitals":
                 await self._note(self.vitals, decode_vitals(message.vitals))
+            case "samples":
+                await self._note(self.samples, decode_counts(message.samples))
             case _:
                 await self._note(self.reported, decode_reported(message.reported))
 

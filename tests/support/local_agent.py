@@ -17,7 +17,7 @@ from core.addresses import Address, parse_address
 from core.errors import NanofleetError
 from core.grpc_transport import TransportCredentials, open_channel
 from core.open_inference import protobuf_body
-from core.open_inference.messages import InferRequest, InferResponse
+from core.open_inference.messages import InferRequest, InferResponse, ParameterValue
 from core.status import error_from_grpc
 from core.tensors import Datatype, Tensor
 from edge_agent.health.status_file import AgentStatus, read_status
@@ -118,14 +118,15 @@ class AgentProcess:
     def status(self) -> AgentStatus:
         return read_status(self.state_dir / "status.json")
 
-    async def ask(self, model: str = "digits") -> InferResponse:
-        """Ask the model over the local gRPC face.
+    async def ask(self, model: str = "digits", *, value: float = 1.0, **parameters: ParameterValue) -> InferResponse:
+        """Ask the model over the local gRPC face, with `value` in every place of its input.
 
         Raises:
             NanofleetError: what the agent refused with.
         """
         bind = parse_address(orjson.loads((self.state_dir / "endpoints.json").read_bytes())["grpc"])
-        request = InferRequest(model, (Tensor("x", Datatype.FP32, np.ones((1, 8), np.float32)),))
+        given = Tensor("x", Datatype.FP32, np.full((1, 8), value, np.float32))
+        request = InferRequest(model, (given,), parameters=parameters)
         async with open_channel(bind, TransportCredentials.local()) as channel:
             try:
                 message = await GRPCInferenceServiceStub(channel).ModelInfer(

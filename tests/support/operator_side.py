@@ -56,6 +56,7 @@ from core.errors import InvalidModel, UnknownAgent
 from core.fleet_state import (
     NOWHERE,
     AgentHello,
+    AgentVitals,
     DesiredState,
     Problem,
     PushResult,
@@ -253,12 +254,19 @@ class ScriptedAgent:
     """An agent that takes every desired state it is given and reports how it goes, as told."""
 
     def __init__(
-        self, agent_id: str, site: str, *, fails_with: Problem | None = None, refuses_with: Problem | None = None
+        self,
+        agent_id: str,
+        site: str,
+        *,
+        fails_with: Problem | None = None,
+        refuses_with: Problem | None = None,
+        vitals: AgentVitals | None = None,
     ) -> None:
         self.agent_id = AgentId(agent_id)
         self._hello = AgentHello(self.agent_id, SiteId(site), "0.1.0", f"boot-{agent_id}", NOWHERE, ("arch:x86_64",))
         self._fails_with = fails_with
         self._refuses_with = refuses_with
+        self._vitals = vitals
         self._task: asyncio.Task[None] | None = None
 
     async def connect(self, side: OperatorSide) -> None:
@@ -273,6 +281,8 @@ class ScriptedAgent:
 
     async def _live(self, fleet: Fleet, is_online: asyncio.Event) -> None:
         async with fleet.session(self._hello) as (session, _):
+            if self._vitals is not None:
+                fleet.vitals(session, self._vitals)
             is_online.set()
             while isinstance(desired := await session.take(), DesiredState):
                 fleet.push_result(session, PushResult(desired.position, self._refuses_with))

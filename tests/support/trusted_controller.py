@@ -18,7 +18,6 @@ from controller.api.agents_grpc import FleetServicer
 from controller.api.artifacts_grpc import ArtifactServicer
 from controller.api.enrolment_grpc import EnrolmentServer, EnrolmentServicer
 from controller.api.policy import PolicyInterceptor, require_own_name
-from controller.api.server_credentials import mutual_tls, one_sided_tls
 from controller.fleet.service import Fleet
 from controller.identity.authority import CertificateAuthority, key_pem, new_key
 from controller.identity.keys import AuthorityKeys
@@ -29,6 +28,7 @@ from core.clock import SystemClock
 from core.digest import Digest
 from core.errors import NotFound
 from core.fleet_state import AgentHello
+from core.grpc_server_credentials import mutual_tls, one_sided_tls
 from core.grpc_transport import MUTUAL_TLS_OPTIONS, SERVER_OPTIONS, TlsIdentity, open_channel
 from core.ids import AgentId
 from core.open_inference.grpc_face import OpenInferenceServicer, add_open_inference

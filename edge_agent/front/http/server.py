@@ -6,16 +6,18 @@ name of its own ("DNS rebinding"). With TLS every peer shows a certificate of th
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable
 from typing import TypeAlias
 
 from core.addresses import Address, is_loopback
 from core.clock import Clock
-from core.errors import Unavailable
+from core.errors import NanofleetError, Unavailable
 from core.metrics import CALL_BUCKETS_S, Histogram, Registry
 from edge_agent.front.http.connection import HttpConnection
 from edge_agent.front.http.messages import HttpLimits, Methods
 from edge_agent.front.http.reading import Read
+from edge_agent.front.tls import FacesTls
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +38,7 @@ class HttpFront:
         routing: Routing,
         *,
         clock: Clock,
+        tls: FacesTls | None = None,
         limits: HttpLimits | None = None,
         metrics: Registry | None = None,
     ) -> None:
@@ -43,7 +46,10 @@ class HttpFront:
         self.methods_of = routing
         self.now_s = clock.monotonic_s
         self._bind = bind
+        self._tls = tls
+        self._socket: socket.socket | None = None
         self._server: asyncio.Server | None = None
+        self._renewing: set[asyncio.Task[None]] = set()
         self._connections: set[HttpConnection] = set()
         self.held_bytes = 0
         self.is_stopping = False
@@ -65,20 +71,52 @@ class HttpFront:
         Raises:
             Unavailable: the address is taken.
         """
-        loop = asyncio.get_running_loop()
         try:
-            self._server = await loop.create_server(
-                lambda: HttpConnection(self), self._bind.host, self._bind.port, backlog=_BACKLOG
+            self._socket = socket.create_server(
+                (self._bind.host, self._bind.port),
+                family=socket.AF_INET6 if ":" in self._bind.host else socket.AF_INET,
+                backlog=_BACKLOG,
             )
         except OSError as error:
             raise Unavailable(f"HTTP face: cannot listen on {self._bind}; choose another http_bind") from error
-        return Address(self._bind.host, self._server.sockets[0].getsockname()[1])
+        self._socket.setblocking(False)
+        await self._serve()
+        if self._tls is not None:
+            self._tls.on_change(self._follow)
+        return Address(self._bind.host, self._socket.getsockname()[1])
+
+    async def _serve(self) -> None:
+        """Accept on the socket with what TLS needs now, and no more with what it needed before."""
+        assert self._socket is not None
+        context = None if self._tls is None else await self._tls.context()
+        timeout_s = None if context is None else self.limits.head_timeout_s
+        before = self._server
+        self._server = await asyncio.get_running_loop().create_server(
+            lambda: HttpConnection(self), sock=self._socket.dup(), ssl=context, ssl_handshake_timeout=timeout_s
+        )
+        if before is not None:
+            before.close()
+
+    def _follow(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._renew(), name="http certificate")
+        self._renewing.add(task)
+        task.add_done_callback(self._renewing.discard)
+
+    async def _renew(self) -> None:
+        try:
+            if not self.is_stopping:
+                await self._serve()
+        except (NanofleetError, OSError) as error:
+            # What was shown before is good for as long again: certificates are renewed at half of their life.
+            _log.error("the HTTP face keeps its certificate of before", extra={"reason": str(error)})
 
     async def stop(self, grace_s: float = 0.0) -> None:
         """Listen no more, give requests under way `grace_s` seconds, and cut what is open then."""
         self.is_stopping = True
         if self._server is not None:
             self._server.close()
+        if self._socket is not None:
+            self._socket.close()
         give_up_s = self.now_s() + grace_s
         for connection in tuple(self._connections):
             if connection.is_idle:
@@ -106,9 +144,15 @@ class HttpFront:
         self._connections.discard(connection)
 
     def caller(self, transport: asyncio.Transport) -> str:
-        return ""
+        if self._tls is None:
+            return ""
+        certificate = transport.get_extra_info("peercert") or {}
+        names = certificate.get("subjectAltName", ())
+        return self._tls.caller_of([value for kind, value in names if kind == "URI"])
 
     def is_for_us(self, host: str) -> bool:
+        if self._tls is not None:
+            return True
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() and not host.endswith("]") else host
         return name.lower() == "localhost" or is_loopback(name.strip("[]"))
 

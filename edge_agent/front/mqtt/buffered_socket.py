@@ -42,6 +42,10 @@ class BufferedSocket:
     def has_read_ahead(self) -> bool:
         return self._at < len(self._read)
 
+    @property
+    def unsent_bytes(self) -> int:
+        return len(self._unsent)
+
     def recv(self, size: int) -> bytes:
         if self._at >= len(self._read):
             self._read = self._raw.recv(_READ_BYTES)

@@ -35,6 +35,8 @@ FAREWELL_TIMEOUT_S = 5.0
 # How long the broker keeps the requests of an absent agent; each also has its own expiry.
 SESSION_EXPIRY_S = 3600
 _HOUSEKEEPING_S = 1.0
+# Replies that the broker does not take; beyond it no more requests are read. Chosen: a burst of some thousand.
+_MAX_UNSENT_BYTES = 1 << 20
 # The largest remaining length with its header (MQTT 5.0, section 2.1.4).
 UNLIMITED_PACKET_BYTES = 268_435_460
 
@@ -103,6 +105,7 @@ class BrokerConnection:
         self._housekeeping: asyncio.TimerHandle | None = None
         self._is_reading = False
         self._awaits_writable = False
+        self._is_paused = False
 
     async def open(self) -> None:
         """Connect and subscribe.
@@ -308,8 +311,20 @@ class BrokerConnection:
                 self._loop.remove_writer(self._socket.fileno())
             else:
                 self._loop.add_writer(self._socket.fileno(), self._write)
+        self._pause_or_resume(is_sent)
         if is_sent and self._client.want_write():
             self._loop.call_soon(self._write)
+
+    def _pause_or_resume(self, is_sent: bool) -> None:
+        """Read nothing while the broker does not take what was said to it; its keepalive ends what lasts."""
+        assert self._socket is not None
+        if self._is_paused:
+            if is_sent:
+                self._is_paused = False
+                self._loop.add_reader(self._socket.fileno(), self._on_readable)
+        elif self._socket.unsent_bytes > _MAX_UNSENT_BYTES:
+            self._is_paused = True
+            self._loop.remove_reader(self._socket.fileno())
 
     def _keep_house(self) -> None:
         assert self._client is not None

@@ -15,10 +15,10 @@ from core.open_inference.service import Call
 from edge_agent.answer import Answer
 from edge_agent.cascade.policy import Reason
 from edge_agent.front.mqtt.duplicates import Execution
+from edge_agent.front.mqtt.envelope import DEFAULT_DEADLINE_S, Address, Envelope, within_timeout
 from edge_agent.front.mqtt.late_address import LateAddress, encode_late_address
 from edge_agent.front.mqtt.publication import Publication
 from edge_agent.front.mqtt.topics import template_of
-from edge_agent.front.mqtt.wire import DEFAULT_DEADLINE_S, Address, Envelope, within_timeout
 from edge_agent.request_content import content_of
 from edge_agent.request_trace import Attribute
 

@@ -28,6 +28,7 @@ from edge_agent.front.mqtt.broker import Broker, BrokerState
 from edge_agent.front.mqtt.connection import ConnectionSettings
 from edge_agent.front.mqtt.counters import FrontCounters
 from edge_agent.front.mqtt.duplicates import Duplicates, Execution
+from edge_agent.front.mqtt.envelope import Address, Envelope
 from edge_agent.front.mqtt.exchange import Exchange
 from edge_agent.front.mqtt.late_address import decode_late_address
 from edge_agent.front.mqtt.message_metrics import MessageMetrics
@@ -36,7 +37,7 @@ from edge_agent.front.mqtt.publication import Publication
 from edge_agent.front.mqtt.replies import Replies
 from edge_agent.front.mqtt.tls import BrokerTls
 from edge_agent.front.mqtt.topics import DropCause, Topics, Undeliverable
-from edge_agent.front.mqtt.wire import Address, Envelope, Reply, Wire
+from edge_agent.front.mqtt.wire import Reply, Wire
 from edge_agent.runtime.berth import Phase
 from edge_agent.runtime.pool import ModelPool
 from edge_agent.settings import MqttSettings

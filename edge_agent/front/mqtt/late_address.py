@@ -19,8 +19,8 @@ import orjson
 from core.errors import InvalidRequest
 from core.open_inference.messages import InferRequest, RequestedOutput
 from edge_agent.cascade.policy import Reason
+from edge_agent.front.mqtt.envelope import BINARY, JSON, MAX_CORRELATION_BYTES, PROTOBUF, Address
 from edge_agent.front.mqtt.topics import Topics, Undeliverable
-from edge_agent.front.mqtt.wire import BINARY, JSON, MAX_CORRELATION_BYTES, PROTOBUF, Address
 
 VERSION = 1
 # Chosen: the longest topic, correlation data and name, and a few dozen names of outputs.

@@ -15,8 +15,9 @@ from typing import NamedTuple
 import orjson
 
 from core.errors import InvalidRequest
+from edge_agent.front.mqtt.envelope import JSON, Address
 from edge_agent.front.mqtt.publication import encode_content_type, encode_correlation, encode_words
-from edge_agent.front.mqtt.wire import JSON, Address, Reply
+from edge_agent.front.mqtt.wire import Reply
 
 WATCH_S = 1.0
 _YES, _NO = (b"1", "1", 1, True), (None, b"0", "0", 0, False)

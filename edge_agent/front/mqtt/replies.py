@@ -11,7 +11,8 @@ from edge_agent.front.mqtt.broker import Broker
 from edge_agent.front.mqtt.counters import FrontCounters
 from edge_agent.front.mqtt.wire import Reply
 
-# Replies that wait for the broker. Chosen: more than any in-flight bound, so that an outage loses none that has time.
+# Replies that wait for the broker, or for its word that it has them. Chosen: more than any in-flight bound, so that an
+# outage loses none that has time.
 _MAX_WAITING = 4096
 # How often a reply that was not acknowledged goes out again: one that makes the broker hang up must not do so for ever.
 _MAX_RESENT = 1
@@ -32,7 +33,7 @@ class Replies:
 
     def send(self, reply: Reply) -> None:
         now_s = self._now_s()
-        if reply.deadline_s <= now_s:
+        if reply.deadline_s <= now_s or len(self._unacknowledged) >= _MAX_WAITING:
             self._counters.late += 1
         elif self.broker.is_online:
             self._publish(reply, now_s)

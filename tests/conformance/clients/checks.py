@@ -48,6 +48,8 @@ class Dialect:
     index_of: Callable[[Any], Sequence[Mapping[str, Any]]]
     server_metadata_of: Callable[[Any], Mapping[str, Any]]
     response_of: Callable[[Any], Mapping[str, Any]]
+    # Of the model of that name, or of all.
+    statistics_of: Callable[[Any, str], Mapping[str, Any]]
 
     def input(self, name: str, datatype: str, array: Array) -> Any:
         made = self.module.InferInput(name, list(array.shape), datatype)
@@ -103,7 +105,7 @@ def an_unknown_model_is_not_ready(client: Any, dialect: Dialect) -> None:
 
 def server_metadata_names_the_extensions(client: Any, dialect: Dialect) -> None:
     found = dialect.server_metadata_of(client)
-    require_equal(found["name"], "nanofleet")
+    assert found["name"].startswith("nanofleet"), found
     assert "binary_tensor_data" in found["extensions"], found
 
 
@@ -128,8 +130,43 @@ def the_index_lists_ready_models(client: Any, dialect: Dialect) -> None:
 
 
 def what_is_not_served_is_refused(client: Any, dialect: Dialect) -> None:
-    dialect.require_refused("absent", [], lambda: client.get_inference_statistics("arithmetic"))
-    dialect.require_refused("absent", [], lambda: client.load_model("arithmetic"))
+    dialect.require_refused("absent", [], client.get_trace_settings)
+    dialect.require_refused("absent", [], client.get_log_settings)
+
+
+# ---- what agents serve besides ----------------------------------------------------------------------------------
+
+
+def statistics_count_what_was_answered(client: Any, dialect: Dialect) -> None:
+    def counted() -> int:
+        (found,) = dialect.statistics_of(client, "arithmetic")["model_stats"]
+        require_equal((found["name"], found["version"]), ("arithmetic", "1"))
+        return int(found.get("inference_stats", {}).get("success", {}).get("count", 0))
+
+    before = counted()
+    for _ in range(3):
+        client.infer("arithmetic", dialect.arithmetic())
+    require_equal(counted() - before, 3)
+    names = {each["name"] for each in dialect.statistics_of(client, "")["model_stats"]}
+    require_equal(names, {"arithmetic", "everything"})
+
+
+def a_model_that_is_deployed_can_be_loaded(client: Any, dialect: Dialect) -> None:
+    client.load_model("arithmetic")
+    assert client.is_model_ready("arithmetic")
+    dialect.require_refused("unknown", ["ghost"], lambda: client.load_model("ghost"))
+
+
+def statistics_and_schedule_policy_are_advertised(client: Any, dialect: Dialect) -> None:
+    found = set(dialect.server_metadata_of(client)["extensions"])
+    assert {"statistics", "schedule_policy", "model_repository"} <= found, found
+
+
+AGENTS: tuple[Check, ...] = (
+    statistics_count_what_was_answered,
+    a_model_that_is_deployed_can_be_loaded,
+    statistics_and_schedule_policy_are_advertised,
+)
 
 
 # ---- inference --------------------------------------------------------------------------------------------------
@@ -251,12 +288,20 @@ SHARED: tuple[Check, ...] = (
 
 
 def parse_arguments(proof: str) -> argparse.Namespace:
-    """Return `address`, `checks` and the file or folder `proof` that says who asks; None: the server does not ask."""
+    """Return what a program is told: `address`, `checks`, `agent`, and `proof`: the file or folder that says who asks.
+
+    Without `proof` the server does not ask.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("address", metavar="HOST:PORT")
     parser.add_argument("checks", metavar="CHECK", nargs="*", help="all when none is named")
     parser.add_argument(f"--{proof}", type=Path)
+    parser.add_argument("--agent", action="store_true", help="the server is an agent, which serves more")
     return parser.parse_args()
+
+
+def checks_of(checks: Sequence[Check], arguments: argparse.Namespace) -> Sequence[Check]:
+    return (*checks, *AGENTS) if arguments.agent else checks
 
 
 def run_checks(checks: Sequence[Check], client: Any, dialect: Dialect, *, chosen: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ from tests.conformance.clients.checks import (
     A,
     B,
     Dialect,
+    checks_of,
     parse_arguments,
     require_array,
     require_equal,
@@ -47,6 +48,7 @@ def dialect_of(address: str, tls: Path | None) -> Dialect:
         metadata_of=lambda client, model: client.get_model_metadata(model, as_json=True),
         index_of=lambda client: client.get_model_repository_index(as_json=True)["models"],
         server_metadata_of=lambda client: client.get_server_metadata(as_json=True),
+        statistics_of=lambda client, model: client.get_inference_statistics(model, as_json=True),
         response_of=lambda result: result.get_response(as_json=True),
     )
 
@@ -156,4 +158,4 @@ if __name__ == "__main__":
     arguments = parse_arguments("tls")
     spoken = dialect_of(arguments.address, arguments.tls)
     with spoken.connect(grpc_client) as client_of_all:
-        run_checks(CHECKS, client_of_all, spoken, chosen=arguments.checks)
+        run_checks(checks_of(CHECKS, arguments), client_of_all, spoken, chosen=arguments.checks)

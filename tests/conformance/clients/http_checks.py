@@ -21,6 +21,7 @@ from tests.conformance.clients.checks import (
     A,
     B,
     Dialect,
+    checks_of,
     parse_arguments,
     require_array,
     require_equal,
@@ -55,6 +56,7 @@ def dialect_of(address: str, credential: Path | None) -> Dialect:
         metadata_of=lambda client, model: client.get_model_metadata(model),
         index_of=lambda client: client.get_model_repository_index(),
         server_metadata_of=lambda client: client.get_server_metadata(),
+        statistics_of=lambda client, model: client.get_inference_statistics(model),
         response_of=lambda result: result.get_response(),
     )
 
@@ -152,4 +154,4 @@ if __name__ == "__main__":
     spoken = dialect_of(arguments.address, arguments.credential)
     # Closed here: collected as garbage inside gevent's hub, the client waits for itself for ever (seen with 2.73.0).
     with spoken.connect(http_client, concurrency=8) as http:
-        run_checks(CHECKS, http, spoken, chosen=arguments.checks)
+        run_checks(checks_of(CHECKS, arguments), http, spoken, chosen=arguments.checks)

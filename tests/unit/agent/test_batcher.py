@@ -353,3 +353,9 @@ async def test_closing_a_held_batcher_ends_its_draining() -> None:
     await drained
     with pytest.raises(ModelNotReady):
         await waiting
+
+
+async def test_a_request_that_is_larger_than_the_queue_is_refused_even_when_nothing_waits() -> None:
+    batcher = Batcher(Doubler(), name="m", clock=SystemClock(), bounds=QueueBounds(max_bytes=3))
+    with pytest.raises(Overloaded):
+        ask(batcher, row(1))

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from core.errors import DeadlineExceeded, NanofleetError, Overloaded
 from core.tensors import Array
-from edge_agent.runtime.batcher import Batcher, QueueBounds, Ran, Run, Shed
+from edge_agent.runtime.batcher import NEVER, Batcher, QueueBounds, Ran, Run, Shed
 from edge_agent.runtime.session import RunTime
 from edge_agent.runtime.threads import RunThreads, available_cores
 from tests.support.virtual_time import LoopClock, VirtualExecutor, in_virtual_time
@@ -359,3 +361,73 @@ def test_the_cores_of_an_agent_are_bounded_by_its_quota(tmp_path: Path) -> None:
     assert available_cores(tmp_path) == unlimited
     (group.parent / "cpu.max").write_text("50000 100000\n")
     assert available_cores(tmp_path) == 1
+
+
+class Recorder:
+    """A model that remembers when each request, named by its only number, has run."""
+
+    def __init__(self) -> None:
+        self.ran_s: dict[int, float] = {}
+
+    def __call__(self, inputs: Sequence[Array]) -> Sequence[Array]:
+        for number in inputs[0][:, 0]:
+            assert int(number) not in self.ran_s
+            self.ran_s[int(number)] = now_s()
+        return inputs
+
+
+Arrival = tuple[float, float | None, str, int, bool]
+ARRIVALS = st.lists(
+    st.tuples(
+        st.sampled_from([0.0, 0.0, 0.001, 0.02]),
+        st.sampled_from([None, 0.005, 0.03, 0.1]),
+        st.sampled_from("abc"),
+        st.sampled_from([0, 1, 90]),
+        st.booleans(),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=60)
+@given(arrivals=ARRIVALS, takes_s=st.sampled_from([0.002, 0.01, 0.05]), max_batch=st.sampled_from([1, 4]))
+def test_whatever_comes_everybody_hears_once_and_nothing_runs_whose_deadline_has_passed(
+    arrivals: list[Arrival], takes_s: float, max_batch: int
+) -> None:
+    @in_virtual_time
+    async def scenario() -> None:
+        model = Recorder()
+        threads = RunThreads(1, VirtualExecutor(takes_s))
+        batcher = slow_batcher(
+            model, threads=threads, max_batch=max_batch, max_wait_s=0.005, bounds=QueueBounds(max_requests=6)
+        )
+        answers: dict[int, asyncio.Future[Ran]] = {}
+        deadlines: dict[int, float] = {}
+        refusals: list[Overloaded] = []
+        for number, (gap_s, limit_s, client, priority, leaves) in enumerate(arrivals):
+            await asyncio.sleep(gap_s)
+            deadlines[number] = NEVER if limit_s is None else now_s() + limit_s
+            try:
+                answers[number] = ask(
+                    batcher, row(number), deadline_s=deadlines[number], client=client, priority=priority
+                )
+            except Overloaded as error:
+                refusals.append(error)
+                continue
+            assert batcher.queued <= 6
+            if leaves:
+                answers[number].cancel()
+        await batcher.drain()
+        await asyncio.sleep(0)
+        assert all(answer.done() for answer in answers.values())
+        for number, ran_s in model.ran_s.items():
+            # The virtual executor computes at the end of a run.
+            assert ran_s - takes_s <= deadlines[number]
+        answered = [number for number, answer in answers.items() if not answer.cancelled() and not answer.exception()]
+        assert set(answered) <= set(model.ran_s)
+        left_before_their_run = sum(batcher.shed[reason] for reason in (Shed.DISPLACED, Shed.OVERTAKEN, Shed.EXPIRED))
+        assert all(refusal.retry_after_s for refusal in refusals)
+        assert len(refusals) == batcher.shed[Shed.FULL] + batcher.shed[Shed.HOPELESS]
+        assert len(model.ran_s) + left_before_their_run + batcher.shed[Shed.LEFT] == len(answers)
+
+    scenario()

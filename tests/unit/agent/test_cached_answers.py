@@ -203,3 +203,13 @@ async def test_hits_count_as_answers_and_leave_the_model_s_stages_alone() -> Non
     cache = asked.cached.caches()["digits"]
     assert (cache.hits, cache.misses) == (2, 1)
     assert asked.plane.metrics.usage().answered_edge == 3
+
+
+async def test_the_statistics_of_a_model_tell_hits_and_misses() -> None:
+    asked = await Counting().with_model()
+    for _ in range(3):
+        await asked.ask()
+    await asked.with_model("letters")
+    digits, letters = await asked.plane.statistics("", "")
+    assert (digits.success.count, digits.cache_hit.count, digits.cache_miss.count) == (3, 2, 1)
+    assert (letters.cache_hit.count, letters.cache_miss.count) == (0, 0)

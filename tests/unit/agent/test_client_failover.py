@@ -11,8 +11,8 @@ from edge_agent.client.ranking import Sight
 NEAR, FAR = Sight("near", slow_s=0.1), Sight("far", slow_s=0.1)
 
 
-def attempts(*, ends_s: float = 5.0, can_repeat: bool = True) -> Attempts:
-    return Attempts(ends_s=ends_s, can_repeat=can_repeat)
+def attempts(*, ends_s: float = 5.0) -> Attempts:
+    return Attempts(ends_s=ends_s)
 
 
 def test_the_first_candidate_is_asked_first() -> None:
@@ -79,14 +79,6 @@ def test_what_is_awaited_is_sent_again_after_a_reconnect() -> None:
     under_way.next_step([NEAR], now_s=0.0)
     under_way.reconnected()
     assert under_way.next_step([NEAR], now_s=1.0) == Send("near", is_repeat=True)
-    assert under_way.next_step([NEAR], now_s=1.0) == Wait(5.0)
-
-
-def test_what_agents_cannot_recognize_is_not_sent_again() -> None:
-    under_way = attempts(can_repeat=False)
-    under_way.next_step([NEAR], now_s=0.0)
-    under_way.reconnected()
-    under_way.born("near")
     assert under_way.next_step([NEAR], now_s=1.0) == Wait(5.0)
 
 

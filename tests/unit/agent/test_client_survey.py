@@ -118,6 +118,15 @@ def test_only_agents_that_have_the_model_are_asked() -> None:
     assert order(known) == ["gate"]
 
 
+def test_an_agent_that_has_the_model_in_memory_is_asked_before_one_that_must_load_it() -> None:
+    known = survey("gate", "dock")
+    known.probed("gate", 0.002, room=10)
+    known.probed("dock", 0.050, room=10)
+    payload = json.dumps({"state": "online", "epoch": 1, "models": [{"name": "digits", "resident": False}]})
+    known.hear("gate", payload.encode(), is_retained=False)
+    assert order(known) == ["dock", "gate"]
+
+
 def test_the_nearest_by_probes_is_asked_first() -> None:
     known = survey("gate", "dock")
     known.probed("gate", 0.050, room=10)

@@ -95,9 +95,30 @@ async def test_data_that_stay_on_the_site_are_offered_as_such() -> None:
 
 async def test_a_collector_that_fails_costs_no_answer(caplog: pytest.LogCaptureFixture) -> None:
     class Broken(FakeExamples):
+        margin = 0.0
+
         def offer(self, example: HardExample) -> None:
             raise OSError("disk gone")
 
     plane = await plane_with(echo_model(cascade=cascade_of()), examples=Broken())
     assert (await plane.ask(request_of(UNSURE, privacy="site"), call_with())).tier is Tier.EDGE
     assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+@pytest.mark.parametrize(("margin", "is_offered"), [(0.2, True), (0.05, False), (0.0, False)])
+async def test_an_answer_that_was_barely_sure_is_offered_within_the_margin(margin: float, is_offered: bool) -> None:
+    examples = FakeExamples(margin=margin)
+    plane = await plane_with(echo_model(cascade=cascade_of(threshold=0.5)), examples=examples)
+    # Of confidence 0.59.
+    answer = await plane.ask(request_of((0.0, 1.5, 0.5)))
+    await asyncio.sleep(0)
+    assert answer.reason is Reason.CONFIDENT
+    assert [example.reason for example in examples.offered] == [Reason.CONFIDENT] * is_offered
+
+
+async def test_a_model_without_a_cascade_is_never_barely_sure() -> None:
+    examples = FakeExamples(margin=1.0)
+    plane = await plane_with(echo_model(), examples=examples)
+    await plane.ask(request_of(UNSURE))
+    await asyncio.sleep(0)
+    assert not examples.offered

@@ -12,6 +12,7 @@ from core.errors import InvalidRequest
 from core.ids import AgentId, SiteId
 from core.open_inference.messages import InferRequest, RequestedOutput
 from edge_agent.cascade.policy import Reason
+from edge_agent.front.mqtt.envelope import BINARY, JSON, PROTOBUF, Address
 from edge_agent.front.mqtt.late_address import (
     MAX_ADDRESS_BYTES,
     LateAddress,
@@ -19,7 +20,6 @@ from edge_agent.front.mqtt.late_address import (
     encode_late_address,
 )
 from edge_agent.front.mqtt.topics import Topics, Undeliverable
-from edge_agent.front.mqtt.wire import BINARY, JSON, PROTOBUF, Address
 
 TOPIC = "nf/v1/berlin/clients/camera-1/replies"
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)

@@ -6,9 +6,10 @@ from hypothesis import strategies as st
 
 from core.ids import NAME_PATTERN, AgentId, SiteId
 from core.open_inference.messages import BodyLimits
+from edge_agent.front.mqtt.envelope import Address
 from edge_agent.front.mqtt.publication import Publication
 from edge_agent.front.mqtt.topics import DropCause, Topics, Undeliverable, template_of
-from edge_agent.front.mqtt.wire import Address, Wire
+from edge_agent.front.mqtt.wire import Wire
 
 REQUESTS = b"nf/v1/berlin/infer/gate-1/digits"
 CAMERA = b"cam-1@berlin"

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import InvalidRequest
+from edge_agent.front.mqtt.envelope import Address
 from edge_agent.front.mqtt.probes import WATCH_S, Load, LoadClass, asks_for_load, class_of, encode_load, watch
 from edge_agent.front.mqtt.publication import decode_publication
-from edge_agent.front.mqtt.wire import Address
 
 FREE, BUSY, FULL = Load(0, 0, 100), Load(50, 9, 50), Load(100, 9, 0)
 

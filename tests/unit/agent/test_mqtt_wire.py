@@ -20,6 +20,7 @@ from core.open_inference.messages import BodyLimits, InferRequest, InferResponse
 from core.tensors import Datatype, Tensor
 from edge_agent.answer import Answer
 from edge_agent.cascade.policy import Reason, Tier
+from edge_agent.front.mqtt.envelope import BINARY, JSON, MAX_CORRELATION_BYTES, PROTOBUF, Address, Envelope, remaining_s
 from edge_agent.front.mqtt.publication import (
     Publication,
     decode_publication,
@@ -30,17 +31,7 @@ from edge_agent.front.mqtt.publication import (
     with_length,
 )
 from edge_agent.front.mqtt.topics import DropCause, Topics, Undeliverable
-from edge_agent.front.mqtt.wire import (
-    BINARY,
-    JSON,
-    MAX_CORRELATION_BYTES,
-    PROTOBUF,
-    Address,
-    Envelope,
-    Reply,
-    Wire,
-    remaining_s,
-)
+from edge_agent.front.mqtt.wire import Reply, Wire
 from edge_agent.terms import Terms
 from protos.inference.v2 import open_inference_pb2 as pb
 

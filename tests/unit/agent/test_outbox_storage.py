@@ -6,9 +6,10 @@ import sqlite3
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_agent.outbox import database
@@ -206,30 +207,39 @@ def test_a_full_disk_keeps_rows_in_memory_until_there_is_room(machine: Machine) 
 
 
 def test_a_database_that_sqlite_cannot_grow_counts_as_a_full_disk(machine: Machine) -> None:
-    def bounded(path: Path) -> sqlite3.Connection:
-        connection = database.connect(path)
-        # Below what the agent asks for itself, which then changes nothing.
-        connection.execute("PRAGMA max_page_count = 12")
-        return _WithoutOwnBound(connection)
-
-    class _WithoutOwnBound(sqlite3.Connection):
-        def __init__(self, inner: sqlite3.Connection) -> None:
-            super().__init__(":memory:")
-            self._inner = inner
-
-        def __getattribute__(self, name: str) -> object:
-            inner = object.__getattribute__(self, "_inner")
-            if name == "execute":
-                return lambda sql, *values: inner.execute("SELECT 1" if "max_page_count" in sql else sql, *values)
-            return getattr(inner, name)
+    class Bounded(sqlite3.Connection):
+        def execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
+            return super().execute("PRAGMA max_page_count = 12" if "max_page_count" in sql else sql, parameters)
 
     machine.storage.close()
-    machine.connect = bounded
+    machine.connect = lambda path: sqlite3.connect(path, isolation_level=None, factory=Bounded)
     machine.started()
     machine.put("large", body=bytes(100_000))
 
     assert machine.trouble is Trouble.FULL
     assert machine.names() == ["large"]
+
+
+def test_what_waits_on_a_disk_that_is_full_at_the_start_can_be_sent(machine: Machine) -> None:
+    class Full(sqlite3.Connection):
+        def execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
+            if sql.startswith(("INSERT", "DELETE")):
+                error = sqlite3.OperationalError("database or disk is full")
+                error.sqlite_errorcode = sqlite3.SQLITE_FULL
+                raise error
+            return super().execute(sql, parameters)
+
+    machine.put("a", "b")
+    machine.storage.close()
+    machine.connect = lambda path: sqlite3.connect(path, isolation_level=None, factory=Full)
+    machine.started()
+    assert (machine.names(), machine.trouble) == (["a", "b"], Trouble.FULL)
+    machine.send(1)
+    machine.put("c")
+
+    assert machine.names() == ["b"]
+    machine.send(1)
+    assert machine.names() == ["c"]
 
 
 def test_what_left_while_the_disk_was_full_is_not_sent_twice(machine: Machine) -> None:
@@ -373,6 +383,8 @@ def test_only_the_newest_damaged_database_is_kept(tmp_path: Path) -> None:
 # ---- the same in memory ----------------------------------------------------------------------------------------------
 
 
+# A disk that others use as well may take its time.
+@settings(deadline=None, max_examples=60)
 @given(
     st.lists(
         st.tuples(st.sampled_from(["add", "send", "pass"]), st.sampled_from(list(Kind)), st.integers(0, 5)),
@@ -408,3 +420,27 @@ def test_the_database_and_the_ring_do_the_same(
     finally:
         disk.close()
         shutil.rmtree(folder)
+
+
+def test_what_waits_is_its_owners_alone_to_read(machine: Machine) -> None:
+    machine.put("a")
+    machine.storage.close()
+    machine.started()
+    machine.put("b")
+
+    # No index of the log beside them: it would need room on a full disk.
+    modes = {path.name: path.stat().st_mode & 0o777 for path in machine.path.parent.glob("outbox.sqlite*")}
+    assert modes == {"outbox.sqlite": 0o600, "outbox.sqlite-wal": 0o600}
+
+
+def test_pages_that_the_queue_no_longer_needs_go_back_to_the_file_system(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, StorageLimits(dict.fromkeys(Kind, Bounds(5000, 32 << 20, DAY_S)), 64 << 20, 0))
+    for start in range(0, 2000, 100):
+        machine.put(*(f"{number}" for number in range(start, start + 100)), body=bytes(4000))
+    while machine.names():
+        machine.send(200)
+    for _ in range(20):
+        machine.storage.look_after()
+    machine.storage.close()
+
+    assert machine.path.stat().st_size < 2 << 20

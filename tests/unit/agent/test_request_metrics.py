@@ -6,18 +6,20 @@ import pytest
 
 from core.clock import SystemClock
 from core.deadline import Deadline
-from core.errors import DeadlineExceeded, InvalidTensor, NanofleetError, UnknownModel
+from core.errors import DeadlineExceeded, InvalidTensor, NanofleetError, Overloaded, UnknownModel
 from core.exposition import written
 from core.fleet_state import Usage
 from core.metrics import OTHER, Registry
 from core.open_inference.messages import InferRequest
 from core.open_inference.service import Call
+from core.open_inference.statistics import Duration, ModelStatistics
 from core.telemetry import Tracing, TracingSettings
 from edge_agent.cascade.policy import Reason, Tier
 from edge_agent.data_plane import EdgeDataPlane
 from edge_agent.request_metrics import MAX_MODELS, RequestMetrics
 from edge_agent.runtime.pool import LoadedModel, ModelPool
 from edge_agent.settings import RuntimeSettings
+from tests.support.clocks import HeldClock
 from tests.support.edge_plane import (
     SURE,
     UNSAMPLED,
@@ -145,3 +147,28 @@ def test_models_beyond_the_bound_are_counted_together() -> None:
     others = frozenset({"model": OTHER, "stage": "total", "tier": "edge"}.items())
     assert found["nanofleet_stage_duration_seconds_count", others] == 3
     assert metrics.usage() == Usage(answered_edge=MAX_MODELS + 3)
+
+
+# ---- the "statistics" extension -----------------------------------------------------------------------------------
+
+
+def test_statistics_of_a_model_are_what_was_counted_of_it_alone() -> None:
+    metrics = RequestMetrics(Registry(), clock=HeldClock(monotonic_s=10.0))
+    for tier in (Tier.EDGE, Tier.HEAVY):
+        metrics.answered(
+            "digits", tier, Reason.CONFIDENT, queued_s=9.0, started_s=9.25, finished_s=9.75, traceparent=None
+        )
+    metrics.failed("digits", Overloaded("later"))
+    metrics.failed("other", Overloaded("later"))
+
+    found = metrics.statistics("digits", "3")
+
+    assert found == ModelStatistics(
+        "digits",
+        "3",
+        success=Duration(2, 2_000_000_000),
+        fail=Duration(1),
+        queue=Duration(2, 500_000_000),
+        compute_infer=Duration(2, 1_000_000_000),
+    )
+    assert metrics.statistics("idle", "1") == ModelStatistics("idle", "1")

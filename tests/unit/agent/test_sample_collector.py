@@ -152,7 +152,7 @@ async def test_a_model_that_was_not_chosen_is_passed_over(store: FailingStore, d
 async def test_what_the_rules_replace_leaves_the_disk(store: FailingStore, disk: Executor) -> None:
     subject = Collector(
         store,
-        Selection(Rules(1.0, 1, 10), below=lambda _: 0),
+        Selection(Rules(1.0, 0.0, 1, 10), below=lambda _: 0),
         Permissions(lambda _: True),
         disk=disk,
         clock=HeldClock(),
@@ -167,7 +167,7 @@ async def test_what_the_rules_replace_leaves_the_disk(store: FailingStore, disk:
 
 
 async def test_a_burst_beyond_the_queue_is_counted_and_costs_no_memory(store: FailingStore, disk: Executor) -> None:
-    subject = collector(store, disk, rules=Rules(1.0, 1000, 1000))
+    subject = collector(store, disk, rules=Rules(1.0, 0.0, 1000, 1000))
     for _ in range(MAX_QUEUED + 5):
         subject.offer(hard_example())
     assert subject.dropped["queue"] == 5

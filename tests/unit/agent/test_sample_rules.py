@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from edge_agent.samples.rules import HOUR_S, MAX_MODELS, Candidate, Keep, Refusal, Rules, Selection
 
-RULES = Rules(threshold_band=0.3, max_per_class=3, max_per_hour=8)
+RULES = Rules(max_below=0.3, max_above=0.1, max_per_class=3, max_per_hour=8)
 
 
 def selection(rules: Rules = RULES, *, seed: int = 1) -> Selection:
@@ -31,7 +31,9 @@ def kept_after(choices: list[Keep | Refusal], labels: list[int]) -> dict[int, in
     return kept
 
 
-@pytest.mark.parametrize(("confidence", "is_kept"), [(0.79, True), (0.51, True), (0.45, False), (0.95, True)])
+@pytest.mark.parametrize(
+    ("confidence", "is_kept"), [(0.79, True), (0.51, True), (0.45, False), (0.85, True), (0.95, False)]
+)
 def test_only_what_is_near_the_threshold_is_kept(confidence: float, is_kept: bool) -> None:
     choice = selection().consider(candidate(confidence=confidence), now_s=0.0)
     assert isinstance(choice, Keep) is is_kept
@@ -51,7 +53,7 @@ def test_a_flawed_answer_is_kept_although_it_has_no_confidence() -> None:
 def test_within_an_hour_neither_limit_is_ever_passed(
     labels: list[int], per_class: int, per_hour: int, seed: int
 ) -> None:
-    chooser = selection(Rules(1.0, per_class, per_hour), seed=seed)
+    chooser = selection(Rules(1.0, 0.0, per_class, per_hour), seed=seed)
     choices: list[Keep | Refusal] = []
     for number, label in enumerate(labels):
         choices.append(chooser.consider(candidate(label), now_s=float(number)))
@@ -72,13 +74,13 @@ def test_no_ticket_is_given_twice_and_only_one_that_is_kept_is_replaced(labels: 
 
 @given(labels=st.lists(st.integers(0, 3), min_size=1, max_size=200), seed=st.integers(0, 1000))
 def test_every_class_that_was_seen_is_kept_when_there_is_room_for_one_of_each(labels: list[int], seed: int) -> None:
-    chooser = selection(Rules(1.0, 5, 8), seed=seed)
+    chooser = selection(Rules(1.0, 0.0, 5, 8), seed=seed)
     choices = [chooser.consider(candidate(label), now_s=1.0) for label in labels]
     assert set(kept_after(choices, labels).values()) == set(labels)
 
 
 def test_a_rare_class_displaces_the_most_numerous_one_when_the_hour_is_full() -> None:
-    chooser = selection(Rules(1.0, 8, 8))
+    chooser = selection(Rules(1.0, 0.0, 8, 8))
     labels = [0] * 8 + [1] * 4
     choices = [chooser.consider(candidate(label), now_s=1.0) for label in labels]
     assert Counter(kept_after(choices, labels).values()) == {0: 4, 1: 4}
@@ -87,7 +89,7 @@ def test_a_rare_class_displaces_the_most_numerous_one_when_the_hour_is_full() ->
 def test_within_an_hour_early_and_late_examples_of_a_class_have_the_same_chance() -> None:
     kept: Counter[int] = Counter()
     for seed in range(3000):
-        chooser = selection(Rules(1.0, 3, 8), seed=seed)
+        chooser = selection(Rules(1.0, 0.0, 3, 8), seed=seed)
         numbers = list(range(12))
         choices = [chooser.consider(candidate(), now_s=float(number)) for number in numbers]
         kept.update(kept_after(choices, numbers).values())
@@ -109,13 +111,13 @@ def test_a_class_beyond_its_limit_is_refused_by_that_name() -> None:
 
 
 def test_a_new_class_in_a_full_and_balanced_hour_is_refused_by_that_name() -> None:
-    chooser = selection(Rules(1.0, 1, 2))
+    chooser = selection(Rules(1.0, 0.0, 1, 2))
     choices = [chooser.consider(candidate(label), now_s=0.0) for label in range(3)]
     assert choices[-1] is Refusal.HOUR_LIMIT
 
 
 def test_models_have_hours_of_their_own_and_their_number_is_bounded() -> None:
-    chooser = selection(Rules(1.0, 1, 1))
+    chooser = selection(Rules(1.0, 0.0, 1, 1))
     for number in range(MAX_MODELS + 1):
         assert isinstance(chooser.consider(candidate(model=f"m{number}"), now_s=0.0), Keep)
     # The first was forgotten for the last.

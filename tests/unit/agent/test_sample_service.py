@@ -1,6 +1,7 @@
 """Samples: what the settings make of it, and what the status file and Prometheus are told."""
 
 import asyncio
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from core.clock import SystemClock
 from core.exposition import exposed
 from core.metrics import Registry
 from edge_agent.samples.service import Samples
+from edge_agent.samples.store import SampleStore, StoreBounds
 from edge_agent.settings import AgentSettings
 from tests.support.edge_plane import SURE, UNSURE, cascade_of, echo_model, plane_with, request_of
+from tests.support.hard_examples import made_file
 
 
 def samples(folder: Path, **settings: Any) -> Samples:
@@ -79,4 +82,18 @@ async def test_an_agent_that_keeps_none_shows_nothing_of_them(tmp_path: Path) ->
     subject.register(registry)
     assert subject.counters() == {}
     assert b"samples" not in (await exposed(registry, accept=""))[0]
+    subject.close()
+
+
+async def test_what_was_kept_before_it_was_switched_off_still_grows_old(tmp_path: Path) -> None:
+    store = SampleStore(tmp_path, StoreBounds(reserve_bytes=0))
+    store.put(*made_file(taken_at=datetime(2020, 1, 1, tzinfo=UTC)), now=datetime(2020, 1, 1, tzinfo=UTC))
+    subject = samples(tmp_path)
+    assert subject.collector is None
+    tidying = asyncio.ensure_future(subject.loops["samples-tidy"]())
+    async with asyncio.timeout(10):
+        while list(tmp_path.iterdir()):
+            await asyncio.sleep(0)
+    tidying.cancel()
+    await asyncio.wait([tidying])
     subject.close()

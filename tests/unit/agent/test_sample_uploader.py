@@ -14,7 +14,7 @@ from core.errors import Forbidden, NanofleetError, Unavailable
 from core.ids import ModelName
 from core.samples import SampleName, SampleOffer, SampleOrder
 from edge_agent.samples.store import KeptSample, SampleStore, StoreBounds
-from edge_agent.samples.uploader import MAX_ATTEMPTS, MAX_ORDERS, SampleUploader
+from edge_agent.samples.uploader import MAX_ATTEMPTS, MAX_ORDERS, SampleUploader, UploadTerms
 from tests.support.clocks import HeldClock
 from tests.support.hard_examples import TAKEN_AT, made_file
 
@@ -80,14 +80,24 @@ async def _at_once(_seconds: float) -> None:
     return None
 
 
+FREE = UploadTerms(lambda _: True)
+
+
 @asynccontextmanager
 async def running(
-    calls: FakeCalls, store: SampleStore | None, disk: Executor, *, is_metered: bool = False
+    calls: FakeCalls,
+    store: SampleStore,
+    disk: Executor,
+    *,
+    terms: UploadTerms = FREE,
+    paused_s: list[float] | None = None,
 ) -> AsyncIterator[SampleUploader]:
     def pause(seconds: float) -> "asyncio.Future[None]":
+        if paused_s is not None:
+            paused_s.append(seconds)
         return asyncio.ensure_future(_at_once(seconds))
 
-    subject = SampleUploader(calls, store, disk=disk, clock=HeldClock(), is_metered=is_metered, pause=pause)
+    subject = SampleUploader(calls, store, terms, disk=disk, clock=HeldClock(), pause=pause)
     task = asyncio.create_task(subject.run())
     try:
         async with asyncio.timeout(10):
@@ -155,7 +165,7 @@ async def test_a_metered_agent_delivers_only_with_a_persons_word(
     calls: FakeCalls, store: SampleStore, disk: Executor
 ) -> None:
     put(store)
-    async with running(calls, store, disk, is_metered=True) as subject:
+    async with running(calls, store, disk, terms=UploadTerms(lambda _: True, is_metered=True)) as subject:
         subject.order(order())
         await idle(subject)
         assert [offer.declined for offer in calls.offers] == ["metered"]
@@ -165,8 +175,11 @@ async def test_a_metered_agent_delivers_only_with_a_persons_word(
     assert len(calls.spooled) == 1
 
 
-async def test_an_agent_that_keeps_no_samples_says_so(calls: FakeCalls, disk: Executor) -> None:
-    async with running(calls, None, disk) as subject:
+async def test_what_was_kept_before_a_model_was_switched_off_stays_and_that_is_said(
+    calls: FakeCalls, store: SampleStore, disk: Executor
+) -> None:
+    put(store)
+    async with running(calls, store, disk, terms=UploadTerms(lambda model: model != "digits")) as subject:
         subject.order(order())
         await idle(subject)
     assert calls.offers == [SampleOffer(PULL, declined="off")]
@@ -243,7 +256,19 @@ async def test_a_damaged_sample_is_left_out_and_the_others_go(
 
 
 async def test_orders_are_bounded(calls: FakeCalls, store: SampleStore, disk: Executor) -> None:
-    subject = SampleUploader(calls, store, disk=disk, clock=HeldClock())
+    subject = SampleUploader(calls, store, FREE, disk=disk, clock=HeldClock())
     for number in range(MAX_ORDERS + 3):
         subject.order(SampleOrder(f"{number:032x}", ModelName("digits"), 1, None, HeldClock().now()))
     assert len(subject._orders) == MAX_ORDERS
+
+
+async def test_uploads_leave_room_on_the_link_for_requests(
+    calls: FakeCalls, store: SampleStore, disk: Executor
+) -> None:
+    kept = [put(store, second) for second in range(3)]
+    paused_s: list[float] = []
+    terms = UploadTerms(lambda _: True, bytes_per_s=100.0)
+    async with running(calls, store, disk, terms=terms, paused_s=paused_s) as subject:
+        subject.order(order())
+        await idle(subject)
+    assert sum(paused_s) == pytest.approx(sum(each.size_bytes for each in kept) / 100)

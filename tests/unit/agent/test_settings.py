@@ -170,3 +170,16 @@ def test_the_devices_that_privacy_names_are_bounded(config: Path) -> None:
     lines = "".join(f'"camera-{number}" = "site"\n' for number in range(1001))
     with pytest.raises(InvalidRequest, match="devices"):
         load_settings(extended(config, "[privacy.devices]\n" + lines))
+
+
+def test_with_tls_the_faces_may_be_anywhere(config: Path) -> None:
+    settings = load_settings(
+        extended(config, 'http_bind = "0.0.0.0:7180"\ngrpc_bind = "[::]:7181"\n\n[faces]\ntls = true\n')
+    )
+    assert (settings.http_bind, settings.grpc_bind) == ("0.0.0.0:7180", "[::]:7181")
+
+
+@pytest.mark.parametrize("name", ["http_bind", "grpc_bind"])
+def test_without_tls_a_face_beyond_loopback_is_refused_with_the_way_out(config: Path, name: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"\[faces\] tls = true"):
+        load_settings(extended(config, f'{name} = "192.0.2.7:7180"\n'))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+from controller.api.sample_views import MAX_PAGE
 from controller.cli.app import app
 from core.digest import digest_of
 from core.ids import AgentId
@@ -102,6 +103,13 @@ def test_what_an_agent_delivered_later_is_fetched_with_an_index_that_numpy_and_j
     for line in lines:
         with np.load(desk.out / line["file"], allow_pickle=False) as arrays:
             assert arrays["input/x"].shape == (1, 3)
+
+
+def test_more_than_a_page_is_fetched_to_the_end(desk: Desk) -> None:
+    pull_id = str(desk.json("pull", "digits", "--agent", CAM, "--limit", "600", "--out", str(desk.out))["pull"])
+    many = [made_file(mark=number / 1000)[1] for number in range(MAX_PAGE + 7)]
+    desk.deliver(pull_id, *many)
+    assert desk.json("fetch", pull_id, "--out", str(desk.out))["fetched"] == len(many)
 
 
 def test_a_second_fetch_brings_only_what_is_missing(desk: Desk) -> None:

@@ -13,10 +13,11 @@ from starlette.requests import Request
 from controller.access.model import Caller, OperatorRole
 from controller.dashboard.events import Events
 from core.errors import InvalidRequest, Overloaded
-from core.fleet_state import Problem
+from core.fleet_state import Energy, EnergyMethod, Problem
 from tests.support.guarded import OWN_ORIGIN, GuardedSide, guarded_side
 from tests.support.operator_side import ScriptedAgent
 from tests.support.trace_store import made_span
+from tests.support.vitals_values import made_vitals
 
 HERE = {"origin": OWN_ORIGIN}
 PAGES = ("/", "/latency", "/traces", "/devices", "/models", "/audit")
@@ -71,6 +72,30 @@ async def test_a_device_with_a_failure_shows_the_reason_and_its_remedy(guarded: 
     assert "gate-1" in listed.text
     assert "online" in shown.text
     assert "It shall run nothing" in shown.text
+    await agent.disconnect(guarded.side)
+
+
+@pytest.mark.parametrize(
+    ("energy", "said"),
+    [
+        (Energy(EnergyMethod.RAPL, 50.0, 100, 0.5, 8.0, 10), "0.5 W, 0.8 J an answer, last minute; 0.5 J an answer"),
+        (Energy(EnergyMethod.MODEL, 50.0, 0, 0.5, 8.0, 0), "0.5 W, no answers, last minute; no answers"),
+        (None, ""),
+    ],
+    ids=["measured", "without answers", "unknown"],
+)
+async def test_what_an_agent_s_work_takes_is_shown_with_its_method(
+    guarded: GuardedSide, energy: Energy | None, said: str
+) -> None:
+    agent = ScriptedAgent("gate-1", "north", vitals=made_vitals(energy=energy))
+    await agent.connect(guarded.side)
+
+    shown = (await (await signed_in(guarded)).get("/devices/gate-1")).text
+
+    assert said in shown
+    assert ("Energy (" in shown) is (energy is not None)
+    if energy is not None:
+        assert f"Energy ({energy.method.value})" in shown
     await agent.disconnect(guarded.side)
 
 

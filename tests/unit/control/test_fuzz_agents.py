@@ -30,6 +30,7 @@ from core.fleet_state import (
 from core.fleet_state import ReportedState as Reported
 from core.fleet_wire import MAX_HELD_MANIFESTS, MAX_METADATA_BYTES, MAX_METADATA_FILES, MAX_TAGS, MAX_TEXT_CHARS
 from core.ids import AgentId
+from core.samples import SampleCount, SampleCounts, decode_counts, encode_counts
 from protos.artifacts.v1 import artifacts_pb2
 from protos.catalogue.v1 import catalogue_pb2
 from protos.fleet.v1 import fleet_pb2 as pb
@@ -47,6 +48,7 @@ MESSAGES = (
     pb.AgentMessage(
         reported=fleet_wire.encode_reported(Reported(FIRST, (SlotReport(made_slot(), SlotPhase.READY, 1, 2),)))
     ),
+    pb.AgentMessage(samples=encode_counts(SampleCounts((SampleCount("meter", 7, "tied", 3),), 1, 900))),
 )
 ASSIGNMENTS = (
     fleet_wire.encode_assignment(
@@ -79,6 +81,8 @@ def test_bytes_of_an_agents_message_are_understood_or_refused(content: bytes) ->
                 fleet_wire.decode_push_result(message.result)
             case "reported":
                 fleet_wire.decode_reported(message.reported)
+            case "samples":
+                decode_counts(message.samples)
 
 
 def _require_bounded(hello: AgentHello) -> None:

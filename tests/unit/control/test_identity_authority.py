@@ -38,7 +38,7 @@ def names_of(certificate: x509.Certificate) -> list[str]:
     return [str(name.value) for name in extension.value]
 
 
-@pytest.mark.parametrize("role", [Role.AGENT, Role.HEAVY, Role.APPLICATION, Role.DEVICE])
+@pytest.mark.parametrize("role", [Role.HEAVY, Role.APPLICATION, Role.DEVICE])
 def test_a_client_certificate_names_one_role_and_is_good_for_nothing_else(
     authority: CertificateAuthority, role: Role
 ) -> None:
@@ -49,6 +49,24 @@ def test_a_client_certificate_names_one_role_and_is_good_for_nothing_else(
     assert list(usage) == [ExtendedKeyUsageOID.CLIENT_AUTH]
     assert not certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     assert certificate.not_valid_after_utc == (NOON + LIFETIMES[role]).replace(microsecond=0)
+
+
+def test_an_agents_certificate_serves_its_own_faces_too_under_a_name_of_its_own(
+    authority: CertificateAuthority,
+) -> None:
+    certificate = issued(authority, Role.AGENT)
+
+    assert names_of(certificate) == [f"spiffe://{DOMAIN}/agent/name", "name.agents.nanofleet.internal"]
+    usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert list(usage) == [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]
+
+
+@pytest.mark.parametrize("agent_id", ["Gate-1", "gate.1", "gate_1", "-gate", "g" * 64])
+def test_an_agent_whose_id_is_no_dns_label_has_no_dns_name(authority: CertificateAuthority, agent_id: str) -> None:
+    key = public_key_of(new_key().public_key())
+    certificate = authority.issue(Peer(DOMAIN, Role.AGENT, agent_id), key, now=NOON)
+
+    assert names_of(x509.load_pem_x509_certificate(certificate.pem)) == [f"spiffe://{DOMAIN}/agent/{agent_id}"]
 
 
 def test_only_a_controller_is_certified_for_its_dns_name(authority: CertificateAuthority) -> None:

@@ -361,6 +361,21 @@ async def test_whoever_waits_hears_of_a_sample(side: Side) -> None:
     assert await waiting > seen
 
 
+async def test_what_came_is_listed_in_the_order_in_which_it_did_from_any_place_on(side: Side) -> None:
+    await side.world.deploy()
+    pull = await side.pull()
+    pull_id = pull.pull.pull_id
+    await side.deliver(pull, SAMPLES[2])
+    await side.deliver(pull, SAMPLES[0], agent_id=OTHER)
+    await side.deliver(pull, SAMPLES[2], SAMPLES[1])
+    listed = [(each.agent_id, each.digest) for each in side.pulls.samples(pull_id, start=0, limit=10)]
+    assert listed == [(CAM, digest_of(SAMPLES[2])), (OTHER, digest_of(SAMPLES[0])), (CAM, digest_of(SAMPLES[1]))]
+    assert [each.digest for each in side.pulls.samples(pull_id, start=1, limit=1)] == [digest_of(SAMPLES[0])]
+    await side.restart()
+    again = side.pulls.samples(pull_id, start=0, limit=10)
+    assert {(each.agent_id, each.digest) for each in again} == set(listed)
+
+
 # ---- what agents say they keep --------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from core.digest import digest_of
 from core.errors import IntegrityError, InvalidName, InvalidRequest
-from core.ids import ModelName
+from core.ids import ModelName, checked_pull_id
 from core.sample_file import MAX_DESCRIPTION_BYTES, read_description
 from core.sample_folder import INDEX, SampleFolder
 from core.samples import (
@@ -26,7 +26,6 @@ from core.samples import (
     SampleName,
     SampleOffer,
     SampleOrder,
-    checked_pull_id,
     decode_counts,
     decode_offer,
     decode_order,

@@ -1,4 +1,4 @@
-"""The controller's own TLS for gRPC, new for each handshake when it has changed: nothing restarts for a renewal.
+"""A server's own TLS for gRPC, new for each handshake when it has changed: nothing restarts for a renewal.
 
 gRPC asks on a thread of its own before every handshake, so what is asked must be a value that is replaced whole.
 """
