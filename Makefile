@@ -48,6 +48,7 @@ bench: setup $(BENCH)/installed ## Run the benchmarks; prints one JSON object ea
 	$(BIN)/python -m benchmarks.footprint --json
 	$(BIN)/python -m benchmarks.hot_path --json
 	$(BIN)/python -m benchmarks.overload --json
+	$(BIN)/python -m benchmarks.residency --json
 	$(BIN)/python -m benchmarks.tracing --json
 	$(BIN)/python -m benchmarks.offload --json
 	$(BIN)/python -m benchmarks.session --json

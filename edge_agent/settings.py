@@ -202,10 +202,10 @@ class ResidencySettings(Section):
     """
     reserve_bytes: Annotated[int, Field(ge=0)] = 64 << 20
     """Memory that a load must leave available on this machine, whatever the budget says."""
-    protect_s: SecondsOrZero = 0.2
+    protect_s: SecondsOrZero = 0.1
     """Seconds after its load that a model stays; only one that has waited for as long comes in its place."""
-    protect_loads: SecondsOrZero = 2.0
-    """The same in times what its load took, where that is longer; 2: no place loads for over a third of the time."""
+    protect_loads: SecondsOrZero = 1.0
+    """The same in times what its load took, where that is longer; 1: no place loads for over half of the time."""
     max_wait_s: Seconds = 30.0
     """Seconds that a model waits for room, after which its requests are refused."""
 

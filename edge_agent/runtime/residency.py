@@ -5,12 +5,13 @@ The rule, in this order:
 1. What is loaded, with what is being loaded at its peak, never takes more than the budget. Room is made first.
 2. Pinned models never leave. One that has no room beside them is refused for good.
 3. A model that serves a request, or has some waiting, does not leave while others would do.
-4. A model stays for a while after its load: `protect_s`, or `protect_loads` times what its load took if that is longer,
-   so that it serves for most of the time, however badly the models fit. Who wants a place and has waited for as long as
-   its own load protects goes first all the same, oldest first, over busy ones too if it must: those finish what they
-   have before they leave. So two that do not fit together take turns, and neither starves.
-5. Of those who may leave, the ones go whose bytes are worth least: worth = frequency x load time / size, the expected
+4. Of those who may leave, the ones go whose bytes are worth least: worth = frequency x load time / size, the expected
    waiting that a byte saves. Nobody goes who need not.
+5. When one of those was only just loaded, the newcomer waits: for `protect_s`, or for `protect_loads` times what the
+   load took if that is longer, so that a place serves for half of the time at least, however badly the models fit.
+   Nobody worth more leaves instead. Who has waited for as long as its own load protects goes first all the same, oldest
+   first, over busy ones too if it must: those finish what they have before they leave. So two that do not fit together
+   take turns, and neither starves.
 
 Worth is that of GreedyDual-Size-Frequency (L. Cherkasova, "Improving WWW Proxies Performance with
 Greedy-Dual-Size-Frequency Caching Policy", HP Labs TR 98-69, 1998; after P. Cao and S. Irani, "Cost-Aware WWW Proxy
@@ -29,8 +30,8 @@ HALF_LIFE_S = 120.0
 @dataclass(frozen=True, slots=True)
 class ResidencyTerms:
     budget_bytes: int
-    protect_s: float = 0.2
-    protect_loads: float = 2.0
+    protect_s: float = 0.1
+    protect_loads: float = 1.0
 
     def protection_s(self, load_s: float) -> float:
         return max(self.protect_s, self.protect_loads * load_s)
@@ -117,16 +118,18 @@ def _choose(
     has_waited = need.waited_s >= terms.protection_s(need.load_s)
     movable = [resident for resident in residents if not (resident.is_pinned or resident.is_leaving)]
     idle = [resident for resident in movable if not resident.is_busy]
-    settled = [one for one in idle if now_s - one.loaded_at_s >= terms.protection_s(one.load_s)]
-    for candidates in (settled, idle, movable) if has_waited else (settled,):
-        if sum(resident.size_bytes for resident in candidates) >= missing_bytes:
-            return Admit(_least_worth(candidates, missing_bytes))
+    for candidates in (idle, movable) if has_waited else (idle,):
+        if sum(resident.size_bytes for resident in candidates) < missing_bytes:
+            continue
+        going = _least_worth(candidates, missing_bytes)
+        if has_waited or all(now_s - one.loaded_at_s >= terms.protection_s(one.load_s) for one in going):
+            return Admit(tuple(one.name for one in going))
     if has_waited:
         return Wait(f"{missing_bytes} bytes of memory are missing on this machine")
     return Wait("the others are busy or were just loaded")
 
 
-def _least_worth(candidates: Iterable[Resident], missing_bytes: int) -> tuple[str, ...]:
+def _least_worth(candidates: Iterable[Resident], missing_bytes: int) -> Sequence[Resident]:
     going: list[Resident] = []
     freed_bytes = 0
     for resident in sorted(candidates, key=lambda resident: (resident.worth, resident.loaded_at_s)):
@@ -139,7 +142,7 @@ def _least_worth(candidates: Iterable[Resident], missing_bytes: int) -> tuple[st
         if freed_bytes - resident.size_bytes >= missing_bytes:
             going.remove(resident)
             freed_bytes -= resident.size_bytes
-    return tuple(resident.name for resident in going)
+    return going
 
 
 def _too_large(need: Need, pinned_bytes: int, terms: ResidencyTerms) -> str:

@@ -88,6 +88,11 @@ def test_who_was_just_loaded_does_not_leave_for_a_newcomer() -> None:
     assert isinstance(room(50, resident("young", 80, loaded_at_s=NOW_S - 0.9)), Wait)
 
 
+def test_nobody_worth_more_leaves_because_one_worth_less_was_just_loaded() -> None:
+    young, settled = resident("young", 80, loaded_at_s=NOW_S), resident("settled", 20, frequency=9.0)
+    assert isinstance(room(15, young, settled), Wait)
+
+
 def test_a_long_load_protects_for_longer() -> None:
     assert isinstance(room(50, resident("young", 80, loaded_at_s=NOW_S - 5, load_s=3.0)), Wait)
     assert room(50, resident("older", 80, loaded_at_s=NOW_S - 6, load_s=3.0)) == Admit(("older",))

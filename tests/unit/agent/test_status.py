@@ -22,7 +22,9 @@ from edge_agent.health.status_file import (
     AgentIdentity,
     AgentStatus,
     CertificateView,
+    MemoryView,
     PeerView,
+    ResidencyView,
     StatusWriter,
     read_status,
 )
@@ -56,6 +58,7 @@ def status(
     broker: PeerView | None = BROKER_AWAY,
     certificate: CertificateView = CERTIFICATE,
     clock_problem: str = "",
+    memory: MemoryView | None = None,
     expired: int = 0,
     energy: Energy | None = None,
     now: datetime = NOW,
@@ -69,6 +72,7 @@ def status(
         certificate=certificate,
         heavy_breaker="closed",
         clock_problem=clock_problem,
+        memory=memory,
         counters={"expired": expired},
         energy=energy,
         now=now,
@@ -112,6 +116,27 @@ def test_a_certificate_that_could_not_be_renewed_is_shown_with_the_reason() -> N
 
 def test_a_failed_model_is_shown_with_its_problem() -> None:
     assert "failed  1.0/2.0 MiB  -       integrity: expected sha256:a, got sha256:b" in shown(status())
+
+
+def in_memory(state: str, taken_bytes: int, reason: str = "") -> MemoryView:
+    models = {FAILED.slot.model: ResidencyView(state=state, taken_bytes=taken_bytes, reason=reason)}
+    return MemoryView(budget_bytes=100 << 20, taken_bytes=taken_bytes, models=models)
+
+
+def test_what_models_take_of_their_budget_is_shown() -> None:
+    text = shown(status(memory=in_memory("resident", 25 << 20)))
+    assert "memory      models take 25.0 MiB of 100.0 MiB; 1 of 1 resident" in text
+    assert "resident 25.0 MiB" in text
+
+
+def test_a_model_out_of_memory_is_shown_as_such() -> None:
+    assert " cold " in shown(status(memory=in_memory("cold", 0, "not resident: a request brings it in")))
+
+
+def test_what_comes_and_goes_in_memory_does_not_wear_the_flash_out() -> None:
+    before, after = status(memory=in_memory("cold", 0)), status(memory=in_memory("resident", 5))
+    assert not after.differs_from(before, age_s=1.0)
+    assert after.differs_from(before, age_s=10.0)
 
 
 def test_counters_and_position_are_shown() -> None:
