@@ -6,7 +6,6 @@ agent is offline, models and connections are closed, the last spans leave.
 """
 
 import asyncio
-import gc
 import logging
 import os
 import platform
@@ -64,7 +63,7 @@ from edge_agent.health.status_file import (
 )
 from edge_agent.identity.channel import RotatingChannel
 from edge_agent.identity.folder import Identity, IdentityFolder
-from edge_agent.lifetime import first_of, flush, start, stop_on_signal, thread
+from edge_agent.lifetime import first_of, flush, prefer_the_loop, start, stop_on_signal, thread
 from edge_agent.member import Member, Surroundings
 from edge_agent.post import Correspondents, PostOffice, Sources
 from edge_agent.request_metrics import RequestMetrics
@@ -201,10 +200,7 @@ class _Agent:
             self._front = self._make_front(faces)
             if self._front is not None:
                 tasks += start(group, {"mqtt": self._front.run})
-            # What the start made stays. Collections that look through it again and again stop every answer for 40 ms,
-            # once in 10,000 requests (measured).
-            gc.collect()
-            gc.freeze()
+            prefer_the_loop()
             # Before anything is fetched, and its decoder loaded.
             code_pages.release()
             tasks += start(group, self._member.outward)
