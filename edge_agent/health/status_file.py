@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from datetime import datetime
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -18,7 +18,10 @@ from core.clock import Clock
 from core.errors import InvalidRequest, NotFound
 from core.fleet_state import Energy, ReportedState, SlotReport
 from edge_agent.identity.renewal import RenewalStatus
-from edge_agent.runtime.pool import ModelPool
+
+if TYPE_CHECKING:
+    # Brings ONNX Runtime, which whoever reads a status does without.
+    from edge_agent.runtime.pool import ModelPool
 
 LOOK_INTERVAL_S = 1.0
 # Chosen: counters are for people and for trends; liveness shows in the lock of the state folder.
@@ -84,7 +87,7 @@ class MemoryView(_View):
     models: dict[str, ResidencyView]
 
     @classmethod
-    def of(cls, pool: ModelPool) -> Self:
+    def of(cls, pool: "ModelPool") -> Self:
         found = {model.manifest.model: pool.residency(model.manifest.model) for model in pool.models()}
         return cls(
             budget_bytes=pool.budget_bytes,
