@@ -71,7 +71,6 @@ class MqttFront:
         self._plane = plane
         self._pool = pool
         self._clock = clock
-        self._agent = agent
         # Other ways to this agent, by protocol; they stand in the status message.
         self._faces = dict(faces or {})
         self._topics = Topics(site, agent, requires_client=settings.requires_client, shared_by=settings.share_group)
