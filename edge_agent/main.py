@@ -201,8 +201,8 @@ class _Agent:
             if self._front is not None:
                 tasks += start(group, {"mqtt": self._front.run})
             prefer_the_loop()
-            # Before anything is fetched, and its decoder loaded.
             code_pages.release()
+            tasks += start(group, {"code pages": self._keep_code_released})
             tasks += start(group, self._member.outward)
             tasks += start(group, self._post.outward(self._member.board, self._front))
             self._announce(faces)
@@ -215,6 +215,9 @@ class _Agent:
                 task.cancel()
         await self._member.note_clean_stop()
         await self._status.write_if_changed()
+
+    async def _keep_code_released(self) -> None:
+        await code_pages.keep_released(lambda: self._front is None or not self._front.in_flight)
 
     def _register(self) -> None:
         register_process(self._metrics, version=self._identity.software_version)

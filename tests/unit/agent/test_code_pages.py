@@ -53,6 +53,35 @@ def test_a_kernel_that_does_not_tell_costs_only_the_memory(tmp_path: Path, monke
     assert code_pages.release() == 0
 
 
+async def released_after(monkeypatch: pytest.MonkeyPatch, *sizes_mb: float, is_idle: bool = True) -> int:
+    """Return how often code was released while the process held these sizes, one after another."""
+    sizes, releases = iter([round(size * (1 << 20)) for size in sizes_mb]), 0
+
+    def note_release() -> int:
+        nonlocal releases
+        releases += 1
+        return 0
+
+    monkeypatch.setattr(code_pages, "LOOK_INTERVAL_S", 0.0)
+    monkeypatch.setattr(code_pages, "resident_bytes", lambda: next(sizes))
+    monkeypatch.setattr(code_pages, "release", note_release)
+    with pytest.raises(RuntimeError):
+        await code_pages.keep_released(lambda: is_idle)
+    return releases
+
+
+async def test_code_that_came_later_is_released_once_it_is_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert await released_after(monkeypatch, 20, 20.5, 25, 20, 20.5) == 1
+
+
+async def test_no_request_waits_for_a_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert await released_after(monkeypatch, 20, 25, 25, is_idle=False) == 0
+
+
+def test_the_code_in_memory_is_known() -> None:
+    assert 1 << 20 < code_pages.resident_bytes() < 1 << 30
+
+
 SCRIPT = """
 import re
 from pathlib import Path
