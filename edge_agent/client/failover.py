@@ -49,6 +49,8 @@ class _Asked:
     is_to_repeat: bool = False
     # Refused until then.
     free_from_s: float = 0.0
+    # Nobody else was there to ask, so it was given all the time.
+    is_alone: bool = False
 
 
 class Attempts:
@@ -70,6 +72,7 @@ class Attempts:
         """Return what to do now; `candidates` in the order of `ranking.ranked`. A Send is taken as done."""
         if now_s >= self._ends_s:
             return GiveUp()
+        self._share_with_newcomers(candidates, now_s)
         repeat = self._repeated(candidates, now_s)
         if repeat is not None:
             return repeat
@@ -117,6 +120,14 @@ class Attempts:
             asked.is_to_repeat = False
             asked.free_from_s = free_from_s
 
+    def _share_with_newcomers(self, candidates: Sequence[Sight], now_s: float) -> None:
+        for sight in candidates:
+            asked = self._asked.get(sight.agent)
+            if asked is not None and asked.is_alone and self._others(sight, candidates):
+                asked.is_alone = False
+                patient_until_s = now_s + self._patience_s(sight, candidates, now_s)
+                asked.patient_until_s = min(asked.patient_until_s, patient_until_s)
+
     def _repeated(self, candidates: Sequence[Sight], now_s: float) -> Send | None:
         for agent, asked in self._asked.items():
             if asked.is_to_repeat:
@@ -156,10 +167,14 @@ class Attempts:
     def _send(self, sight: Sight, candidates: Sequence[Sight], now_s: float) -> Send:
         is_repeat = sight.agent in self._asked
         patient_until_s = now_s + self._patience_s(sight, candidates, now_s)
-        self._asked[sight.agent] = _Asked(_State.AWAITED, patient_until_s)
+        is_alone = not self._others(sight, candidates)
+        self._asked[sight.agent] = _Asked(_State.AWAITED, patient_until_s, is_alone=is_alone)
         self._sent += 1
         return Send(sight.agent, is_repeat)
 
     def _patience_s(self, sight: Sight, candidates: Sequence[Sight], now_s: float) -> float:
-        others = sum(each.agent != sight.agent and each.agent not in self._asked for each in candidates)
+        others = self._others(sight, candidates)
         return patience_s(sight, left_s=self._ends_s - now_s, others=others)
+
+    def _others(self, sight: Sight, candidates: Sequence[Sight]) -> int:
+        return sum(each.agent != sight.agent and each.agent not in self._asked for each in candidates)

@@ -97,6 +97,14 @@ def test_an_agent_that_appears_is_asked_although_any_was() -> None:
     assert under_way.next_step([NEAR], now_s=1.0) == Send("near")
 
 
+def test_an_agent_that_appears_gets_its_share_of_the_time_of_a_silent_one() -> None:
+    under_way = attempts()
+    under_way.next_step([NEAR], now_s=0.0)
+    assert under_way.next_step([NEAR], now_s=0.5) == Wait(5.0)
+    assert under_way.next_step([NEAR, FAR], now_s=1.0) == Wait(1.25)
+    assert under_way.next_step([NEAR, FAR], now_s=1.25) == Send("far")
+
+
 def test_nobody_else_is_asked_while_a_better_answer_is_on_its_way() -> None:
     under_way = attempts()
     under_way.next_step([NEAR, FAR], now_s=0.0)
