@@ -39,7 +39,7 @@ class MeasuredCalls(grpc.aio.ServerInterceptor):
         return None if handler is None else self.measured(handler, handler_call_details.method)
 
     def measured(self, handler: Handler, method: str) -> Handler:
-        """Return `handler`, measured: what a server without interceptors registers, which saves 15 us a call."""
+        """Return `handler`, measured: what a server without interceptors registers, which is cheaper."""
         kind = f"{_word(handler.request_streaming)}_{_word(handler.response_streaming)}"
         behaviour = getattr(handler, kind)
         measure = self._stream if inspect.isasyncgenfunction(behaviour) else self._call
