@@ -29,10 +29,10 @@ from edge_agent.cascade.privacy import PrivacyRules
 from edge_agent.hard_examples import HardExamples
 from edge_agent.request import Request
 from edge_agent.request_metrics import RequestMetrics
+from edge_agent.request_services import Escalation, Services
 from edge_agent.request_trace import Attribute, Origin
 from edge_agent.runtime.batcher import NEVER
 from edge_agent.runtime.pool import LoadedModel, ModelPool
-from edge_agent.services import Escalation, Services
 from edge_agent.terms import NO_TERMS, Terms, terms_of
 
 

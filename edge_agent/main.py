@@ -138,18 +138,7 @@ class _Agent:
         closing.push_async_callback(flush, self._tracing)
         cached = CachedAnswers.of(settings.models)
         register_cache(self._metrics, cached)
-        self._plane = EdgeDataPlane(
-            self._pool,
-            self._offload,
-            tracing=self._tracing,
-            clock=clock,
-            metrics=counted,
-            examples=self._samples.collector,
-            deferrals=self._post.deferrals,
-            is_reachable=self._post.reachability.is_reachable,
-            privacy=PrivacyRules.of(settings),
-            cached=cached,
-        )
+        self._plane = self._make_plane(counted, cached)
         closing.push_async_callback(self._plane.close)
         self._energy = EnergyMeter(
             settings.energy, usage=counted.usage, tell=self._plane.note_energy, disk=self._disk, clock=clock
@@ -163,25 +152,7 @@ class _Agent:
             clock=clock,
             tls=tls,
         )
-        self._member = Member(
-            Surroundings(
-                settings,
-                folder,
-                enrolled,
-                self._identity,
-                (f"arch:{platform.machine()}", *settings.tags),
-                channel,
-                self._pool,
-                tester,
-                self._tracing,
-                self._disk,
-                clock,
-                counted.usage,
-                self._samples,
-                lambda: self._energy.energy,
-                _ignore if tls is None else tls.follow,
-            )
-        )
+        self._member = self._make_member(enrolled, channel, tester, counted, tls)
         self._front: MqttFront | None = None
         self._broker_since = Since(clock)
         self._status = StatusWriter(
@@ -218,6 +189,48 @@ class _Agent:
 
     async def _keep_code_released(self) -> None:
         await code_pages.keep_released(lambda: self._front is None or not self._front.in_flight)
+
+    def _make_plane(self, counted: RequestMetrics, cached: CachedAnswers | None) -> EdgeDataPlane:
+        return EdgeDataPlane(
+            self._pool,
+            self._offload,
+            tracing=self._tracing,
+            clock=self._clock,
+            metrics=counted,
+            examples=self._samples.collector,
+            deferrals=self._post.deferrals,
+            is_reachable=self._post.reachability.is_reachable,
+            privacy=PrivacyRules.of(self._settings),
+            cached=cached,
+        )
+
+    def _make_member(
+        self,
+        enrolled: Identity,
+        channel: RotatingChannel,
+        tester: SelfTester,
+        counted: RequestMetrics,
+        tls: FacesTls | None,
+    ) -> Member:
+        return Member(
+            Surroundings(
+                self._settings,
+                self._folder,
+                enrolled,
+                self._identity,
+                (f"arch:{platform.machine()}", *self._settings.tags),
+                channel,
+                self._pool,
+                tester,
+                self._tracing,
+                self._disk,
+                self._clock,
+                counted.usage,
+                self._samples,
+                lambda: self._energy.energy,
+                _ignore if tls is None else tls.follow,
+            )
+        )
 
     def _register(self) -> None:
         register_process(self._metrics, version=self._identity.software_version)

@@ -23,10 +23,10 @@ from edge_agent.cascade.confidence import MALFORMED, are_shaped
 from edge_agent.cascade.deferral import Mailbox
 from edge_agent.cascade.policy import Choice, Decision, Privacy, Reason, Tier, decide, fall_back
 from edge_agent.hard_examples import HardExample
+from edge_agent.request_services import Services
 from edge_agent.request_trace import Origin, RequestTrace, error_type_of
 from edge_agent.runtime.batcher import Ran
 from edge_agent.runtime.pool import LoadedModel
-from edge_agent.services import Services
 from edge_agent.terms import Terms
 
 _log = logging.getLogger(__name__)

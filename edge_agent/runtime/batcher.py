@@ -27,10 +27,10 @@ from core.errors import ModelNotReady, NanofleetError
 from core.tensors import Array
 from edge_agent.runtime.estimate import ArrivalRate, RunTimes
 from edge_agent.runtime.forecast import Forecast
+from edge_agent.runtime.job import NEVER, Job, Ran, Waiter
 from edge_agent.runtime.joint_run import JointRun, JudgeOutputs, Run
 from edge_agent.runtime.outcomes import Outcomes, Shed
 from edge_agent.runtime.queue import FairQueue, QueueBounds
-from edge_agent.runtime.request import NEVER, Job, Ran, Waiter
 from edge_agent.runtime.session import RunTime
 from edge_agent.runtime.threads import RunThreads
 from edge_agent.runtime.waiting_line import WaitingLine

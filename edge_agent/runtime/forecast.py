@@ -8,7 +8,7 @@ Decides only: the instant comes as an argument.
 """
 
 from edge_agent.runtime.estimate import RunTimes
-from edge_agent.runtime.request import NEVER
+from edge_agent.runtime.job import NEVER
 from edge_agent.runtime.session import RunTime
 
 # Of what is left of a deadline, so that a short one is not all reserve.

@@ -13,7 +13,7 @@ from core.errors import DeadlineExceeded, InternalError, NanofleetError
 from core.logs import withheld
 from core.tensors import Array
 from edge_agent.cascade.confidence import Verdict, weakest
-from edge_agent.runtime.request import Job, Ran
+from edge_agent.runtime.job import Job, Ran
 
 _log = logging.getLogger(__name__)
 

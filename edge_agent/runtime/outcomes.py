@@ -8,7 +8,7 @@ from enum import StrEnum
 from core.errors import DeadlineExceeded, InternalError, ModelNotReady, NanofleetError, Overloaded
 from core.logs import withheld
 from edge_agent.runtime.forecast import Forecast
-from edge_agent.runtime.request import Job, Ran, Waiter
+from edge_agent.runtime.job import Job, Ran, Waiter
 
 _log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush, heapreplace
 
-from edge_agent.runtime.request import NEVER, Job
+from edge_agent.runtime.job import NEVER, Job
 
 # A request that names no priority (0) stands in the middle, so that others can be before and behind it.
 DEFAULT_PRIORITY = 50

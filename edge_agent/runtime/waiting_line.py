@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from edge_agent.runtime.forecast import Forecast
+from edge_agent.runtime.job import NEVER, Job
 from edge_agent.runtime.outcomes import Outcomes, Shed
 from edge_agent.runtime.queue import FairQueue
-from edge_agent.runtime.request import NEVER, Job
 
 
 class WaitingLine:

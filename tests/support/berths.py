@@ -18,10 +18,10 @@ from core.errors import NanofleetError
 from core.tensors import Array
 from edge_agent.runtime.berth import Berth, Phase
 from edge_agent.runtime.footprint import Footprint
+from edge_agent.runtime.job import NEVER, Ran
 from edge_agent.runtime.loader import Loader
 from edge_agent.runtime.model import LoadedModel
 from edge_agent.runtime.opening import Opened
-from edge_agent.runtime.request import NEVER, Ran
 from edge_agent.runtime.residency import ResidencyTerms
 from edge_agent.runtime.session import RunTime
 from edge_agent.runtime.threads import RunThreads

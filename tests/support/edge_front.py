@@ -30,8 +30,8 @@ from edge_agent.front.mqtt.front import MqttFront
 from edge_agent.front.mqtt.tls import BrokerTls
 from edge_agent.hard_examples import HardExamples
 from edge_agent.request_metrics import RequestMetrics
+from edge_agent.request_services import Escalation
 from edge_agent.runtime.pool import LoadedModel, ModelPool
-from edge_agent.services import Escalation
 from edge_agent.settings import MqttSettings, RuntimeSettings
 from tests.support.edge_plane import SURE, UNSAMPLED, FakeHeavy
 from tests.support.mosquitto import Mosquitto

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from edge_agent.runtime.estimate import ArrivalRate, RunTimes
 from edge_agent.runtime.forecast import Forecast
-from edge_agent.runtime.request import NEVER
+from edge_agent.runtime.job import NEVER
 from edge_agent.runtime.session import RunTime
 
 # 10 ms whatever the rows, and 0.1 ms for each.

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from core.errors import NanofleetError
+from edge_agent.runtime.job import NEVER, Job, Ran
 from edge_agent.runtime.queue import MAX_IN_A_ROW, FairQueue, QueueBounds
-from edge_agent.runtime.request import NEVER, Job, Ran
 
 
 class Nobody:
