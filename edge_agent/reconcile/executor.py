@@ -179,7 +179,9 @@ class Reconciler:
     async def _current(self, target: DesiredState) -> Current:
         store, record = self._place.store, self._record
         fallbacks = {entry.slot.manifest_digest: entry.fallback for entry in record.quarantine}
-        digests = {slot.manifest_digest for slot in target.slots} | record.in_use()
+        # Also what a model may fall back on, which would else be fetched for ever.
+        slots = [*target.slots, *(slot for slot in fallbacks.values() if slot is not None)]
+        digests = {slot.manifest_digest for slot in slots} | record.in_use()
         complete = [digest for digest in digests if await self._place.on_disk(store.is_complete, digest)]
         return Current(
             frozenset(complete),

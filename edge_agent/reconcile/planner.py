@@ -5,7 +5,7 @@ away that nobody wants any more; so nothing stops before what may replace it ans
 is never unloaded in between: loading replaces it.
 
 A variant in quarantine is never the aim. Its model goes on with what runs, when that is in good standing; else with
-the variant that ran before it; else it stops.
+the variant that ran before it; else it stops. It also stops when the variant that shall replace it does not start.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -81,7 +81,10 @@ def plan(slots: Sequence[Slot], current: Current, *, on_hold: Collection[ModelNa
         steps += [FetchSlot(slot), *_start(slot, current)]
     wanted = {slot.model for slot in goals} | _kept(slots, current)
     steps += [UnloadModel(model) for model in sorted(current.running) if model not in wanted]
-    return tuple(step for step in steps if step.model not in on_hold)
+    # What is to replace a variant in quarantine has failed, and may be tried again: until then nothing answers.
+    held = sorted(wanted.intersection(on_hold))
+    faulty = [UnloadModel(model) for model in held if current.running.get(model) in current.fallbacks]
+    return (*(step for step in steps if step.model not in on_hold), *faulty)
 
 
 def aims(slots: Sequence[Slot], current: Current) -> tuple[Slot, ...]:

@@ -7,11 +7,12 @@ judged between them.
 
 import asyncio
 import tempfile
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -26,6 +27,8 @@ from tests.support.device import FAULTY, SOUND, Device, desired
 from tests.support.variants import MadeVariant, made_variant
 
 VARIANTS = [made_variant(model=model, version=version) for model in ("digits", "faces") for version in (1, 2, 3)]
+# More than any of it takes; without it a reconciler that goes round for ever is found by nobody.
+WAIT_TIMEOUT_S = 20.0
 BY_DIGEST = {variant.digest: variant for variant in VARIANTS}
 # None: the model is not wanted.
 wanted = st.tuples(st.none() | st.sampled_from(VARIANTS[:3]), st.none() | st.sampled_from(VARIANTS[3:]))
@@ -41,7 +44,7 @@ class Agent(RuleBasedStateMachine):
         self.target: tuple[MadeVariant, ...] = ()
 
     def wait(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return self.loop.run_until_complete(work)
+        return self.loop.run_until_complete(asyncio.wait_for(work, WAIT_TIMEOUT_S))
 
     @initialize()
     def start(self) -> None:
@@ -68,9 +71,14 @@ class Agent(RuleBasedStateMachine):
             model = ModelName(variant.manifest.model)
             if running.get(model) != variant.digest:
                 assert result.problem is not None, "applied, but another variant runs"
-                assert running.get(model) == served.get(model), "a slot that failed keeps what ran before"
+                fallen_back = self.fallback_of(variant)
+                assert running.get(model) in (served.get(model), fallen_back), "a slot that failed keeps what ran"
         if result.problem is None:
             assert set(running.values()) == {variant.digest for variant in self.target}
+
+    def fallback_of(self, variant: MadeVariant) -> Digest | None:
+        entry = self.device.journal().record.quarantined(variant.digest)
+        return None if entry is None or entry.fallback is None else entry.fallback.manifest_digest
 
     async def _submit(self) -> PushResult:
         return await self.reconciler.submit(desired(*self.target, generation=self.generation))
@@ -156,3 +164,32 @@ async def at_rest(device: Device) -> None:
 
 TestAgent = Agent.TestCase
 TestAgent.settings = settings(max_examples=25, stateful_step_count=15, deadline=None)
+
+
+@pytest.fixture
+def agent() -> Iterator[Agent]:
+    agent = Agent()
+    agent.start()
+    yield agent
+    agent.teardown()
+
+
+def test_what_is_in_quarantine_stops_when_what_shall_replace_it_does_not_load(agent: Agent) -> None:
+    replacement, faulty = VARIANTS[:2]
+    agent.push((faulty, None))
+    agent.change_loading(replacement, is_sound=False)
+    agent.push((replacement, None))
+    agent.end_probation(is_sound=False)
+    assert not agent.device.host.running()
+
+
+def test_what_a_variant_in_quarantine_falls_back_on_is_fetched_again_once(agent: Agent) -> None:
+    before, faulty = VARIANTS[:2]
+    agent.push((before, None))
+    agent.end_probation(is_sound=True)
+    agent.push((faulty, None))
+    agent.end_probation(is_sound=False)
+    # Nobody wants the model any more, so nothing of it is kept.
+    agent.push((None, None))
+    agent.push((faulty, None))
+    assert agent.device.host.running() == {ModelName(before.manifest.model): before.digest}
