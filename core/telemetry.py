@@ -14,7 +14,7 @@ import grpc
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SynchronousMultiSpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, TraceFlags, Tracer
@@ -23,6 +23,7 @@ from core.addresses import Address
 from core.grpc_transport import TlsIdentity
 from core.keeping import KEEP_NOTHING, Keeper, KeepRule
 from core.span_export import OtlpSpanExporter
+from core.span_log import SpanLog
 
 TRACEPARENT = "traceparent"
 # Head sampling of requests that arrive without a decision of their own.
@@ -31,6 +32,7 @@ DEFAULT_SAMPLE_RATIO = 0.05
 # later version than 00 may have more behind a dash, which is to be left alone (section 4.3).
 _PATTERN = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 _LATER_PATTERN = re.compile(r"(?!00|ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.{0,200})?")
+_SCOPE = "nanofleet"
 # Where the lowest digit of the flags stands; its lowest bit is "sampled".
 _FLAGS_DIGIT = 54
 
@@ -63,7 +65,8 @@ class Tracing:
         """`exporter` takes the place of OTLP to `settings.endpoint`, for a process that receives spans itself."""
         resource = Resource.create({"service.name": service, **(attributes or {})})
         # Sampling is decided by `is_sampled`; whoever calls the tracer wants the span.
-        self._provider = TracerProvider(resource=resource, sampler=ALWAYS_ON)
+        processors = SynchronousMultiSpanProcessor()  # type: ignore[no-untyped-call]  # without annotations
+        self._provider = TracerProvider(resource=resource, sampler=ALWAYS_ON, active_span_processor=processors)
         self._sample_ratio = settings.sample_ratio
         self.keeper = Keeper(settings.keep)
         self._uniform = uniform
@@ -77,7 +80,8 @@ class Tracing:
                     exporter, max_queue_size=8192, schedule_delay_millis=1000, export_timeout_millis=5000
                 )
             )
-        self.tracer: Tracer = self._provider.get_tracer("nanofleet")
+        self.tracer: Tracer = self._provider.get_tracer(_SCOPE)
+        self.log = SpanLog(resource, processors, scope=_SCOPE)
 
     def is_sampled(self, traceparent: str | None) -> bool:
         """Say whether this request is recorded: as its caller decided, otherwise by the head-sampling ratio."""
@@ -105,20 +109,29 @@ class Tracing:
 
 def parent_context(traceparent: str | None) -> Context:
     """Return the context of a remote parent; a missing or malformed value starts a new trace (W3C, section 4.3)."""
-    context = parse_traceparent(traceparent) if traceparent is not None else None
-    return Context() if context is None else trace.set_span_in_context(NonRecordingSpan(context), Context())
+    return _context_of(None if traceparent is None else parse_traceparent(traceparent))
 
 
 def ancestry_of(traceparent: str | None) -> tuple[Context, Sequence[Link]]:
-    """Return the context in which a request's first span begins here, and what it links to.
+    """Return `parent_of` with its first part as a context."""
+    parent, links = parent_of(traceparent)
+    return _context_of(parent), links
+
+
+def parent_of(traceparent: str | None) -> tuple[SpanContext | None, Sequence[Link]]:
+    """Return the span under which a request's first span here stands, and what it links to.
 
     A caller that says "not sampled" has recorded nothing that a span could stand under, and the decision is its own
     (W3C Trace Context, section 3.2.3.3.1): a request that is kept all the same gets a trace of its own, with a link.
     """
     caller = parse_traceparent(traceparent) if traceparent is not None else None
     if caller is None or caller.trace_flags.sampled:
-        return parent_context(traceparent), ()
-    return Context(), (Link(caller),)
+        return caller, ()
+    return None, (Link(caller),)
+
+
+def _context_of(parent: SpanContext | None) -> Context:
+    return Context() if parent is None else trace.set_span_in_context(NonRecordingSpan(parent), Context())
 
 
 def parse_traceparent(value: str) -> SpanContext | None:
@@ -131,6 +144,6 @@ def parse_traceparent(value: str) -> SpanContext | None:
     return context if context.is_valid else None
 
 
-def traceparent_of(span: Span) -> str:
-    context = span.get_span_context()
+def traceparent_of(span: Span | SpanContext) -> str:
+    context = span if isinstance(span, SpanContext) else span.get_span_context()
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from core.errors import Forbidden, HeavyUnavailable, NanofleetError
 from core.fleet_state import EnergyMethod
 from core.open_inference.messages import InferResponse, ParameterValue
+from core.span_log import Attribute
 from edge_agent.cascade.confidence import Verdict
 from edge_agent.cascade.policy import Privacy, Reason, Tier
-from edge_agent.request_trace import Attribute
 
 
 @dataclass(frozen=True, slots=True)

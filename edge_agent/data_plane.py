@@ -20,6 +20,7 @@ from core.metrics import Registry
 from core.open_inference.messages import InferRequest, InferResponse, ModelIndexEntry, ModelMetadata
 from core.open_inference.service import Call
 from core.open_inference.statistics import ModelStatistics
+from core.span_log import Attribute
 from core.telemetry import Tracing
 from edge_agent.answer import Answer, tagged
 from edge_agent.cached_answers import CachedAnswers
@@ -30,7 +31,7 @@ from edge_agent.hard_examples import HardExamples
 from edge_agent.request import Request
 from edge_agent.request_metrics import RequestMetrics
 from edge_agent.request_services import Escalation, Services
-from edge_agent.request_trace import Attribute, Origin
+from edge_agent.request_trace import Origin
 from edge_agent.runtime.batcher import NEVER
 from edge_agent.runtime.pool import LoadedModel, ModelPool
 from edge_agent.terms import NO_TERMS, Terms, terms_of

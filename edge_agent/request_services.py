@@ -70,7 +70,7 @@ class Services:
         self, model: LoadedModel, call: Call, origin: Origin, privacy: Privacy, *, queued_s: float, keep: Keep
     ) -> RequestTrace:
         return RequestTrace(
-            self._tracing.tracer,
+            self._tracing.log,
             self._clock,
             manifest=model.manifest,
             digest=model.digest,

@@ -16,12 +16,12 @@ from core.open_inference.http_face import HttpFace
 from core.open_inference.http_paths import ENDPOINTS, Operation, Target, target_of
 from core.open_inference.messages import DEFAULT_LIMITS, BodyLimits, InferRequest
 from core.open_inference.service import Statistics
+from core.span_log import Attribute
 from edge_agent.answer import Answer as Answered
 from edge_agent.answer import tagged
 from edge_agent.data_plane import EdgeDataPlane
 from edge_agent.front.http.messages import Answer, Cancel, Methods, Request, Respond, Route
 from edge_agent.front.http.routes import Tasks
-from edge_agent.request_trace import Attribute
 from edge_agent.terms import terms_of
 
 # Chosen: the last paths asked for, so that they are taken apart once; peers choose the names in them.
@@ -106,6 +106,10 @@ class OpenInferenceRoutes:
 
 def _settle(message: InferRequest, respond: Respond, future: "asyncio.Future[Answered]") -> None:
     if future.cancelled():
+        return
+    failure = future.exception()
+    if isinstance(failure, NanofleetError):
+        respond(http_form.refusal(failure))
         return
     try:
         respond(http_form.encode_infer(message, tagged(future.result())))

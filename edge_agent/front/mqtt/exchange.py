@@ -12,6 +12,7 @@ from opentelemetry.trace import SpanKind
 from core.deadline import Deadline
 from core.open_inference.messages import InferRequest
 from core.open_inference.service import Call
+from core.span_log import Attribute
 from edge_agent.answer import Answer
 from edge_agent.cascade.policy import Reason
 from edge_agent.front.mqtt.duplicates import Execution
@@ -20,7 +21,6 @@ from edge_agent.front.mqtt.late_address import LateAddress, encode_late_address
 from edge_agent.front.mqtt.publication import Publication
 from edge_agent.front.mqtt.topics import template_of
 from edge_agent.request_content import content_of
-from edge_agent.request_trace import Attribute
 
 Settled = Callable[["Exchange", "asyncio.Future[Answer]"], None]
 
