@@ -2,6 +2,7 @@
 
 import errno
 import socket
+from collections.abc import Container
 from typing import Protocol
 
 # Chosen: one read takes what a busy broker has sent since the last turn of the loop.
@@ -48,12 +49,48 @@ class BufferedSocket:
 
     def recv(self, size: int) -> bytes:
         if self._at >= len(self._read):
-            self._read = self._raw.recv(_READ_BYTES)
-            self._at = 0
-            self._owes_ack = True
+            self._fill()
         start = self._at
         self._at = min(start + size, len(self._read))
         return self._read[start : self._at]
+
+    def take_packet(self, kind: int, ids: Container[int] | None = None) -> tuple[int, bytes] | None:
+        """Take the next packet if it is of `kind` and all of it was read: its first byte, and what follows the length.
+
+        None: it is another's to read, byte by byte. Source: MQTT 5.0, sections 1.5.5 and 2.1.
+
+        Args:
+            ids: of which the packet identifier that it begins with has to be one.
+        """
+        if self._at >= len(self._read):
+            try:
+                self._fill()
+            except OSError:
+                # There is nothing, or the connection is over: whoever reads next hears of it.
+                return None
+        data, at = self._read, self._at
+        if at >= len(data) or data[at] & 0xF0 != kind:
+            return None
+        size = shift = 0
+        for start in range(at + 1, min(at + 5, len(data))):
+            digit = data[start]
+            size |= (digit & 0x7F) << shift
+            shift += 7
+            if digit < 0x80:
+                end = start + 1 + size
+                if end > len(data):
+                    return None
+                packet = data[start + 1 : end]
+                if ids is not None and (size < 2 or int.from_bytes(packet[:2]) not in ids):
+                    return None
+                self._at = end
+                return data[at], packet
+        return None
+
+    def _fill(self) -> None:
+        self._read = self._raw.recv(_READ_BYTES)
+        self._at = 0
+        self._owes_ack = True
 
     def send(self, piece: bytes | bytearray) -> int:
         if len(self._unsent) > _MAX_UNSENT_BYTES:

@@ -104,6 +104,8 @@ class BrokerConnection:
         self._client: LoopClient | None = None
         self._housekeeping: asyncio.TimerHandle | None = None
         self._is_reading = False
+        # From a read until the replies to it could leave, which what comes meanwhile shall not delay.
+        self._is_answering = False
         self._awaits_writable = False
         self._is_paused = False
 
@@ -135,6 +137,10 @@ class BrokerConnection:
     ) -> int:
         """Send a message and return its packet id; `acknowledged` is called with it for QoS 1."""
         assert self._client is not None
+        if not retain:
+            packet_id = self._client.publish_at_once(topic, payload, properties, qos=qos)
+            if packet_id is not None:
+                return packet_id
         packed = None if properties is None else PackedProperties(properties)
         return self._client.publish(topic, payload, qos, retain, packed).mid
 
@@ -269,20 +275,24 @@ class BrokerConnection:
     def _on_readable(self) -> None:
         assert self._client is not None
         assert self._socket is not None
+        if self._is_answering:
+            return
         self._is_reading = True
         try:
-            self._client.loop_read()
+            self._client.read()
             while self._socket.has_read_ahead and not self._ended.done():
-                self._client.loop_read()
+                self._client.read()
         except Exception as error:
             _log.error("the MQTT client failed by a defect", exc_info=withheld(error))
             self.abort(f"internal error: {type(error).__name__}")
             return
         finally:
             self._is_reading = False
-        self._loop.call_soon(self._loop.call_soon, self._acknowledge)
+        self._is_answering = True
+        self._loop.call_soon(self._loop.call_soon, self._loop.call_soon, self._acknowledge)
 
     def _acknowledge(self) -> None:
+        self._is_answering = False
         if self._socket is not None and not self._ended.done():
             self._socket.acknowledge()
 
