@@ -32,7 +32,7 @@ from edge_agent.runtime.joint_run import JointRun, JudgeOutputs, Run
 from edge_agent.runtime.outcomes import Outcomes, Shed
 from edge_agent.runtime.queue import FairQueue, QueueBounds
 from edge_agent.runtime.session import RunTime
-from edge_agent.runtime.threads import RunThreads
+from edge_agent.runtime.threads import Running, RunThreads
 from edge_agent.runtime.waiting_line import WaitingLine
 
 __all__ = ["NEVER", "Batcher", "JudgeOutputs", "QueueBounds", "Ran", "Run", "Shed", "Waiter"]
@@ -110,7 +110,7 @@ class Batcher:
         self._wait: asyncio.TimerHandle | None = None
         # Since when a thread is wanted and none is free.
         self._wanted_s: float | None = None
-        self._under_way: asyncio.Future[Sequence[Ran | NanofleetError]] | None = None
+        self._under_way: Running | None = None
         self._is_closed = False
         self._expiry: asyncio.TimerHandle | None = None
         self._idle: asyncio.Future[None] | None = None
@@ -144,6 +144,9 @@ class Batcher:
         """
         if self._is_closed:
             raise ModelNotReady(f"model {self._name}: is being unloaded; try again later")
+        if self._under_way is not None:
+            # Under overload the loop refuses for so long that the thread would wait for it.
+            self._under_way.look()
         job = Job(
             inputs,
             waiter,
@@ -186,7 +189,7 @@ class Batcher:
         self._line_up_arrived(self._now_s())
         self._arm_expiry()
         if self._under_way is not None:
-            await asyncio.wait([self._under_way])
+            await asyncio.wait([self._under_way.noted])
 
     async def drain(self) -> None:
         """Return when nothing is queued or running any more."""
@@ -307,11 +310,11 @@ class Batcher:
         self._line_up_arrived(now_s)
         rows = sum([job.rows for job in batch])
         self._forecast.started(rows, wanted_s=wanted_s, now_s=now_s)
-        self._under_way = self._threads.start(partial(self._runs.compute, batch))
-        self._under_way.add_done_callback(partial(self._finish, batch, rows, now_s))
+        work = partial(self._runs.compute, batch)
+        self._under_way = self._threads.start(work, partial(self._finish, batch, rows, now_s))
 
     def _finish(
-        self, batch: Sequence[Job], rows: int, started_s: float, run: "asyncio.Future[Sequence[Ran | NanofleetError]]"
+        self, batch: Sequence[Job], rows: int, started_s: float, results: Sequence[Ran | NanofleetError]
     ) -> None:
         self._under_way = None
         self._forecast.ended(rows, started_s=started_s, now_s=self._now_s())
@@ -320,7 +323,7 @@ class Batcher:
             if self._queue.rows and not self._is_scheduled:
                 self._flush()
         finally:
-            self._outcomes.settle(batch, run.result())
+            self._outcomes.settle(batch, results)
             self._run_rest()
 
     def _run_rest(self) -> None:

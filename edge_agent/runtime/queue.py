@@ -256,6 +256,8 @@ class _Level:
 
     def _forget(self, flow: _Flow) -> None:
         del self.flows[flow.client]
+        # It names the flow, which names it.
+        del flow.entry
         if flow.start <= self._time:
             return
         self._ended[flow.client] = flow.start

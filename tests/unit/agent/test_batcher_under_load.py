@@ -1,8 +1,11 @@
 """The batcher when more comes than it can run: who is let in, who is served, who is told to come again."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -129,6 +132,37 @@ async def test_at_three_times_what_it_can_do_nearly_all_of_its_time_goes_into_an
     assert all(at_s <= deadline_s - 0.02 + 1e-6 for at_s, deadline_s in zip(answered_s, deadlines, strict=True))
     assert len([at_s for at_s in answered_s if at_s <= started_s + elapsed_s]) >= 0.98 * elapsed_s / TAKES_S
     assert len(model.batches) == len(answers)
+
+
+class RunsByHand(Executor):
+    """A thread whose run ends when a test says so, in the middle of what the loop is doing."""
+
+    def __init__(self) -> None:
+        self.begun: list[tuple[Future[Any], Callable[[], Any]]] = []
+
+    def submit(self, work: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
+        self.begun.append((Future(), partial(work, *args, **kwargs)))
+        return self.begun[-1][0]
+
+    def end(self) -> None:
+        future, work = self.begun[-1]
+        future.set_result(work())
+
+
+async def test_a_thread_that_has_ended_its_run_does_not_wait_for_a_loop_that_is_busy_with_newcomers() -> None:
+    executor = RunsByHand()
+    batcher = slow_batcher(Doubler(), threads=RunThreads(1, executor))
+    answers = [ask(batcher, row(number)) for number in range(2)]
+    await asyncio.sleep(0)
+    executor.end()
+    assert len(executor.begun) == 1
+    answers.append(ask(batcher, row(2)))
+    assert len(executor.begun) == 2
+    executor.end()
+    await answers[1]
+    executor.end()
+    assert [ran.outputs[0].item() for ran in await asyncio.gather(*answers)] == [0, 2, 4]
+    assert len(executor.begun) == 3
 
 
 @in_virtual_time
