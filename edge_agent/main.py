@@ -63,7 +63,7 @@ from edge_agent.health.status_file import (
 )
 from edge_agent.identity.channel import RotatingChannel
 from edge_agent.identity.folder import Identity, IdentityFolder
-from edge_agent.lifetime import first_of, flush, prefer_the_loop, start, stop_on_signal, thread
+from edge_agent.lifetime import first_of, flush, keep_collected, prefer_the_loop, start, stop_on_signal, thread
 from edge_agent.member import Member, Surroundings
 from edge_agent.post import Correspondents, PostOffice, Sources
 from edge_agent.request_metrics import RequestMetrics
@@ -173,7 +173,7 @@ class _Agent:
                 tasks += start(group, {"mqtt": self._front.run})
             prefer_the_loop()
             code_pages.release()
-            tasks += start(group, {"code pages": self._keep_code_released})
+            tasks += start(group, {"code pages": self._keep_code_released, "collector": self._keep_collected})
             tasks += start(group, self._member.outward)
             tasks += start(group, self._post.outward(self._member.board, self._front))
             self._announce(faces)
@@ -188,7 +188,13 @@ class _Agent:
         await self._status.write_if_changed()
 
     async def _keep_code_released(self) -> None:
-        await code_pages.keep_released(lambda: self._front is None or not self._front.in_flight)
+        await code_pages.keep_released(self._is_idle)
+
+    async def _keep_collected(self) -> None:
+        await keep_collected(self._is_idle)
+
+    def _is_idle(self) -> bool:
+        return not self._pool.queued and (self._front is None or not self._front.in_flight)
 
     def _make_plane(self, counted: RequestMetrics, cached: CachedAnswers | None) -> EdgeDataPlane:
         return EdgeDataPlane(

@@ -118,7 +118,8 @@ class Request:
             self.trace.failed(error)
         if not self.future.done():
             self._services.metrics.failed(self.model.manifest.model, error)
-            self.future.set_exception(error)
+            # Its traceback leads to this future again, and under overload the collector would not keep up.
+            self.future.set_exception(error.with_traceback(None))
 
     async def escalate(self, ran: Ran, decision: Decision) -> None:
         """Ask the heavy tier and settle the future, whatever comes of it."""

@@ -93,7 +93,16 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
 
     # Bytes, where the stubs say messages: see add_open_inference.
     async def ModelInfer(self, request: bytes, context: _Context) -> bytes:  # type: ignore[override]
-        return await self._answer(context, self._infer(request, context))
+        try:
+            return await self._infer(request, context)
+        except Exception as error:
+            code, details, trailing = _told(self._refusal(error))
+        # Not aborted: that raises an error which the call keeps, as the error keeps the call: under overload the
+        # collector would not keep up. Clients look at no message where the status is not OK.
+        context.set_code(code)
+        context.set_details(details)
+        context.set_trailing_metadata(trailing)
+        return b""
 
     async def ModelStatistics(
         self, request: pb.ModelStatisticsRequest, context: _Context
@@ -170,15 +179,23 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
     async def _answer(self, context: _Context, work: Awaitable[_Result]) -> _Result:
         try:
             return await work
-        except InternalError as error:
-            self._defects.record(error)
-            refusal: NanofleetError = error
-        except NanofleetError as error:
-            refusal = error
         except Exception as error:
-            self._defects.record(error)
-            refusal = InternalError("internal error; the server's log has the cause")
-        return await context.abort(STATUS[refusal.code].grpc, str(refusal)[:_MAX_DETAILS_CHARS], _when_again(refusal))
+            refusal = self._refusal(error)
+        return await context.abort(*_told(refusal))
+
+    def _refusal(self, error: Exception) -> NanofleetError:
+        if isinstance(error, NanofleetError):
+            if isinstance(error, InternalError):
+                self._defects.record(error)
+            # Without the traceback, which leads back to who holds the refusal.
+            return error.with_traceback(None)
+        self._defects.record(error)
+        return InternalError("internal error; the server's log has the cause")
+
+
+def _told(refusal: NanofleetError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str], ...]]:
+    """Return status, details and trailing metadata."""
+    return STATUS[refusal.code].grpc, str(refusal)[:_MAX_DETAILS_CHARS], _when_again(refusal)
 
 
 def _when_again(refusal: NanofleetError) -> tuple[tuple[str, str], ...]:

@@ -164,6 +164,10 @@ class MqttFront:
         if future.cancelled():
             self._forget(exchange)
             return
+        failure = future.exception()
+        if isinstance(failure, NanofleetError):
+            self._refuse(exchange, failure)
+            return
         try:
             answer = future.result()
             if answer.later is not None:

@@ -47,6 +47,16 @@ class FakeContext:
     ) -> NoReturn:
         raise Aborted(code, details, dict(trailing_metadata))
 
+    def set_code(self, code: grpc.StatusCode) -> None:
+        self._code = code
+
+    def set_details(self, details: str) -> None:
+        self._details = details
+
+    def set_trailing_metadata(self, trailing_metadata: tuple[tuple[str, str], ...]) -> NoReturn:
+        """End the call: it is the last that the face says of a refusal."""
+        raise Aborted(self._code, self._details, dict(trailing_metadata))
+
 
 class DefectivePlane(EchoPlane):
     async def metadata(self, name: str, version: str) -> Any:
