@@ -11,15 +11,15 @@ import argparse
 import json
 import random
 import select
-import struct
 import time
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from statistics import quantiles
 
-from benchmarks.mqtt_load import DEADLINE_MS, PUBACK, PUBLISH, Load
-from edge_agent.front.mqtt.publication import decode_publication
+from benchmarks.mqtt_load import DEADLINE_MS, PLACEHOLDER, PUBLISH, Load
 
+QOS_BITS = 0x06
+PUBACK_HEAD = b"\x40\x02"
 # What is not answered by then never will be.
 LINGER_S = 2.0
 
@@ -107,13 +107,14 @@ class OpenLoad(Load):
         for header, packet in self._packets():
             if header & 0xF0 != PUBLISH:
                 continue
-            reply = decode_publication(header, packet, has_properties=True)
-            if reply.qos:
-                acknowledgements.append(struct.pack("!BBH", PUBACK, 2, reply.packet_id))
-            assert reply.correlation is not None
-            sent_s = self._sent_s.pop(reply.correlation)
-            if b'"outputs"' in reply.payload:
-                assert self._answered_by in reply.payload.replace(b'": "', b'":"'), reply
+            if header & QOS_BITS:
+                id_at = 2 + int.from_bytes(packet[:2])
+                acknowledgements.append(PUBACK_HEAD + packet[id_at : id_at + 2])
+            # Not decoded: that would take more of a core than the responder leaves.
+            found = packet.find(self._run)
+            sent_s = self._sent_s.pop(packet[found : found + len(PLACEHOLDER)])
+            if b'"outputs"' in packet:
+                assert self._answered_by in packet or self._answered_by.replace(b":", b": ") in packet, packet
                 answers_s.append(time.perf_counter() - sent_s)
             else:
                 refused += 1
