@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 from core.tasks import supervise
@@ -100,6 +100,10 @@ def _keep_threads_from_interrupting() -> None:
         return
     loops = threading.get_native_id()
     for thread_id in (int(task.name) for task in Path("/proc/self/task").iterdir()):
-        if thread_id != loops:
-            with suppress(ProcessLookupError):
-                os.sched_setscheduler(thread_id, os.SCHED_BATCH, os.sched_param(0))
+        if thread_id == loops:
+            continue
+        try:
+            os.sched_setscheduler(thread_id, os.SCHED_BATCH, os.sched_param(0))
+        except OSError as error:
+            # It has ended, or a sandbox does not allow it, which costs speed and nothing else.
+            _log.debug("a thread keeps its scheduling class", extra={"reason": error.strerror})

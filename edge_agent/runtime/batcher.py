@@ -1,4 +1,4 @@
-"""The dynamic batcher in front of one model: callers that arrive together share a run, and never each other's fate.
+"""The dynamic batcher in front of one model, in the loop: who arrives together shares a run, and never another's fate.
 
     submit → arrived ──(end of this loop turn)──▶ a batch ─▶ run ─▶ settle each waiter
                └─ there is more than can run soon ─▶ queue ─▲
@@ -13,8 +13,6 @@
 - A slow model may wait for a fuller batch, as long as that makes the average answer sooner (`estimate`).
 - When a joint run fails, its requests are run again one by one (`joint_run`).
 - While nothing may run (the model is not in memory, or is about to leave it) requests wait, and their deadlines pass.
-
-Everything here runs in the loop's thread.
 """
 
 import asyncio

@@ -123,15 +123,15 @@ def encode_words(words: Iterable[tuple[str, str]]) -> bytes:
     return b"".join([_encode(_USER, key.encode()) + _sized(value.encode()) for key, value in words])
 
 
-def with_length(properties: bytes) -> bytes:
-    """Put the length, a variable byte integer (section 1.5.5), in front of encoded properties."""
-    size = len(properties)
+def with_length(content: bytes) -> bytes:
+    """Put its length, a variable byte integer (section 1.5.5), in front of `content`: properties, or a packet's."""
+    size = len(content)
     length = bytearray()
     while True:
         size, digit = size >> 7, size & 0x7F
         if not size:
             length.append(digit)
-            return bytes(length) + properties
+            return bytes(length) + content
         length.append(digit | 0x80)
 
 
