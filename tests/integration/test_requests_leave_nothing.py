@@ -30,20 +30,16 @@ TIMEOUT_US = 500_000
 
 
 @contextmanager
-def nothing_left() -> Iterator[None]:
-    """Assert that every refusal of the block was given back without the collector."""
+def nothing_left(of: type) -> Iterator[None]:
+    """Assert that what the block made of a kind was given back without the collector."""
     gc.collect()
-    before = refusals()
+    before = {id(found): found for found in gc.get_objects() if isinstance(found, of)}
     gc.disable()
     try:
         yield
-        assert refusals() == before
+        assert not [found for found in gc.get_objects() if isinstance(found, of) and id(found) not in before]
     finally:
         gc.enable()
-
-
-def refusals() -> int:
-    return sum(isinstance(found, Overloaded) for found in gc.get_objects())
 
 
 async def test_over_mqtt(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -52,7 +48,7 @@ async def test_over_mqtt(tmp_path_factory: pytest.TempPathFactory) -> None:
         async with serving(broker, slow.loaded(expected_s=RUN_S)) as front, device(broker) as camera:
             camera.send(body_of(), correlation=b"first", expiry_s=60)
             await asyncio.wait_for(slow.is_running.wait(), 10)
-            with nothing_left():
+            with nothing_left(Overloaded):
                 for number in range(REQUESTS):
                     camera.send(body_of(), correlation=b"%d" % number, deadline_ms="500")
                 replies = [await camera.reply() for _ in range(REQUESTS)]
@@ -68,7 +64,7 @@ async def test_over_http() -> None:
     first = plane.ask(request_of())
     await asyncio.wait_for(slow.is_running.wait(), 10)
     async with serving_http(plane) as address:
-        with nothing_left():
+        with nothing_left(Overloaded):
             for _ in range(REQUESTS):
                 assert (await ask(address, message(parameters={"timeout": TIMEOUT_US})))[0] == 429
         slow.release()
@@ -91,7 +87,7 @@ async def test_over_grpc() -> None:
     )
     channel = open_channel(await front.start(), credentials)
     stub: pb_grpc.GRPCInferenceServiceAsyncStub = pb_grpc.GRPCInferenceServiceStub(channel)
-    with nothing_left():
+    with nothing_left(Overloaded):
         for _ in range(REQUESTS):
             with pytest.raises(grpc.RpcError) as refused:
                 await stub.ModelInfer(protobuf_body.encode_request(request_of(timeout=TIMEOUT_US)))
@@ -106,13 +102,7 @@ async def test_a_run_on_a_thread() -> None:
     model = SlowModel()
     model.release()
     plane = await plane_with(model.loaded())
-    gc.collect()
-    before = sum(isinstance(found, Job) for found in gc.get_objects())
-    gc.disable()
-    try:
+    with nothing_left(Job):
         for _ in range(REQUESTS):
             await plane.answer(request_of())
         await asyncio.sleep(0)
-        assert sum(isinstance(found, Job) for found in gc.get_objects()) == before
-    finally:
-        gc.enable()
