@@ -5,8 +5,11 @@
 A real broker, a real agent (tracing at its default sampling, spans exported to a receiver of this benchmark) and
 `peers/paho_responder.py` on the same ONNX file run side by side, each in a process of its own; one load generator asks
 them in turns, so that whatever else the machine does falls on both. Two models: `small` takes about 13 us a run,
-`wide` gains from batching. Figures: medians over the rounds; ratios: medians of each round's ratio, agent / script. At
-last, how much longer than usual the agent takes now and then while it is offered half of what it can do.
+`wide` gains from batching. Figures: medians over the rounds; ratios: medians of each round's ratio, agent / script.
+
+At last the tail: how much longer than usual the agent takes now and then while it is offered half of what it can do,
+and beside it a server that takes the same time for every request and could do as many (`peers/steady_responder.py`):
+what is more than that is the agent's, the rest is chance and the machine.
 """
 
 import argparse
@@ -17,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -37,10 +40,13 @@ IN_FLIGHT = 64
 MAX_BATCH = 64
 SMALL = (64, 16, 10)
 WIDE = (64, 2048, 2048, 10)
+# Which figure says how many requests of a model can be answered.
+RATED = {"small": "rps", "wide": "batched"}
 SITE = "bench"
 AGENT = "agent"
 PEER = "script"
-# What the script calls its model in every reply.
+STEADY = "steady"
+# What the others call their model in every reply.
 PEER_MODEL = "peer"
 START_S = 1.0
 
@@ -99,9 +105,21 @@ def measure_round(broker: Mosquitto, seconds: float, levels: Sequence[int], *, f
         ):
             for who in (first, PEER if first == AGENT else AGENT):
                 figures[f"{what}_{who}_qos{qos}"] = ask(broker, who, model, in_flight, qos, seconds)
-        half_per_s = figures[f"rps_{AGENT}_qos{qos}"]["rps"] / 2
-        figures[f"half_{AGENT}_qos{qos}"] = offer(broker, AGENT, "small", half_per_s, qos, seconds)
+        rates_per_s = {model: figures[f"{what}_{AGENT}_qos{qos}"]["rps"] for model, what in RATED.items()}
+        figures |= measure_tails(broker, rates_per_s, qos, seconds, is_agent_first=first == AGENT)
     return figures
+
+
+def measure_tails(
+    broker: Mosquitto, rates_per_s: Mapping[str, float], qos: int, seconds: float, *, is_agent_first: bool
+) -> Round:
+    """Return how long answers take at half of `rates_per_s`, of the agent and of a steady server of its speed."""
+    half = {}
+    with running_steady(broker, qos, takes_s=1 / rates_per_s["small"]):
+        for who in (AGENT, STEADY) if is_agent_first else (STEADY, AGENT):
+            half[f"half_{who}_qos{qos}"] = offer(broker, who, "small", rates_per_s["small"] / 2, qos, seconds)
+    half[f"half_batched_{AGENT}_qos{qos}"] = offer(broker, AGENT, "wide", rates_per_s["wide"] / 2, qos, seconds)
+    return half
 
 
 def ask(
@@ -132,6 +150,13 @@ def _generated(
     return dict(json.loads(done.stdout))
 
 
+TAILS = {
+    "p99_over_p50_half_load": f"half_{AGENT}",
+    "p99_over_p50_half_load_batched": f"half_batched_{AGENT}",
+    "steady_p99_over_p50_half_load": f"half_{STEADY}",
+}
+
+
 def summary(raw: Sequence[Round], levels: Sequence[int]) -> dict[str, object]:
     """Return the ratios per QoS and the worse of them, and the medians that they come from."""
     ratios: dict[str, float] = {}
@@ -146,13 +171,13 @@ def summary(raw: Sequence[Round], levels: Sequence[int]) -> dict[str, object]:
             figures[f"agent_{unit}{suffix}_qos{qos}"] = round(median(ours for ours, _ in pairs), 3)
             figures[f"script_{unit}{suffix}_qos{qos}"] = round(median(theirs for _, theirs in pairs), 3)
         ratios[f"{name}_ratio{suffix}"] = worse(ratios[f"{name}_ratio{suffix}_qos{qos}"] for qos in levels)
-    for qos in levels:
-        halves = [turn[f"half_{AGENT}_qos{qos}"] for turn in raw]
-        ratios[f"p99_over_p50_half_load_qos{qos}"] = round(
-            median(each["p99_ms"] / each["p50_ms"] for each in halves), 3
-        )
-        figures[f"agent_p99_ms_half_load_qos{qos}"] = round(median(each["p99_ms"] for each in halves), 3)
-    ratios["p99_over_p50_half_load"] = max(ratios[f"p99_over_p50_half_load_qos{qos}"] for qos in levels)
+    for name, kind in TAILS.items():
+        for qos in levels:
+            halves = [turn[f"{kind}_qos{qos}"] for turn in raw]
+            ratios[f"{name}_qos{qos}"] = round(median(each["p99_ms"] / each["p50_ms"] for each in halves), 3)
+            for unit in ("p50_ms", "p99_ms"):
+                figures[f"{kind}_{unit}_qos{qos}"] = round(median(each[unit] for each in halves), 3)
+        ratios[name] = max(ratios[f"{name}_qos{qos}"] for qos in levels)
     return {"benchmark": "hot_path", **ratios, **figures}
 
 
@@ -190,7 +215,21 @@ def running_script(model: BuiltModel, broker: Mosquitto) -> Iterator[None]:
     topic = f"nf/v1/{SITE}/infer/{PEER}/{model.manifest.model}"
     script = Path(__file__).with_name("peers") / "paho_responder.py"
     arguments = [str(broker.port), topic, str(model.folder / model.manifest.entry)]
-    process = subprocess.Popen([sys.executable, str(script), *arguments])
+    with running([str(script), *arguments]):
+        yield
+
+
+@contextmanager
+def running_steady(broker: Mosquitto, qos: int, *, takes_s: float) -> Iterator[None]:
+    topic = f"nf/v1/{SITE}/infer/{STEADY}/small"
+    with running(["-m", "benchmarks.peers.steady_responder", str(broker.port), topic, str(qos), str(takes_s)]):
+        time.sleep(START_S)
+        yield
+
+
+@contextmanager
+def running(arguments: Sequence[str]) -> Iterator[None]:
+    process = subprocess.Popen([sys.executable, *arguments])
     try:
         yield
     finally:

@@ -2,28 +2,26 @@
 
     python -m benchmarks.mqtt_load --port 1883 --topic nf/v1/s/infer/a/m --in-flight 64 --qos 1 --seconds 3
 
-It speaks the protocol by hand over one blocking socket and prepares its packets beforehand, so that it takes a small
-part of a core and what is measured is the responder. Prints one JSON object: `rps`, `p50_ms`, `p99_ms`, `replies`.
+Its packets are prepared beforehand, so that it takes a small part of a core. Prints one JSON object: `rps`, `p50_ms`,
+`p99_ms`, `replies`.
 """
 
 import argparse
 import json
 import math
 import secrets
-import socket
 import struct
 import time
 from statistics import quantiles
 
+from benchmarks.raw_mqtt import PUBLISH, RawClient, acknowledgement, sized
 from edge_agent.front.mqtt.publication import decode_publication, encode_words, with_length
 
-CONNACK, PUBLISH, PUBACK, SUBACK = 0x20, 0x30, 0x40, 0x90
 FEATURES = 64
 SITE = "bench"
 CLIENT = "load"
 REPLIES = f"nf/v1/{SITE}/clients/{CLIENT}/replies"
 DEADLINE_MS = 10_000
-REPLY_TIMEOUT_S = 10.0
 WARM_UP_S = 0.5
 # As long as the correlation data that take its place.
 PLACEHOLDER = b"?" * 16
@@ -45,17 +43,14 @@ def main() -> None:
 
 class Load:
     def __init__(self, port: int, topic: bytes, qos: int, answered_by: str, *, deadline_ms: int = DEADLINE_MS) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=REPLY_TIMEOUT_S)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._client = RawClient(port, client_id=CLIENT, topic_filter=REPLIES, qos=qos)
         self._qos = qos
-        self._received = b""
         self._number = 0
         # New in every process: an agent answers a request that it has seen from memory.
         self._run = secrets.token_hex(4).encode()
         self._answered_by = f'"model_name":"{answered_by}"'.encode()
         self._head, self._tail = request_parts(topic, qos, deadline_ms)
         self._sent_s: dict[bytes, float] = {}
-        self._connect()
 
     def run(self, in_flight: int, seconds: float) -> dict[str, float]:
         """Keep `in_flight` requests under way for `seconds`, then wait for the last of them."""
@@ -63,11 +58,11 @@ class Load:
         latencies_s: list[float] = []
         started_s = time.perf_counter()
         end_s = started_s + seconds
-        self._socket.sendall(b"".join([self._request() for _ in range(in_flight)]))
+        self._client.send(b"".join([self._request() for _ in range(in_flight)]))
         in_time = 0
         while self._sent_s:
             outgoing = []
-            for header, packet in self._packets():
+            for header, packet in self._client.packets():
                 if header & 0xF0 != PUBLISH:
                     continue
                 reply = decode_publication(header, packet, has_properties=True)
@@ -78,12 +73,12 @@ class Load:
                 assert reply.correlation is not None
                 latencies_s.append(now_s - self._sent_s.pop(reply.correlation))
                 if reply.qos:
-                    outgoing.append(struct.pack("!BBH", PUBACK, 2, reply.packet_id))
+                    outgoing.append(acknowledgement(reply.packet_id))
                 if now_s < end_s:
                     in_time += 1
                     outgoing.append(self._request())
             if outgoing:
-                self._socket.sendall(b"".join(outgoing))
+                self._client.send(b"".join(outgoing))
         cuts_ms = [cut * 1000 for cut in quantiles(latencies_s, n=100)]
         return {"rps": in_time / seconds, "p50_ms": cuts_ms[49], "p99_ms": cuts_ms[98], "replies": len(latencies_s)}
 
@@ -93,35 +88,6 @@ class Load:
         self._sent_s[correlation] = time.perf_counter()
         identifier = struct.pack("!H", self._number % 65535 + 1) if self._qos else b""
         return self._head + identifier + self._tail.replace(PLACEHOLDER, correlation, 1)
-
-    def _connect(self) -> None:
-        body = b"\x00\x04MQTT\x05\x02\x00\x3c\x00" + sized(CLIENT.encode())
-        self._socket.sendall(b"\x10" + with_length(body))
-        self._await(CONNACK)
-        filters = sized(REPLIES.encode()) + bytes([self._qos])
-        self._socket.sendall(b"\x82" + with_length(b"\x00\x01\x00" + filters))
-        self._await(SUBACK)
-
-    def _await(self, kind: int) -> None:
-        while not any(header & 0xF0 == kind for header, _ in self._packets()):
-            pass
-
-    def _packets(self) -> list[tuple[int, bytes]]:
-        """Return the whole packets that one read brings."""
-        chunk = self._socket.recv(1 << 18)
-        if not chunk:
-            raise ConnectionError("the broker closed the connection")
-        buffer = self._received + chunk
-        packets = []
-        at = 0
-        while True:
-            size, body = remaining_length(buffer, at + 1)
-            if size < 0 or body + size > len(buffer):
-                break
-            packets.append((buffer[at], buffer[body : body + size]))
-            at = body + size
-        self._received = buffer[at:]
-        return packets
 
 
 def request_parts(topic: bytes, qos: int, deadline_ms: int = DEADLINE_MS) -> tuple[bytes, bytes]:
@@ -140,23 +106,6 @@ def request_parts(topic: bytes, qos: int, deadline_ms: int = DEADLINE_MS) -> tup
     size = len(before) + (2 if qos else 0) + len(after)
     length = with_length(b"\x00" * size)[:-size]
     return bytes([PUBLISH | qos << 1]) + length + before, after
-
-
-def sized(value: bytes) -> bytes:
-    return struct.pack("!H", len(value)) + value
-
-
-def remaining_length(buffer: bytes, at: int) -> tuple[int, int]:
-    """Return the length of a packet and where its body starts; -1 while it is not all there."""
-    value = shift = 0
-    while at < len(buffer):
-        digit = buffer[at]
-        at += 1
-        value |= (digit & 0x7F) << shift
-        if not digit & 0x80:
-            return value, at
-        shift += 7
-    return -1, at
 
 
 if __name__ == "__main__":

@@ -16,10 +16,9 @@ from dataclasses import asdict, dataclass
 from itertools import accumulate
 from statistics import quantiles
 
-from benchmarks.mqtt_load import DEADLINE_MS, PLACEHOLDER, PUBLISH, Load
+from benchmarks.mqtt_load import DEADLINE_MS, PLACEHOLDER, Load
+from benchmarks.raw_mqtt import PUBLISH, QOS_BITS, acknowledgement
 
-QOS_BITS = 0x06
-PUBACK_HEAD = b"\x40\x02"
 # What is not answered by then never will be.
 LINGER_S = 2.0
 
@@ -80,9 +79,9 @@ class OpenLoad(Load):
                 outgoing.append(self._request())
                 sent += 1
             if outgoing:
-                self._socket.sendall(b"".join(outgoing))
+                self._client.send(b"".join(outgoing))
             wait_s = plan_s[sent] - (time.perf_counter() - started_s) if sent < len(plan_s) else 0.1
-            if select.select([self._socket], [], [], max(0.0, wait_s))[0]:
+            if select.select([self._client], [], [], max(0.0, wait_s))[0]:
                 refused += self._take_replies(answers_s)
         in_time = sum(took_s <= deadline_s for took_s in answers_s)
         cuts_ms = [cut * 1000 for cut in quantiles(answers_s, n=100)] if len(answers_s) > 1 else [0.0] * 99
@@ -104,12 +103,12 @@ class OpenLoad(Load):
         """Time the answers that one read brings, and return how many refusals came with them."""
         refused = 0
         acknowledgements = []
-        for header, packet in self._packets():
+        for header, packet in self._client.packets():
             if header & 0xF0 != PUBLISH:
                 continue
             if header & QOS_BITS:
                 id_at = 2 + int.from_bytes(packet[:2])
-                acknowledgements.append(PUBACK_HEAD + packet[id_at : id_at + 2])
+                acknowledgements.append(acknowledgement(int.from_bytes(packet[id_at : id_at + 2])))
             # Not decoded: that would take more of a core than the responder leaves.
             found = packet.find(self._run)
             sent_s = self._sent_s.pop(packet[found : found + len(PLACEHOLDER)])
@@ -119,7 +118,7 @@ class OpenLoad(Load):
             else:
                 refused += 1
         if acknowledgements:
-            self._socket.sendall(b"".join(acknowledgements))
+            self._client.send(b"".join(acknowledgements))
         return refused
 
 

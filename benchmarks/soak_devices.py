@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import orjson
 
-from benchmarks.mqtt_load import CONNACK, PUBACK, PUBLISH, SUBACK, remaining_length, sized
+from benchmarks.raw_mqtt import CONNACK, PUBACK, PUBLISH, SUBACK, remaining_length, sized
 from benchmarks.soak_record import Asked, Record, Reply
 from edge_agent.front.mqtt.publication import (
     Publication,

@@ -17,7 +17,7 @@ from core.addresses import Address, is_loopback, parse_address
 from core.errors import InvalidRequest
 from core.logs import LogFormat
 from core.settings import Count, Port, ProcessSettings, Ratio, Seconds, Section, load
-from core.telemetry import DEFAULT_SAMPLE_RATIO
+from core.telemetry import DEFAULT_SAMPLE_RATIO, DEFAULT_SAMPLED_PER_S
 
 _FOREIGN = ("NANOFLEET_AGENT_", "NANOFLEET_CONTROLLER", "NANOFLEET_CREDENTIAL", "NANOFLEET_SIGNING_KEY_")
 _GIB = 1 << 30
@@ -102,6 +102,8 @@ class TelemetrySettings(Section):
 
     sample_ratio: Ratio = DEFAULT_SAMPLE_RATIO
     """Share of requests recorded among those that arrive without a sampling decision of their own."""
+    sampled_per_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = DEFAULT_SAMPLED_PER_S
+    """Traces a second that `sample_ratio` begins at most; a ratio of 1 means every request, however many."""
     slow_s: Seconds = 2.0
     """Seconds from which on a request to the gateway is traced whatever the sampling said; as long as agents wait."""
     keep_per_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0

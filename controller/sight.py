@@ -80,7 +80,7 @@ def _tracing(telemetry: TelemetrySettings, intake: Intake) -> Tracing:
     keep = KeepRule(telemetry.slow_s, telemetry.keep_per_s)
     return Tracing(
         "nanofleet-controller",
-        TracingSettings(sample_ratio=telemetry.sample_ratio, keep=keep),
+        TracingSettings(sample_ratio=telemetry.sample_ratio, sampled_per_s=telemetry.sampled_per_s, keep=keep),
         attributes={"service.instance.id": socket.gethostname()},
         exporter=InProcessExporter(intake, asyncio.get_running_loop()),
     )

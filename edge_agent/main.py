@@ -363,9 +363,10 @@ def _tracing(settings: AgentSettings, enrolled: Identity) -> Tracing:
         "nanofleet-agent",
         TracingSettings(
             receiver if telemetry.export else None,
-            telemetry.sample_ratio,
+            sample_ratio=telemetry.sample_ratio,
+            sampled_per_s=telemetry.sampled_per_s,
             # A trace that leaves nowhere is not worth its making.
-            KeepRule(telemetry.slow_s, telemetry.keep_per_s if telemetry.export else 0.0),
+            keep=KeepRule(telemetry.slow_s, telemetry.keep_per_s if telemetry.export else 0.0),
         ),
         attributes={"service.instance.id": enrolled.agent_id, "nanofleet.site": enrolled.site},
         # Another collector is asked in the clear, as collectors on loopback expect.

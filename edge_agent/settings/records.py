@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from core.logs import LogFormat
 from core.settings import Count, Ratio, Seconds, Section
-from core.telemetry import DEFAULT_SAMPLE_RATIO
+from core.telemetry import DEFAULT_SAMPLE_RATIO, DEFAULT_SAMPLED_PER_S
 from edge_agent.settings.kinds import Bytes, OptionalAddress, SecondsOrZero
 
 
@@ -63,6 +63,8 @@ class TelemetrySettings(Section):
     """OTLP/gRPC receiver as host:port; the controller when it is not set."""
     sample_ratio: Ratio = DEFAULT_SAMPLE_RATIO
     """Share of requests that are recorded when the device has not decided."""
+    sampled_per_s: SecondsOrZero = DEFAULT_SAMPLED_PER_S
+    """Traces a second that `sample_ratio` begins at most; a ratio of 1 means every request, however many."""
     slow_s: Seconds = 0.5
     """Seconds from which on a request is traced whatever the sampling said; small models take milliseconds."""
     keep_per_s: SecondsOrZero = 0.5

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
-from benchmarks.mqtt_load import sized
+from benchmarks.raw_mqtt import sized
 from core.clock import SystemClock
 from core.errors import HeavyUnavailable
 from core.open_inference import binary_body

@@ -125,7 +125,7 @@ class Watched:
 
 def recording(sample_ratio: float = 1.0) -> tuple[Tracing, InMemorySpanExporter]:
     """Trace everything, or at a ratio of zero keep whatever can be kept: every request counts as slow."""
-    tracing = Tracing("test", TracingSettings(None, sample_ratio, KeepRule(0.0, 1000.0)))
+    tracing = Tracing("test", TracingSettings(None, sample_ratio, keep=KeepRule(0.0, 1000.0)))
     exporter = InMemorySpanExporter()
     tracing._provider.add_span_processor(SimpleSpanProcessor(exporter))
     return tracing, exporter

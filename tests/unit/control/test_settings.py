@@ -153,6 +153,7 @@ def test_a_trust_domain_that_spiffe_does_not_allow_is_refused(tmp_path: Path, do
         '[telemetry]\nforward_to = "collector:4317"\nforward_key = "key.pem"',
         '[telemetry]\nforward_authority = "authority.pem"',
         "[telemetry]\nkeep_per_s = -1",
+        "[telemetry]\nsampled_per_s = -1",
         "[registry]\npublish_memory_bytes = 1",
     ],
 )

@@ -69,6 +69,29 @@ def test_without_a_decision_the_ratio_decides(traceparent: str | None) -> None:
     assert tracing(1.0, draw=0.999).is_sampled(traceparent)
 
 
+def test_a_busy_process_begins_no_more_traces_a_second_than_it_is_allowed() -> None:
+    now_s = 100.0
+    settings = TracingSettings(sample_ratio=0.5, sampled_per_s=2.5)
+    process = Tracing("nanofleet-test", settings, uniform=lambda: 0.0, now_s=lambda: now_s)
+
+    def begun(requests: int) -> int:
+        return sum(process.is_sampled(None) for _ in range(requests))
+
+    assert begun(1000) == 3
+    now_s += 0.4
+    assert begun(1000) == 1
+    assert process.is_sampled(SAMPLED), "the caller's decision does not count"
+    now_s += 3600
+    assert begun(1000) == 3
+
+
+def test_the_rate_bounds_what_is_drawn_and_neither_none_nor_all() -> None:
+    nothing = Tracing("t", TracingSettings(sample_ratio=0.5, sampled_per_s=0.0), uniform=lambda: 0.0)
+    assert not nothing.is_sampled(None)
+    everything = Tracing("t", TracingSettings(sample_ratio=1.0, sampled_per_s=1.0), uniform=lambda: 0.999)
+    assert all(everything.is_sampled(None) for _ in range(1000))
+
+
 def test_a_span_continues_the_trace_of_its_remote_parent() -> None:
     exporter = InMemorySpanExporter()
     process = Tracing("nanofleet-test", TracingSettings(), exporter=exporter, attributes={"nanofleet.site": "north"})
