@@ -48,6 +48,12 @@ PEER = "script"
 STEADY = "steady"
 # What the others call their model in every reply.
 PEER_MODEL = "peer"
+# What each ratio of a tail is made from.
+TAILS = {
+    "p99_over_p50_half_load": f"half_{AGENT}",
+    "p99_over_p50_half_load_batched": f"half_batched_{AGENT}",
+    "steady_p99_over_p50_half_load": f"half_{STEADY}",
+}
 START_S = 1.0
 
 
@@ -148,13 +154,6 @@ def _generated(
     command += ["--qos", str(qos), "--seconds", str(seconds), *more]
     done = subprocess.run(command, check=True, capture_output=True, timeout=60 + 2 * seconds)
     return dict(json.loads(done.stdout))
-
-
-TAILS = {
-    "p99_over_p50_half_load": f"half_{AGENT}",
-    "p99_over_p50_half_load_batched": f"half_batched_{AGENT}",
-    "steady_p99_over_p50_half_load": f"half_{STEADY}",
-}
 
 
 def summary(raw: Sequence[Round], levels: Sequence[int]) -> dict[str, object]:

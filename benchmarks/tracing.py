@@ -5,8 +5,8 @@
 Three real agents on one broker (the same model, the same settings but `telemetry`), spans exported over OTLP to a
 receiver of this benchmark; one load generator asks them in turns, in another order every round, so that whatever else
 the machine does falls on all of them. `off` samples and keeps nothing and has no exporter. `sampled` is the default:
-5 % sampled, errors, escalations and slow requests kept. Figures: medians over the rounds; ratios: medians of each
-round's ratio to `off`.
+5 % sampled but at most 20 a second, errors, escalations and slow requests kept. Figures: medians over the rounds;
+ratios: medians of each round's ratio to `off`.
 """
 
 import argparse

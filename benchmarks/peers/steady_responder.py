@@ -10,7 +10,7 @@ import struct
 import sys
 import time
 
-from benchmarks.raw_mqtt import PUBLISH, QOS_BITS, RawClient, acknowledgement, sized
+from benchmarks.raw_mqtt import PUBLISH, RawClient, acknowledgement, sized
 from edge_agent.front.mqtt.publication import Publication, decode_publication, with_length
 
 OUTPUT = {"name": "scores", "shape": [1, 10], "datatype": "FP32", "data": [0.1] * 10}
@@ -44,7 +44,7 @@ def answer(request: Publication, packet_id: int) -> bytes:
     properties = with_length(CORRELATION_DATA + sized(request.correlation))
     identifier = struct.pack("!H", packet_id) if request.qos else b""
     content = sized(request.response_topic) + identifier + properties + PAYLOAD
-    header = bytes([PUBLISH | request.qos << 1 & QOS_BITS])
+    header = bytes([PUBLISH | request.qos << 1])
     return (acknowledgement(request.packet_id) if request.qos else b"") + header + with_length(content)
 
 
