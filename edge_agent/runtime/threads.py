@@ -58,8 +58,6 @@ class RunThreads:
 
         Else the thread, just woken, would wait for whatever the loop does next: 0.1 to 0.2 ms a run (measured).
         """
-        if not isinstance(self._executor, ThreadPoolExecutor):
-            return self._executor.submit(work)
         has_begun = threading.Lock()
         has_begun.acquire()
 
