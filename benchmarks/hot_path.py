@@ -9,7 +9,8 @@ them in turns, so that whatever else the machine does falls on both. Two models:
 
 At last the tail: how much longer than usual the agent takes now and then while it is offered half of what it can do,
 and beside it a server that takes the same time for every request and could do as many (`peers/steady_responder.py`):
-what is more than that is the agent's, the rest is chance and the machine.
+what is more than that is the agent's, the rest is chance and the machine. With responders, and all that asks them, on
+cores of their own (`apart`), and, as `shared_…`, wherever the kernel puts them.
 """
 
 import argparse
@@ -20,9 +21,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from itertools import product
 from pathlib import Path
 from statistics import median
 
@@ -30,30 +32,30 @@ import grpc
 import numpy as np
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
+from benchmarks.apart import apart
 from core.telemetry import DEFAULT_SAMPLE_RATIO
 from edge_agent.runtime.session import OnnxModel
 from tests.support.edge_models import INPUT, BuiltModel, cascade_to, make_mlp
 from tests.support.mosquitto import Mosquitto, running_mosquitto
-from tests.support.offline_agent import offline_agent
+from tests.support.offline_agent import OfflineAgent, offline_agent
 
 IN_FLIGHT = 64
 MAX_BATCH = 64
 SMALL = (64, 16, 10)
 WIDE = (64, 2048, 2048, 10)
-# Which figure says how many requests of a model can be answered.
-RATED = {"small": "rps", "wide": "batched"}
 SITE = "bench"
 AGENT = "agent"
 PEER = "script"
 STEADY = "steady"
 # What the others call their model in every reply.
 PEER_MODEL = "peer"
-# What each ratio of a tail is made from.
+# What each ratio of a tail is made from, apart and shared.
 TAILS = {
     "p99_over_p50_half_load": f"half_{AGENT}",
     "p99_over_p50_half_load_batched": f"half_batched_{AGENT}",
     "steady_p99_over_p50_half_load": f"half_{STEADY}",
 }
+SHARED = "shared_"
 START_S = 1.0
 
 
@@ -63,14 +65,28 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="length of one measurement")
     parser.add_argument("--qos", type=int, choices=(0, 1), help="only this one (default: both)")
+    parser.add_argument(
+        "--apart",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="measure the tail also on cores of their own; needs two cores and CAP_SYS_NICE",
+    )
     arguments = parser.parse_args()
     levels = (0, 1) if arguments.qos is None else (arguments.qos,)
     with tempfile.TemporaryDirectory(prefix="nanofleet-bench-") as folder:
-        figures = measure(Path(folder), rounds=arguments.rounds, seconds=arguments.seconds, levels=levels)
+        figures = measure(
+            Path(folder),
+            rounds=arguments.rounds,
+            seconds=arguments.seconds,
+            levels=levels,
+            placements=("", SHARED) if arguments.apart else (SHARED,),
+        )
     print(json.dumps(figures) if arguments.json else json.dumps(figures, indent=2))
 
 
-def measure(folder: Path, *, rounds: int, seconds: float, levels: Sequence[int]) -> dict[str, object]:
+def measure(
+    folder: Path, *, rounds: int, seconds: float, levels: Sequence[int], placements: Sequence[str]
+) -> dict[str, object]:
     # Part of every answer is its confidence; the threshold lets all of them stay at the edge.
     cascade = cascade_to(threshold=0.0)
     small = make_mlp(folder / "small", name="small", sizes=SMALL, max_batch=MAX_BATCH, cascade=cascade)
@@ -79,7 +95,7 @@ def measure(folder: Path, *, rounds: int, seconds: float, levels: Sequence[int])
         broker = stack.enter_context(running_mosquitto(folder))
         receiver = stack.enter_context(span_receiver())
         environment = {"TELEMETRY__ENDPOINT": receiver.address}
-        stack.enter_context(
+        agent = stack.enter_context(
             offline_agent(
                 folder / "agent",
                 models=[small, wide],
@@ -92,9 +108,18 @@ def measure(folder: Path, *, rounds: int, seconds: float, levels: Sequence[int])
         for model in (small, wide):
             stack.enter_context(running_script(model, broker))
         time.sleep(START_S)
-        raw = [measure_round(broker, seconds, levels, first=(AGENT, PEER)[turn % 2]) for turn in range(rounds)]
+        raw = []
+        for turn in range(rounds):
+            figures = measure_round(broker, seconds, levels, first=(AGENT, PEER)[turn % 2])
+            for qos, placement in product(levels, placements):
+                figures |= measure_tails(broker, agent, placement, seconds, qos, is_agent_first=turn % 2 == 0)
+            raw.append(figures)
         spans = receiver.spans
-    return {**summary(raw, levels), **circumstances(rounds, seconds, spans), "models": [costs(small), costs(wide)]}
+    return {
+        **summary(raw, levels, placements),
+        **circumstances(rounds, seconds, spans),
+        "models": [costs(small), costs(wide)],
+    }
 
 
 Round = dict[str, dict[str, float]]
@@ -111,21 +136,24 @@ def measure_round(broker: Mosquitto, seconds: float, levels: Sequence[int], *, f
         ):
             for who in (first, PEER if first == AGENT else AGENT):
                 figures[f"{what}_{who}_qos{qos}"] = ask(broker, who, model, in_flight, qos, seconds)
-        rates_per_s = {model: figures[f"{what}_{AGENT}_qos{qos}"]["rps"] for model, what in RATED.items()}
-        figures |= measure_tails(broker, rates_per_s, qos, seconds, is_agent_first=first == AGENT)
     return figures
 
 
 def measure_tails(
-    broker: Mosquitto, rates_per_s: Mapping[str, float], qos: int, seconds: float, *, is_agent_first: bool
+    broker: Mosquitto, agent: OfflineAgent, placement: str, seconds: float, qos: int, *, is_agent_first: bool
 ) -> Round:
-    """Return how long answers take at half of `rates_per_s`, of the agent and of a steady server of its speed."""
+    """Return how long answers take at half of what the agent can do, of the agent and of a steady server as fast."""
     half = {}
-    with running_steady(broker, qos, takes_s=1 / rates_per_s["small"]):
+    with ExitStack() as stack:
+        place = nullcontext if placement == SHARED else stack.enter_context(apart([broker.pid, os.getpid()]))
+        stack.enter_context(place(agent.process.pid))
+        rates_per_s = {model: ask(broker, AGENT, model, IN_FLIGHT, qos, seconds)["rps"] for model in ("small", "wide")}
+        steady = stack.enter_context(running_steady(broker, qos, takes_s=1 / rates_per_s["small"]))
+        stack.enter_context(place(steady.pid))
         for who in (AGENT, STEADY) if is_agent_first else (STEADY, AGENT):
-            half[f"half_{who}_qos{qos}"] = offer(broker, who, "small", rates_per_s["small"] / 2, qos, seconds)
-    half[f"half_batched_{AGENT}_qos{qos}"] = offer(broker, AGENT, "wide", rates_per_s["wide"] / 2, qos, seconds)
-    return half
+            half[f"half_{who}"] = offer(broker, who, "small", rates_per_s["small"] / 2, qos, seconds)
+        half[f"half_batched_{AGENT}"] = offer(broker, AGENT, "wide", rates_per_s["wide"] / 2, qos, seconds)
+    return {f"{placement}{kind}_qos{qos}": figures for kind, figures in half.items()}
 
 
 def ask(
@@ -156,7 +184,7 @@ def _generated(
     return dict(json.loads(done.stdout))
 
 
-def summary(raw: Sequence[Round], levels: Sequence[int]) -> dict[str, object]:
+def summary(raw: Sequence[Round], levels: Sequence[int], placements: Sequence[str]) -> dict[str, object]:
     """Return the ratios per QoS and the worse of them, and the medians that they come from."""
     ratios: dict[str, float] = {}
     figures: dict[str, float] = {}
@@ -170,13 +198,13 @@ def summary(raw: Sequence[Round], levels: Sequence[int]) -> dict[str, object]:
             figures[f"agent_{unit}{suffix}_qos{qos}"] = round(median(ours for ours, _ in pairs), 3)
             figures[f"script_{unit}{suffix}_qos{qos}"] = round(median(theirs for _, theirs in pairs), 3)
         ratios[f"{name}_ratio{suffix}"] = worse(ratios[f"{name}_ratio{suffix}_qos{qos}"] for qos in levels)
-    for name, kind in TAILS.items():
+    for placement, (name, kind) in product(placements, TAILS.items()):
         for qos in levels:
-            halves = [turn[f"{kind}_qos{qos}"] for turn in raw]
-            ratios[f"{name}_qos{qos}"] = round(median(each["p99_ms"] / each["p50_ms"] for each in halves), 3)
-            for unit in ("p50_ms", "p99_ms"):
-                figures[f"{kind}_{unit}_qos{qos}"] = round(median(each[unit] for each in halves), 3)
-        ratios[name] = max(ratios[f"{name}_qos{qos}"] for qos in levels)
+            halves = [turn[f"{placement}{kind}_qos{qos}"] for turn in raw]
+            ratios[f"{placement}{name}_qos{qos}"] = round(median(each["p99_ms"] / each["p50_ms"] for each in halves), 3)
+            for unit in ("p50_ms", "p99_ms", "offered_per_s"):
+                figures[f"{placement}{kind}_{unit}_qos{qos}"] = round(median(each[unit] for each in halves), 3)
+        ratios[placement + name] = max(ratios[f"{placement}{name}_qos{qos}"] for qos in levels)
     return {"benchmark": "hot_path", **ratios, **figures}
 
 
@@ -219,18 +247,19 @@ def running_script(model: BuiltModel, broker: Mosquitto) -> Iterator[None]:
 
 
 @contextmanager
-def running_steady(broker: Mosquitto, qos: int, *, takes_s: float) -> Iterator[None]:
+def running_steady(broker: Mosquitto, qos: int, *, takes_s: float) -> Iterator[subprocess.Popen[bytes]]:
     topic = f"nf/v1/{SITE}/infer/{STEADY}/small"
-    with running(["-m", "benchmarks.peers.steady_responder", str(broker.port), topic, str(qos), str(takes_s)]):
+    arguments = ["-m", "benchmarks.peers.steady_responder", str(broker.port), topic, str(qos), str(takes_s)]
+    with running(arguments) as process:
         time.sleep(START_S)
-        yield
+        yield process
 
 
 @contextmanager
-def running(arguments: Sequence[str]) -> Iterator[None]:
+def running(arguments: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen([sys.executable, *arguments])
     try:
-        yield
+        yield process
     finally:
         # It keeps nothing that an orderly end would save.
         process.kill()

@@ -47,6 +47,11 @@ class Mosquitto:
         return f"{self.host}:{self.port}"
 
     @property
+    def pid(self) -> int:
+        assert self._process is not None, "it does not run"
+        return self._process.pid
+
+    @property
     def log_path(self) -> Path:
         return self._folder / "mosquitto.log"
 

@@ -37,6 +37,9 @@ SESSION_EXPIRY_S = 3600
 _HOUSEKEEPING_S = 1.0
 # Replies that the broker does not take; beyond it no more requests are read. Chosen: a burst of some thousand.
 _MAX_UNSENT_BYTES = 1 << 20
+# A turn of the loop costs about as much as a request, so what comes while no more than these are taken shares it.
+_FEW_PACKETS = 2
+_MAX_READS = 3
 # The largest remaining length with its header (MQTT 5.0, section 2.1.4).
 UNLIMITED_PACKET_BYTES = 268_435_460
 
@@ -279,9 +282,9 @@ class BrokerConnection:
             return
         self._is_reading = True
         try:
-            self._client.read()
-            while self._socket.has_read_ahead and not self._ended.done():
-                self._client.read()
+            reads = 1
+            while self._take_packets() <= _FEW_PACKETS and reads < _MAX_READS and self._socket.read_more():
+                reads += 1
         except Exception as error:
             _log.error("the MQTT client failed by a defect", exc_info=withheld(error))
             self.abort(f"internal error: {type(error).__name__}")
@@ -290,6 +293,17 @@ class BrokerConnection:
             self._is_reading = False
         self._is_answering = True
         self._loop.call_soon(self._loop.call_soon, self._loop.call_soon, self._acknowledge)
+
+    def _take_packets(self) -> int:
+        """Take what one read brings, and return how many packets that were."""
+        assert self._client is not None
+        assert self._socket is not None
+        self._client.read()
+        taken = 1
+        while self._socket.has_read_ahead and not self._ended.done():
+            self._client.read()
+            taken += 1
+        return taken
 
     def _acknowledge(self) -> None:
         self._is_answering = False
