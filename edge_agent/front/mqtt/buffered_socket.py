@@ -62,8 +62,12 @@ class BufferedSocket:
         Args:
             ids: of which the packet identifier that it begins with has to be one.
         """
-        if self._at >= len(self._read) and not self.read_more():
-            return None
+        if self._at >= len(self._read):
+            try:
+                self._fill()
+            except OSError:
+                # There is nothing, or the connection is over: whoever reads next hears of it.
+                return None
         data, at = self._read, self._at
         if at >= len(data) or data[at] & 0xF0 != kind:
             return None
@@ -82,17 +86,6 @@ class BufferedSocket:
                 self._at = end
                 return data[at], packet
         return None
-
-    def read_more(self) -> bool:
-        """Read again, once all that was read is taken; False: nothing has come."""
-        try:
-            self._fill()
-        except BlockingIOError:
-            return False
-        except OSError:
-            # The connection is over, as whoever reads next hears.
-            return True
-        return True
 
     def _fill(self) -> None:
         self._read = self._raw.recv(_READ_BYTES)

@@ -9,6 +9,7 @@ DIALLING → HANDSHAKE (CONNECT, SUBSCRIBE) → ONLINE → CLOSED
 import asyncio
 import errno
 import logging
+import select
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -106,6 +107,8 @@ class BrokerConnection:
         self._tls: TlsSocket | None = None
         self._client: LoopClient | None = None
         self._housekeeping: asyncio.TimerHandle | None = None
+        # Whether there is something to read, asked between two turns of the loop.
+        self._arrivals = select.poll()
         self._is_reading = False
         # From a read until the replies to it could leave, which what comes meanwhile shall not delay.
         self._is_answering = False
@@ -264,6 +267,7 @@ class BrokerConnection:
 
     def _on_socket_open(self, _client: Client, _user: Any, connected: Any) -> None:
         self._loop.add_reader(connected.fileno(), self._on_readable)
+        self._arrivals.register(connected.fileno(), select.POLLIN)
         self._housekeeping = self._loop.call_later(_HOUSEKEEPING_S, self._keep_house)
 
     def _on_socket_close(self, _client: Client, _user: Any, _connected: Any) -> None:
@@ -283,7 +287,7 @@ class BrokerConnection:
         self._is_reading = True
         try:
             reads = 1
-            while self._take_packets() <= _FEW_PACKETS and reads < _MAX_READS and self._socket.read_more():
+            while self._take_packets() <= _FEW_PACKETS and reads < _MAX_READS and self._has_more():
                 reads += 1
         except Exception as error:
             _log.error("the MQTT client failed by a defect", exc_info=withheld(error))
@@ -304,6 +308,10 @@ class BrokerConnection:
             self._client.read()
             taken += 1
         return taken
+
+    def _has_more(self) -> bool:
+        # Not by reading: that has the kernel acknowledge what came, where the reply would have done so.
+        return not self._ended.done() and bool(self._arrivals.poll(0))
 
     def _acknowledge(self) -> None:
         self._is_answering = False

@@ -84,17 +84,3 @@ def test_what_is_not_whole_or_not_of_that_kind_is_left_as_it_is(piece: bytes) ->
     connected = BufferedSocket(Pieces([piece, b""]))
     assert connected.take_packet(PUBLISH) is None
     assert connected.recv(100) == piece
-
-
-class Over(Pieces):
-    """A raw socket to a peer that has reset the connection."""
-
-    def recv(self, _size: int) -> bytes:
-        raise ConnectionResetError(errno.ECONNRESET, "reset")
-
-
-@pytest.mark.parametrize(
-    ("raw", "has_come"), [(Pieces([]), False), (Pieces([b"\x30"]), True), (Pieces([b""]), True), (Over([]), True)]
-)
-def test_whoever_reads_more_is_told_of_all_but_nothing(raw: Pieces, has_come: bool) -> None:
-    assert BufferedSocket(raw).read_more() is has_come
