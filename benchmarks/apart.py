@@ -21,7 +21,7 @@ def apart(others: Sequence[int]) -> Iterator[Callable[[int], AbstractContextMana
     Both come before all else. A thread that has chosen a class for itself keeps it. Afterwards all is as it was.
 
     Args:
-        others: process ids, as is what the responders are told by.
+        others: process ids. What it yields takes one, too.
 
     Raises:
         RuntimeError: there is only one core, or no right to real-time classes.
