@@ -8,7 +8,7 @@ this machine does: so both sides get cores of their own and a real-time class.
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
 _REAL_TIME = os.sched_param(1)
@@ -37,22 +37,24 @@ def apart(others: Sequence[int]) -> Iterator[Callable[[int], AbstractContextMana
 
 @contextmanager
 def _placed(process: int, cores: set[int]) -> Iterator[None]:
-    before = {
-        thread: (os.sched_getaffinity(thread), os.sched_getscheduler(thread), os.sched_getparam(thread))
-        for thread in _threads(process)
-    }
+    before: dict[int, tuple[set[int], int, os.sched_param]] = {}
     try:
-        for thread, (_, policy, _) in before.items():
-            os.sched_setaffinity(thread, cores)
-            if policy == os.SCHED_OTHER:
-                _hurry(thread)
+        for thread in _threads(process):
+            # One that has ended since it was listed needs no place.
+            with suppress(ProcessLookupError):
+                policy = os.sched_getscheduler(thread)
+                before[thread] = os.sched_getaffinity(thread), policy, os.sched_getparam(thread)
+                os.sched_setaffinity(thread, cores)
+                if policy == os.SCHED_OTHER:
+                    _hurry(thread)
         yield
     finally:
         for thread in _threads(process):
             # Who came meanwhile was started by one of the others.
-            cores, policy, parameters = before.get(thread, before[process])
-            os.sched_setaffinity(thread, cores)
-            os.sched_setscheduler(thread, policy, parameters)
+            former_cores, policy, parameters = before.get(thread, before[process])
+            with suppress(ProcessLookupError):
+                os.sched_setaffinity(thread, former_cores)
+                os.sched_setscheduler(thread, policy, parameters)
 
 
 def _hurry(thread: int) -> None:

@@ -55,7 +55,8 @@ TAILS = {
     "p99_over_p50_half_load_batched": f"half_batched_{AGENT}",
     "steady_p99_over_p50_half_load": f"half_{STEADY}",
 }
-SHARED = "shared_"
+# Where responders and what asks them run, as the names of their figures begin.
+APART, SHARED = "", "shared_"
 START_S = 1.0
 
 
@@ -79,7 +80,7 @@ def main() -> None:
             rounds=arguments.rounds,
             seconds=arguments.seconds,
             levels=levels,
-            placements=("", SHARED) if arguments.apart else (SHARED,),
+            placements=(APART, SHARED) if arguments.apart else (SHARED,),
         )
     print(json.dumps(figures) if arguments.json else json.dumps(figures, indent=2))
 
@@ -145,7 +146,7 @@ def measure_tails(
     """Return how long answers take at half of what the agent can do, of the agent and of a steady server as fast."""
     half = {}
     with ExitStack() as stack:
-        place = nullcontext if placement == SHARED else stack.enter_context(apart([broker.pid, os.getpid()]))
+        place = stack.enter_context(apart([broker.pid, os.getpid()])) if placement == APART else nullcontext
         stack.enter_context(place(agent.process.pid))
         rates_per_s = {model: ask(broker, AGENT, model, IN_FLIGHT, qos, seconds)["rps"] for model in ("small", "wide")}
         steady = stack.enter_context(running_steady(broker, qos, takes_s=1 / rates_per_s["small"]))

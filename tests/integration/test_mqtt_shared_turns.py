@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import time
 
 import pytest
 
@@ -10,6 +11,7 @@ from edge_agent.front.mqtt.publication import Publication, with_length
 
 _CONNACK = b"\x20\x02\x00\x00"
 _SUBACK = b"\x90\x03\x00\x01\x00"
+_DELIVERED_S = 0.02
 
 
 class Script:
@@ -34,6 +36,8 @@ class Script:
         line = self._lines.pop(0)
         self._awaited = line[0]
         self._agent.sendall(b"".join([b"\x30" + with_length(b"\x00\x01t" + letter.encode()) for letter in line]))
+        # Loopback delivers at once, or a moment later on a busy machine; the loop stands still meanwhile.
+        time.sleep(_DELIVERED_S)
 
     def receive(self, publication: Publication) -> None:
         letter = publication.payload.decode()
